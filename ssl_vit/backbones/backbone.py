@@ -1,0 +1,59 @@
+"""The backbone contract: a vision model seen the way self-supervision needs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Features(NamedTuple):
+    """What one forward gives: D channels, on a grid of H x W patches."""
+
+    pooled: Tensor  # [B, D]        one vector an image
+    patches: Tensor  # [B, D, H, W]  the last feature map or token grid
+
+
+class Stage(NamedTuple):
+    """One level of the pyramid."""
+
+    channels: int
+    stride: int  # pixels of the image per cell of the map
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """What a backbone is and what it can do; where it can't, why."""
+
+    name: str  # timm's name, without weights tag
+    family: str  # timm's module: "vision_transformer", "resnet", …
+    kind: str  # "transformer" | "convolutional" | "mlp" | "hybrid"
+    dim: int  # D of pooled
+    patch_dim: int  # D of patches (equal to dim but where a family's head widens)
+    stages: tuple[Stage, ...]
+    patch: int | None  # patch size in pixels where there is a patch embedding that masks can act on, else None
+    size: tuple[int, int]  # the (height, width) it was built for, pixels
+    any_size: bool  # takes images of other sizes than `size`
+    multiple: int  # with any_size: height and width must be multiples of this, pixels
+    mean: tuple[float, float, float]  # of images in [0, 1]
+    std: tuple[float, float, float]
+    parameters: int
+    limits: tuple[str, ...] = ()  # one plain sentence for each thing it can't do
+
+
+class Backbone(nn.Module):
+    """A vision model that gives pooled features, patches and a pyramid.
+
+    ``info`` says what the model can do; a method that needs more refuses it before any data is read.
+    """
+
+    info: BackboneInfo
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Features:
+        """images: [B, 3, H, W] normalised; mask: bool [B, H/s, W/s] of the patch grid, True = hidden."""
+        raise NotImplementedError
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """The map of every stage, [B, C_i, H/s_i, W/s_i], finest first, as a detector wants them."""
+        raise NotImplementedError

@@ -1,0 +1,42 @@
+"""What each image is turned into: declared by a method, executed by this package. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class View:
+    """A kind of crop and what is done to its colours; the defaults change nothing.
+
+    Sizes are pixels, scales are fractions of the image's area, ``*_p`` are probabilities.
+    """
+
+    name: str
+    count: int
+    size: int
+    scale: tuple[float, float] = (1.0, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: str = "bicubic"
+    flip_p: float = 0.0
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue
+    jitter_p: float = 0.0
+    gray_p: float = 0.0
+    blur_p: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+    solarize_p: float = 0.0  # inverts above 128 of 255
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """All the views of an image, in the order in which a batch carries them."""
+
+    views: tuple[View, ...]
+
+    def crops(self) -> int:
+        """How many crops one image becomes."""
+        return sum(view.count for view in self.views)
+
+    def pixels(self) -> int:
+        """Pixels of all the crops of one image: the cost of a step grows with it."""
+        return sum(view.count * view.size**2 for view in self.views)

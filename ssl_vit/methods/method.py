@@ -1,0 +1,53 @@
+"""The method contract: how a batch of views becomes a loss. Torch only, no Lightning, no files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from ssl_vit.backbones.backbone import Backbone
+from ssl_vit.data.plan import ViewPlan
+
+
+class Progress(NamedTuple):
+    """Where a run is; every schedule is a pure function of it."""
+
+    step: int  # optimiser steps done
+    total: int  # of the whole run
+    per_epoch: int  # steps an epoch, for recipes that count in epochs
+
+
+@dataclass
+class Step:
+    """What one forward of a method gives."""
+
+    loss: Tensor  # [] to be minimised
+    parts: dict[str, Tensor] = field(default_factory=dict)  # named scalars for the log and the health verdict
+    embedding: Tensor | None = None  # [B, D] detached features of one view, for health
+
+
+class Method(nn.Module):
+    """A self-supervised method around any backbone.
+
+    All state that must survive a resume (centre, queue, teacher) is a buffer or a parameter.
+    """
+
+    def views(self) -> ViewPlan:
+        """What each image is turned into."""
+        raise NotImplementedError
+
+    def forward(self, batch: list[Tensor], progress: Progress) -> Step:
+        """batch: a tensor for each View of the plan, [count * B, 3, S, S], crop-major (all images of crop 0 first)."""
+        raise NotImplementedError
+
+    def before_optimizer(self, progress: Progress) -> None:
+        """Between backward and the optimiser's step: drop or change gradients."""
+
+    def after_step(self, progress: Progress) -> None:
+        """After the optimiser's step: teacher average, queues."""
+
+    def exported(self) -> Backbone:
+        """The backbone worth keeping (the teacher's where there is one)."""
+        raise NotImplementedError
