@@ -42,6 +42,9 @@ class Method(nn.Module):
         """batch: a tensor for each View of the plan, [count * B, 3, S, S], crop-major (all images of crop 0 first)."""
         raise NotImplementedError
 
+    uniform_loss: float | None = None
+    """The loss of a model whose outputs are all uniform (ln K for K prototypes), where the method has such a value."""
+
     def before_optimizer(self, progress: Progress) -> None:
         """Between backward and the optimiser's step: drop or change gradients."""
 

@@ -1,0 +1,97 @@
+"""Arguments in, lines out: argparse made to say what to type, and printing that outlives its reader."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import itertools
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ssl_vit.config.paths import check_new
+from ssl_vit.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose every complaint is one line that says what to type."""
+
+    def __init__(self, command: str, description: str, epilog: str | None = None) -> None:
+        layout = argparse.RawDescriptionHelpFormatter
+        super().__init__(
+            prog=f"ssl-vit {command}",
+            description=description,
+            epilog=epilog,
+            formatter_class=layout,
+            allow_abbrev=False,
+        )
+
+    def parse(self, argv: list[str]) -> argparse.Namespace:
+        """The arguments; UserError with the nearest flag if one is unknown."""
+        flags = ["--help", *re.findall(r"--[a-z][a-z-]*", self.format_usage())]
+        for word in itertools.takewhile(lambda word: word != "--", argv):
+            flag = word.partition("=")[0]
+            if flag.startswith("--") and flag not in flags:
+                self.error(f"unknown flag {flag}; {nearest(flag, flags)}")
+        return self.parse_args(argv)
+
+    def error(self, message: str) -> NoReturn:
+        """One line, and where to read more, as a UserError."""
+        raise UserError(f"{message}; see {self.prog} --help")
+
+    def print_help(self, file: Any = None) -> None:
+        """The help on stdout."""
+        say(self.format_help().rstrip())
+
+
+def existing(text: str) -> Path:
+    """Type of an argument that names a file or folder."""
+    if not os.path.exists(text):
+        raise argparse.ArgumentTypeError(f"{text}: no such file or folder")
+    return Path(text)
+
+
+def new(text: str) -> Path:
+    """Type of an argument that names what is to be made."""
+    try:
+        check_new(Path(text))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
+
+
+def new_file(text: str) -> Path:
+    """Type of an argument that names a file to be made in a folder that is there."""
+    path = new(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path.parent}: no such folder; make it first")
+    return path
+
+
+def one_of(*names: str) -> Callable[[str], str]:
+    """Type of an argument that is one of these words."""
+
+    def check(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"unknown {text!r}; {nearest(text, list(names))}")
+        return text
+
+    return check
+
+
+def nearest(word: str, names: list[str]) -> str:
+    """What to type instead of a word that isn't one of the names."""
+    near = difflib.get_close_matches(word, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
+
+
+def say(text: str) -> None:
+    """Print; where the reader is gone (``| head``), there is nothing left to do."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush complains
+        raise SystemExit(0) from None

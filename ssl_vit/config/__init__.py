@@ -1,0 +1,19 @@
+"""The configuration of a run: typed, strict, the same from YAML, the command line and Python. Needs no torch."""
+
+from ssl_vit.config.load import FLAGS, dump, load_config
+from ssl_vit.config.paths import check_data, check_out
+from ssl_vit.config.schema import BackboneConfig, DataConfig, HealthConfig, OptimConfig, RunConfig, TrainConfig
+
+__all__ = [
+    "FLAGS",
+    "BackboneConfig",
+    "DataConfig",
+    "HealthConfig",
+    "OptimConfig",
+    "RunConfig",
+    "TrainConfig",
+    "check_data",
+    "check_out",
+    "dump",
+    "load_config",
+]

@@ -1,0 +1,108 @@
+"""YAML files, ``--set`` and flags into one :class:`RunConfig`, and back to YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ssl_vit.config.document import KeyPath, dump_tree, read_file, read_text, scalar
+from ssl_vit.config.problems import describe, known_keys, takes_text
+from ssl_vit.config.schema import RunConfig
+from ssl_vit.errors import ConfigError
+
+FLAGS = {
+    "DATA": "data.path",
+    "--method": "method.name",
+    "--backbone": "backbone.name",
+    "--epochs": "train.epochs",
+    "--batch-size": "train.batch_size",
+    "--val": "data.val",
+    "--seed": "train.seed",
+    "--devices": "train.devices",
+    "--workers": "data.workers",
+    "--precision": "train.precision",
+}
+"""The keys that have a flag of their own on the command line."""
+
+
+def load_config(
+    files: Iterable[str | Path] = (), sets: Iterable[str] = (), flags: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """The configuration that the sources give together: files merge left to right, then ``sets``, then ``flags`` win.
+
+    ``sets`` are "key.path=value" with the value in YAML; ``flags`` map keys ("train.epochs") to values, text being
+    read as on the command line. ConfigError lists all mistakes at once, one a line.
+
+    >>> load_config(sets=["optim.lr=1e-3"], flags={"data.path": "images"}).optim.lr
+    0.001
+    """
+    layers = _Layers()
+    for file in files:
+        layers.add_file(Path(file))
+    for text in sets:
+        layers.add_set(text)
+    for key, value in (flags or {}).items():
+        layers.add_flag(key, value)
+    if layers.problems:
+        raise ConfigError(layers.problems)
+    try:
+        return RunConfig.model_validate(layers.tree)
+    except ValidationError as error:
+        raise ConfigError(describe(error, layers.tree, layers.origins)) from error
+
+
+def dump(config: RunConfig) -> str:
+    """YAML that :func:`load_config` reads back to an equal configuration, always the same bytes."""
+    return dump_tree(config.model_dump(mode="json"))
+
+
+class _Layers:
+    """Values put over one another, each key remembering where it is from."""
+
+    def __init__(self) -> None:
+        self.tree: dict[str, Any] = {"data": {}}  # so that a missing data.path is named as that
+        self.origins: dict[KeyPath, str] = {}
+        self.problems: list[str] = []
+
+    def add_file(self, path: Path) -> None:
+        try:
+            for key, value, line in read_file(path):
+                self.put(key, value, f"{path} line {line}")
+        except ConfigError as error:
+            self.problems += error.problems
+
+    def add_set(self, text: str) -> None:
+        name, equals, value = text.partition("=")
+        path = tuple(name.strip().split("."))
+        if not equals or not all(path):
+            self.problems.append(f"--set {text}: expected key.path=value, as in --set train.epochs=100")
+            return
+        try:
+            for leaf, item, _ in read_text(f"value: {value}", f"--set {text}"):
+                self.put((*path, *leaf[1:]), item, f"--set {text}")
+        except ConfigError as error:
+            self.problems += error.problems
+
+    def add_flag(self, key: str, value: Any) -> None:
+        path = tuple(key.split("."))
+        field = known_keys().get(path)
+        if isinstance(value, str) and not (field and takes_text(field)):
+            value = scalar(value)
+        names = {key: flag for flag, key in FLAGS.items()}
+        self.put(path, value, names.get(key, key))
+
+    def put(self, path: KeyPath, value: Any, origin: str) -> None:
+        """Put a value over what was there; a scalar where a section belongs stays, for the schema to refuse."""
+        section: Any = self.tree
+        for depth, key in enumerate(path[:-1], start=1):
+            section = section.setdefault(key, {})
+            if not isinstance(section, dict):
+                return
+            self.origins.setdefault(path[:depth], origin)
+        if value == {} and isinstance(section.get(path[-1]), dict):
+            return  # an empty section changes nothing
+        section[path[-1]] = value
+        self.origins[path] = origin

@@ -1,0 +1,42 @@
+"""What can be said about a run's paths before anything heavy is loaded or written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ssl_vit.config.schema import RunConfig
+from ssl_vit.errors import UserError
+
+
+def check_data(config: RunConfig) -> None:
+    """UserError if the images, or the labelled folder, aren't there."""
+    data, val = config.data.path, config.data.val
+    if not os.path.exists(data):
+        raise UserError(f"{data}: no such folder; expected images to learn from (DATA), relative to {os.getcwd()}")
+    if val is not None and not os.path.isdir(val):
+        raise UserError(f"{val}: no such folder; expected one sub-folder of images a class (--val)")
+
+
+def check_new(path: Path) -> None:
+    """UserError if something is at ``path`` (but for an empty folder), or if nothing can be made there."""
+    found = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if found == path and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path}: exists, and nothing is overwritten; choose another name")
+    if not os.path.isdir(found):
+        raise UserError(f"{found}: a file is where {path} needs a folder; choose another place")
+    if not os.access(found, os.W_OK):
+        raise UserError(f"{found}: not writable; choose another place")
+
+
+def check_out(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+    """UserError if a run can't be kept in ``out``; what is there is lost only where it is a run, by ``overwrite``."""
+    if resume and overwrite:
+        raise UserError("--resume goes on with a run and --overwrite starts it again; give one of them")
+    is_run = (out / "config.yaml").is_file()
+    if resume and not is_run:
+        raise UserError(f"{out}: no run to resume (no config.yaml); leave out --resume to start one")
+    if is_run and not (resume or overwrite):
+        raise UserError(f"{out}: a run; add --resume to go on with it or --overwrite to start again, or change --out")
+    if not is_run:
+        check_new(out)

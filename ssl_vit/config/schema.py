@@ -1,0 +1,142 @@
+"""The one schema of a run: YAML, command line and Python all build a :class:`RunConfig`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from ssl_vit.errors import UserError
+from ssl_vit.methods import config_class
+from ssl_vit.methods.base_config import (
+    Auto,
+    Count,
+    CountOrZero,
+    Fraction,
+    MethodConfig,
+    NonNegative,
+    Positive,
+    Section,
+)
+
+DEFAULT_METHOD = "dino"
+
+Text = Annotated[str, Field(min_length=1)]
+DropRate = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class DataConfig(Section):
+    """Where the images are."""
+
+    path: Text
+    """Folder of images to learn from; no labels needed."""
+    val: Text | None = None
+    """Folder of labelled images, one sub-folder a class, on which k-NN scores the features as they are learnt."""
+    workers: Auto[CountOrZero] = "auto"
+    """Processes that decode images, per device; 0 = none beside the training process."""
+    max_bad: Fraction = 0.05
+    """Share of unreadable images, 0 to 1, above which the run stops."""
+
+
+class BackboneConfig(Section):
+    """The network that is pretrained."""
+
+    name: Auto[Text] = "auto"
+    """Name of the network, as `ssl-vit list backbones` prints it."""
+    args: dict[str, int | float | bool | str] = Field(default_factory=dict)
+    """Further arguments of that network, by name."""
+    image_size: Auto[Count] = "auto"
+    """Side of a global crop, pixels."""
+    drop_path: Auto[DropRate] = "auto"
+    """Share of residual branches dropped at random in the deepest block (stochastic depth)."""
+
+
+class OptimConfig(Section):
+    """The optimiser and its schedules."""
+
+    optimizer: Auto[Literal["adamw", "sgd"]] = "auto"
+    """The optimiser."""
+    lr: Auto[Positive] = "auto"
+    """Peak learning rate, as used: already scaled to the batch size."""
+    min_lr: Auto[NonNegative] = "auto"
+    """Learning rate at the end of the cosine."""
+    weight_decay: Auto[NonNegative] = "auto"
+    """Weight decay at the start."""
+    weight_decay_end: Auto[NonNegative] = "auto"
+    """Weight decay at the end of its cosine."""
+    warmup_epochs: Auto[NonNegative] = "auto"
+    """Epochs in which the learning rate rises linearly from 0."""
+    clip: Auto[NonNegative] = "auto"
+    """Largest gradient norm; 0 = not clipped."""
+
+    @field_validator("min_lr")
+    @classmethod
+    def _cosine_descends(cls, min_lr: Auto[float], others: ValidationInfo) -> Auto[float]:
+        lr = others.data.get("lr", "auto")
+        if lr != "auto" and min_lr != "auto" and min_lr > lr:
+            raise ValueError(f"at most optim.lr, {lr:g}")
+        return min_lr
+
+
+class TrainConfig(Section):
+    """How long, on what, and how it is kept."""
+
+    epochs: Auto[Count] = "auto"
+    """Passes over the images."""
+    batch_size: Auto[Count] = "auto"
+    """Images a step, over all devices together."""
+    devices: Auto[Count] = "auto"
+    """GPUs (or CPU processes) on each machine."""
+    nodes: Count = 1
+    """Machines."""
+    precision: Auto[Literal["32-true", "bf16-mixed", "16-mixed"]] = "auto"
+    """Number format of the forward and backward pass."""
+    seed: Seed = 0
+    """Seed of everything that is drawn at random."""
+    checkpoint_every: Auto[Count] = "auto"
+    """Steps between two checkpoints."""
+    compile: Auto[bool] = "auto"
+    """Compile the model with torch.compile."""
+
+
+class HealthConfig(Section):
+    """How often the run is checked for learning or collapse."""
+
+    every: Auto[Count] = "auto"
+    """Steps between two health checks."""
+    knn_every: Auto[Positive] = "auto"
+    """Epochs between two k-NN scores, when data.val is given."""
+
+
+def _by_name(value: Any) -> Any:
+    """Hand the method's settings to the class that ``name`` chooses; other inputs are pydantic's to refuse."""
+    if not isinstance(value, dict) or not isinstance(name := value.get("name", DEFAULT_METHOD), str):
+        return value
+    try:
+        return config_class(name).model_validate(value)
+    except UserError as error:
+        problem = PydanticCustomError("unknown_method", "{text}", {"text": str(error)})
+        details = InitErrorDetails(type=problem, loc=("name",), input=name)
+        raise ValidationError.from_exception_data("method", [details]) from error
+
+
+class RunConfig(Section):
+    """Everything that decides what a pretraining run computes; frozen. ``"auto"`` is resolved before the run."""
+
+    data: DataConfig
+    """Where the images are."""
+    backbone: BackboneConfig = BackboneConfig()
+    """The network that is pretrained."""
+    # SerializeAsAny, since the method's own fields are its class's, not MethodConfig's.
+    method: Annotated[SerializeAsAny[MethodConfig], BeforeValidator(_by_name)] = Field(
+        default_factory=config_class(DEFAULT_METHOD)
+    )
+    """The self-supervised method, as `ssl-vit list methods` prints it, and its own settings."""
+    optim: OptimConfig = OptimConfig()
+    """The optimiser and its schedules."""
+    train: TrainConfig = TrainConfig()
+    """How long, on what, and how it is kept."""
+    health: HealthConfig = HealthConfig()
+    """How often the run is checked for learning or collapse."""

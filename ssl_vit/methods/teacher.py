@@ -1,0 +1,39 @@
+"""What methods with a moving-average teacher share."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def as_teacher(student: M) -> M:
+    """A copy that takes no gradient and drops no path (2104.14294 keeps it in train mode all the same)."""
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    for module in teacher.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
+    return teacher
+
+
+@torch.no_grad()
+def average_into(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """teacher = momentum * teacher + (1 - momentum) * student, over parameters; buffers stay the teacher's own."""
+    torch._foreach_lerp_(
+        [p.data for p in teacher.parameters()], [p.data for p in student.parameters()], 1.0 - momentum
+    )
+
+
+@torch.no_grad()
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """The mean of a tensor over all processes; the tensor itself where there is one."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(x)
+        x = x / dist.get_world_size()
+    return x

@@ -1,0 +1,39 @@
+"""Schedules as pure functions of the step, so that a resumed run needs no history. Needs no torch.
+
+The formulas are those of the official DINO code (2104.14294), to the step.
+"""
+
+from __future__ import annotations
+
+import math
+
+
+def cosine(start: float, end: float, step: int, total: int) -> float:
+    """Half a cosine from ``start`` at step 0 towards ``end`` at ``total``.
+
+    >>> [round(cosine(0.996, 1.0, s, 100), 4) for s in (0, 50, 100)]
+    [0.996, 0.998, 1.0]
+    """
+    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * min(step, total) / max(total, 1)))
+
+
+def linear(start: float, end: float, step: int, steps: int) -> float:
+    """From ``start`` at step 0 to ``end`` at the last of ``steps`` points, then constant.
+
+    >>> [linear(0.0, 1.0, s, 5) for s in (0, 2, 4, 9)]
+    [0.0, 0.5, 1.0, 1.0]
+    """
+    if step >= steps - 1:
+        return end
+    return start + (end - start) * step / (steps - 1)
+
+
+def warmup_cosine(peak: float, end: float, step: int, total: int, warmup: int) -> float:
+    """Linear from 0 to ``peak`` over ``warmup`` steps, then half a cosine to ``end``.
+
+    >>> [round(warmup_cosine(1.0, 0.0, s, 110, 10), 3) for s in (0, 9, 10, 60, 110)]
+    [0.0, 1.0, 1.0, 0.5, 0.0]
+    """
+    if step < warmup:
+        return linear(0.0, peak, step, warmup)
+    return cosine(peak, end, step - warmup, total - warmup)

@@ -1,0 +1,390 @@
+"""The command line: what it calls, what it prints, its exit codes, and that it answers without torch."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+import ssl_vit
+from ssl_vit.cli import COMMANDS, main
+from ssl_vit.config import load_config
+from ssl_vit.errors import RunFailed, UserError
+
+HEAVY = ("torch", "torchvision", "timm", "lightning", "numpy", "PIL", "faiss", "rich")
+REPOSITORY = os.path.dirname(os.path.dirname(ssl_vit.__file__))
+ENVIRONMENT = os.environ | {"PYTHONPATH": REPOSITORY}
+
+
+def python(code, *args, **options):
+    settings = {"env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": 60} | options
+    return subprocess.run([sys.executable, "-c", code, *args], **settings)
+
+
+def run(line):
+    return main(line.split())
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Stand-ins for the rooms below, which note how they are called."""
+    noted = []
+
+    def note(name, result=None):
+        def call(*args, **options):
+            noted.append((name, args, options))
+            return result
+
+        return call
+
+    reasons = [("train.epochs", 800, "5,000 images", "--epochs N")]
+    exported = SimpleNamespace(folder="out", consumer="timm 1.0", max_difference=0.0, snippet="import timm")
+    rooms = {
+        "experiment": {
+            "pretrain": note("pretrain", "finished"),
+            "resolve": lambda config: (
+                config.model_copy(update={"train": config.train.model_copy(update={"epochs": 800})}),
+                reasons,
+            ),
+        },
+        "eval.api": {"evaluate": note("evaluate", {"knn": {"20": 74.5}}), "embed": note("embed", "features.npz")},
+        "export.api": {"export": note("export", exported)},
+        "demo": {"demo": note("demo")},
+    }
+    for name, functions in rooms.items():
+        module = ModuleType(f"ssl_vit.{name}")
+        vars(module).update(functions)
+        monkeypatch.setitem(sys.modules, f"ssl_vit.{name}", module)
+        monkeypatch.setattr(f"ssl_vit.{name}", module, raising=False)
+    return noted
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working folder with images/, val/ and weights.pth."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "val").mkdir()
+    (tmp_path / "weights.pth").touch()
+    return tmp_path
+
+
+def errors(capsys, line):
+    """The lines on stderr of a command that is refused, without what stands before each."""
+    assert run(line) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert all(text.startswith("ssl-vit: error: ") for text in lines)
+    return [text.removeprefix("ssl-vit: error: ") for text in lines]
+
+
+# --- what is called -------------------------------------------------------------------------------------------------
+
+
+def test_pretrain_builds_the_configuration_from_all_its_sources(here, calls, capsys):
+    (here / "a.yaml").write_text("train: {seed: 1, nodes: 2}")
+    line = (
+        "pretrain images --out run --method dino --backbone vit_tiny_patch16_224 --epochs 3 --batch-size 64 --val val"
+    )
+    line += " --config a.yaml --set optim.lr=1e-3 --set method.out_dim=64 --seed 5 --devices 2 --workers 0"
+    assert main([*line.split(), "--precision", "bf16-mixed"]) == 0
+    [(name, (config, out), options)] = calls
+    assert (name, str(out), options) == ("pretrain", "run", {"resume": False, "overwrite": False})
+    assert config == load_config(
+        sets=[
+            "backbone.name=vit_tiny_patch16_224",
+            "train={epochs: 3, batch_size: 64, seed: 5, devices: 2, nodes: 2, precision: bf16-mixed}",
+            "data={path: images, val: val, workers: 0}",
+            "optim.lr=0.001",
+            "method={name: dino, out_dim: 64}",
+        ]
+    )
+    assert capsys.readouterr().out == "finished\n"
+
+
+def test_resume_starts_from_the_runs_own_settings(here, calls):
+    (here / "run").mkdir()
+    (here / "run/config.yaml").write_text("data: {path: elsewhere}\ntrain: {epochs: 7, seed: 3}")
+    assert run("pretrain images --out run --resume --seed 4") == 0
+    [(_, (config, _), options)] = calls
+    assert (config.data.path, config.train.epochs, config.train.seed) == ("images", 7, 4)
+    assert options == {"resume": True, "overwrite": False}
+
+
+def test_print_config_gives_yaml_on_stdout_and_the_reasons_on_stderr(here, calls, capsys):
+    assert run("pretrain images --print-config") == 0
+    captured = capsys.readouterr()
+    (here / "printed.yaml").write_text(captured.out)
+    assert load_config(["printed.yaml"]).train.epochs == 800
+    assert [line.split() for line in captured.err.splitlines()] == [
+        ["key", "value", "why", "how", "to", "override"],
+        ["train.epochs", "800", "5,000", "images", "--epochs", "N"],
+    ]
+    assert calls == []
+    assert os.listdir(here) != []
+    assert not (here / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "args", "options"),
+    [
+        (
+            "eval knn weights.pth --backbone vit --train images --val val --json scores.json",
+            "evaluate",
+            ["knn", "weights.pth"],
+            {"train": "images", "val": "val", "backbone": "vit", "json": "scores.json"},
+        ),
+        ("export images", "export", ["images"], {"to": "timm", "out": None}),
+        ("export images --to timm --out new", "export", ["images"], {"to": "timm", "out": "new"}),
+        ("embed images val --out new.npz", "embed", ["images", "val", "new.npz"], {"backbone": None}),
+        ("demo", "demo", ["ssl-vit-demo"], {}),
+        ("demo --out new", "demo", ["new"], {}),
+    ],
+)
+def test_each_command_calls_its_function(here, calls, line, name, args, options):
+    assert run(line) == 0
+    [(called, given, named)] = calls
+    assert (called, [str(each) for each in given]) == (name, args)
+    assert {key: value if value is None else str(value) for key, value in named.items()} == options
+
+
+def test_results_are_printed(here, calls, capsys):
+    run("eval linear weights.pth --train images --val val")
+    assert json.loads(capsys.readouterr().out) == {"knn": {"20": 74.5}}
+    run("export images")
+    assert capsys.readouterr().out == "out: loaded by timm 1.0, outputs within 0 of the run's\nimport timm\n"
+
+
+def test_list_methods_says_when_to_choose_which(capsys):
+    assert main(["list", "methods"]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["name", "idea", "needs", "choose_when"]
+    assert "dino" in [row.split()[0] for row in rows]
+    assert main(["list", "methods", "d*", "--json"]) == 0
+    [dino] = json.loads(capsys.readouterr().out)
+    assert dino["name"] == "dino"
+    assert all(dino[fact] for fact in ("idea", "needs", "choose_when"))
+
+
+def test_list_backbones_prints_the_registrys_rows(monkeypatch, capsys):
+    import ssl_vit.backbones
+    from ssl_vit.backbones.backbone import BackboneInfo, Stage
+    from ssl_vit.backbones.registry import BackboneRow
+
+    stages = (Stage(64, 4), Stage(512, 32))
+    grey = ((0.5,) * 3, (0.5,) * 3)
+    net = BackboneInfo("net[a]", "nets", "hybrid", 512, 512, stages, None, (224, 192), True, 32, *grey, 1_234_567)
+    rows = [BackboneRow("net[a]", "nets", "hybrid", net)]
+    monkeypatch.setattr(ssl_vit.backbones, "list_backbones", lambda pattern: rows, raising=False)
+    assert run("list backbones net*") == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["name", "family", "kind", "parameters", "features", "stride", "pixels"],
+        ["net[a]", "nets", "hybrid", "1,234,567", "512", "32", "224x192", "or", "others"],
+    ]
+    assert run("list backbones --json") == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert (row["name"], row["info"]["stages"], row["info"]["limits"]) == ("net[a]", [[64, 4], [512, 32]], [])
+
+    rows[:] = [BackboneRow("net[b]", "nets", None, None)]
+    assert run("list backbones") == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["name", "family", "kind"],
+        ["net[b]", "nets"],
+    ]
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "no command; one of pretrain, eval, export, embed, list, demo; see ssl-vit --help"),
+        ("pretrian images", "unknown command 'pretrian'; did you mean pretrain?; see ssl-vit --help"),
+        (
+            "pretrain images --out r --epoch 3",
+            "unknown flag --epoch; did you mean --epochs?; see ssl-vit pretrain --help",
+        ),
+        ("pretrain images --outt=r", "unknown flag --outt; did you mean --out?; see ssl-vit pretrain --help"),
+        ("pretrain images --out r --epochs", "argument --epochs: expected one argument; see ssl-vit pretrain --help"),
+        ("pretrain images", "--out RUN is required; see ssl-vit pretrain --help"),
+        ("pretrain images --resume --print-config", "--out RUN is required; see ssl-vit pretrain --help"),
+        ("pretrain --out r", "the following arguments are required: DATA; see ssl-vit pretrain --help"),
+        ("pretrain images extra --out r", "unrecognized arguments: extra; see ssl-vit pretrain --help"),
+        ("pretrain images --out weights.pth/r", "weights.pth: a file is where weights.pth/r needs a folder"),
+        ("pretrain images --out .", ".: exists, and nothing is overwritten"),
+        ("pretrain images --out r --resume", "r: no run to resume (no config.yaml)"),
+        ("pretrain none --out r", "none: no such folder; expected images to learn from (DATA)"),
+        (
+            "pretrain images --out r --val none",
+            "none: no such folder; expected one sub-folder of images a class (--val)",
+        ),
+        ("pretrain images --out r --method dina", "method.name: unknown method 'dina'; did you mean dino? (--method)"),
+        ("pretrain images --out r --epochs 1.5", "train.epochs: expected an integer ≥ 1 or auto, got 1.5 (--epochs)"),
+        ("pretrain images --out r --config none.yaml", "none.yaml: no such file"),
+        ("eval knm weights.pth --train images --val val", "argument knn|linear: unknown 'knm'; did you mean knn?"),
+        ("eval knn none --train images --val val", "argument RUN|WEIGHTS: none: no such file or folder"),
+        ("eval knn weights.pth --train images", "the following arguments are required: --val; see ssl-vit eval --help"),
+        (
+            "eval knn weights.pth --train images --val val --json no/a.json",
+            "argument --json: no: no such folder; make it",
+        ),
+        ("export none", "argument RUN: none: no such file or folder; see ssl-vit export --help"),
+        (
+            "embed weights.pth images --out weights.pth",
+            "argument --out: weights.pth: exists, and nothing is overwritten",
+        ),
+        ("list backbone", "argument backbones|methods: unknown 'backbone'; did you mean backbones?"),
+        ("list methods zzz", "no methods match 'zzz'; expected a shell pattern, as in '*swin*'"),
+        ("demo --out weights.pth", "argument --out: weights.pth: exists, and nothing is overwritten"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(here, calls, capsys, line, message):
+    [found] = errors(capsys, line)
+    assert message in found
+    assert calls == []
+    assert sorted(os.listdir(here)) == ["images", "val", "weights.pth"]
+
+
+def test_every_wrong_setting_has_its_line(here, calls, capsys):
+    assert errors(capsys, "pretrain images --out r --epochs ten --seed -1 --set optim.epochs=3") == [
+        "optim.epochs: unknown key; did you mean train.epochs? (--set optim.epochs=3)",
+        "train.epochs: expected an integer ≥ 1 or auto, got 'ten' (--epochs)",
+        "train.seed: expected an integer ≥ 0 and < 4294967296, got -1 (--seed)",
+    ]
+
+
+class StoppedError(UserError):
+    exit_code = 143
+
+
+@pytest.mark.parametrize(("error", "code"), [(UserError("no"), 2), (RunFailed("no"), 1), (StoppedError("no"), 143)])
+def test_a_users_error_decides_the_exit_code(here, calls, capsys, monkeypatch, error, code):
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr(sys.modules["ssl_vit.experiment"], "pretrain", fail)
+    assert run("pretrain images --out run") == code
+    assert capsys.readouterr().err == "ssl-vit: error: no\n"
+
+
+def test_a_bug_keeps_its_traceback_and_exits_1(here):
+    script = "import sys, ssl_vit.cli as cli; cli.COMMANDS['demo'] = lambda argv: 1 / 0; sys.exit(cli.main(['demo']))"
+    done = python(script)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
+
+
+# --- without torch --------------------------------------------------------------------------------------------------
+
+LIGHT = f"""
+import json, sys
+from ssl_vit.cli import main
+codes = []
+for line in json.loads(sys.argv[1]):
+    try:
+        codes.append(main(line))
+    except SystemExit as stop:
+        codes.append(stop.code)
+print(json.dumps([codes, [name for name in {HEAVY} if name in sys.modules]]))
+"""
+
+
+def light(lines, **options):
+    """Exit codes of command lines run in one fresh process, and which heavy modules it loaded."""
+    return json.loads(python(LIGHT, json.dumps(lines), **options).stdout.splitlines()[-1])
+
+
+def test_help_and_version_load_nothing_heavy():
+    lines = [["--help"], ["-h"], ["--version"], *[[command, "--help"] for command in COMMANDS]]
+    assert light(lines) == [[0] * len(lines), []]
+
+
+def test_mistakes_load_nothing_heavy(here):
+    files = {
+        "bomb.yaml": "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]",
+        "tag.yaml": 'a: !!python/object/apply:os.system ["touch owned"]',
+        "class.yaml": "class_path: torch.nn.Linear",
+        "twice.yaml": "train: {seed: 1, seed: 2}",
+        "nan.yaml": "optim: {lr: .nan}",
+        "tab.yaml": "train:\n\tseed: 1",
+        "deep.yaml": "a: " + "[" * 100_000,
+        "key.yaml": "train: {epoch: 3}",
+    }
+    for name, text in files.items():
+        (here / name).write_text(text)
+    (here / "utf16.yaml").write_bytes("train: {}".encode("utf-16"))
+    with (here / "large.yaml").open("wb") as file:
+        file.truncate(100 * 2**20)
+    lines = [
+        ["pretrain", "images", "--out", "run", "--config", name] for name in sorted(os.listdir(here)) if ".yaml" in name
+    ]
+    assert len(lines) == 10
+    lines += [
+        ["pretrain", "images", "--out", "run", "--epochs", "ten"],
+        ["pretrain", "none", "--out", "run"],
+        ["pretrain", "images", "--out", "weights.pth"],
+        ["eval", "knn", "none", "--train", "images", "--val", "val"],
+        ["nonsense"],
+    ]
+    assert light(lines, cwd=here) == [[2] * len(lines), []]
+    assert not (here / "owned").exists()
+    assert not (here / "run").exists()
+
+
+def test_the_package_loads_nothing_heavy_and_knows_its_names():
+    code = (
+        "import sys, ssl_vit; ssl_vit.load_config; ssl_vit.list_methods(); print(set(sys.argv[1:]) & set(sys.modules))"
+    )
+    assert python(code, *HEAVY).stdout == "set()\n"
+    assert {"pretrain", "evaluate", "embed", "create_backbone", "load_config"} <= set(dir(ssl_vit))
+    with pytest.raises(AttributeError, match="module 'ssl_vit' has no attribute 'pretrian'"):
+        ssl_vit.pretrian  # noqa: B018 - looking it up is the test
+
+
+def test_help_of_pretrain_lists_every_setting(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["pretrain", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for expected in (
+        "train.epochs: an integer ≥ 1 or auto",
+        "method.out_dim:",
+        "--batch-size N",
+        "Passes over the images.",
+    ):
+        assert expected in text
+
+
+# --- terminals ------------------------------------------------------------------------------------------------------
+
+
+def test_python_m_ssl_vit_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "ssl_vit", "--version"], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, f"ssl-vit {ssl_vit.__version__}\n")
+
+
+@pytest.mark.fault
+def test_a_reader_that_goes_away_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "ssl_vit", "pretrain", "--help"]
+    restore = {"preexec_fn": lambda: signal.signal(signal.SIGPIPE, signal.SIG_IGN)}
+    done = subprocess.run(command, env=ENVIRONMENT, stdout=writing, stderr=subprocess.PIPE, text=True, **restore)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("settings", [{"PYTHONIOENCODING": "ascii"}, {"COLUMNS": "20"}, {"LANG": "C", "TERM": "dumb"}])
+def test_poor_terminals_get_their_answer(settings):
+    command = [sys.executable, "-m", "ssl_vit", "pretrain", "--help"]
+    done = subprocess.run(command, env=ENVIRONMENT | settings, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "train.epochs: an integer" in done.stdout
