@@ -1,0 +1,72 @@
+"""The files that could not be read: each named once, counted, listed in a file."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from ssl_vit.errors import RunFailed, UserError
+
+BadFiles = list[tuple[str, str]]  # (name in the source, reason)
+
+_log = logging.getLogger("ssl_vit.data")
+_SHOWN = 5  # names in an error
+_REPLACED = "another image takes its place"
+
+
+class BadList:
+    """Logs each bad file once and appends it to a list, a JSON object a line; what the list already holds counts.
+
+    total: files in the source; max_bad: the share of them that may be bad, else RunFailed.
+    """
+
+    def __init__(self, total: int, max_bad: float, path: Path | None = None, consequence: str = _REPLACED) -> None:
+        self.total, self.max_bad, self.path, self.consequence = total, max_bad, path, consequence
+        self.files: dict[str, str] = {}
+        if path is not None and path.exists():
+            self.files = _read(path)
+
+    def note(self, bad: BadFiles) -> None:
+        """Record the bad files of a batch; raises RunFailed when they become too many."""
+        for name, reason in bad:
+            if name in self.files:
+                continue
+            self.files[name] = reason
+            _log.warning("%s could not be read (%s); %s", printable(name), reason, self.consequence)
+            if self.path is not None:
+                with self.path.open("a", encoding="utf-8") as lines:
+                    lines.write(json.dumps({"file": name, "reason": reason}) + "\n")
+        if len(self.files) > self.max_bad * self.total:
+            share = len(self.files) / self.total
+            raise self.failure(
+                f"{len(self.files)} of {self.total} images ({share:.1%}) could not be read, "
+                f"more than the {self.max_bad:.1%} that max_bad allows"
+            )
+
+    def failure(self, problem: str) -> RunFailed:
+        """The error that names the first bad files and the list of all."""
+        shown = ", ".join(f"{printable(name)} ({reason})" for name, reason in list(self.files.items())[:_SHOWN])
+        listed = f"; all are listed in {self.path}" if self.path is not None else ""
+        return RunFailed(f"{problem}: {shown}{listed}; mend or remove them, or raise max_bad")
+
+
+def _read(path: Path) -> dict[str, str]:
+    files = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+            files[entry["file"]] = entry["reason"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f'{path}, line {number}: expected {{"file": …, "reason": …}}; remove the line') from error
+    return files
+
+
+def printable(name: str) -> str:
+    r"""A file's name on one line and in valid text, whatever bytes it has.
+
+    >>> printable("caf\udce9\n.jpg")
+    'caf\\xe9\\x0a.jpg'
+    """
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

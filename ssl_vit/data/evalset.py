@@ -1,0 +1,108 @@
+"""Images as evaluation sees them: resized, cropped at the centre, labelled; bad files are named and left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ssl_vit.data.bad import BadFiles, BadList
+from ssl_vit.data.crops import Box, resize
+from ssl_vit.data.decode import MAX_PIXELS, BadImage, decode
+from ssl_vit.data.loader import TIMEOUT, watched, worker_options
+from ssl_vit.data.sources import Source
+
+
+@dataclass(frozen=True)
+class EvalSample:
+    """One image; `image` is None where the file could not be read."""
+
+    index: int
+    image: Tensor | None  # uint8 [3, S, S]
+    label: int  # -1 without labels
+    bad: BadFiles
+
+
+@dataclass
+class EvalBatch:
+    """The B images of a batch that could be read."""
+
+    images: Tensor  # uint8 [B, 3, S, S]; see augment.normalise
+    labels: Tensor  # int64 [B], -1 without labels
+    index: Tensor  # int64 [B] in the source
+    bad: BadFiles  # left out
+
+    def pin_memory(self) -> EvalBatch:
+        """Called by the DataLoader."""
+        return EvalBatch(self.images.pin_memory(), self.labels, self.index, self.bad)
+
+
+class EvalDataset(Dataset[EvalSample]):
+    """Resize the short side to `resize` pixels (by default size * 256 / 224) and take the central `size` pixels."""
+
+    def __init__(self, source: Source, size: int, resize: int | None = None, max_pixels: float = MAX_PIXELS) -> None:
+        self.source, self.size, self.max_pixels = source, size, max_pixels
+        self.resize = round(size * 256 / 224) if resize is None else resize
+        if self.resize < size:
+            raise ValueError(f"resize {self.resize} is smaller than size {size}")
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> EvalSample:
+        label = self.source.label(index)
+        label = -1 if label is None else label
+        try:
+            image = decode(self.source.path(index), max_pixels=self.max_pixels)
+        except BadImage as error:
+            return EvalSample(index, None, label, [(self.source.name(index), error.reason)])
+        height, width = image.shape[:2]
+        short = min(height, width)
+        size = (int(self.resize * height / short), int(self.resize * width / short))
+        whole = resize(image, Box(0, 0, height, width), size)
+        top, left = (round((side - self.size) / 2) for side in size)
+        return EvalSample(index, whole[:, top : top + self.size, left : left + self.size], label, [])
+
+
+class EvalLoader:
+    """An iterable of EvalBatches over a whole dataset, in order; logs each bad file once."""
+
+    def __init__(
+        self,
+        dataset: EvalDataset,
+        batch_size: int,
+        workers: int = 0,
+        pin_memory: bool = False,
+        timeout: float = TIMEOUT,
+        max_bad: float = 0.05,
+    ) -> None:
+        self._loader: DataLoader[EvalSample] = DataLoader(
+            dataset,
+            batch_size=batch_size,
+            collate_fn=_collate,
+            pin_memory=pin_memory,
+            **worker_options(workers, timeout),
+        )
+        self.bad = BadList(len(dataset), max_bad, consequence="it is left out")
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        for batch in watched(self._loader):
+            self.bad.note(batch.bad)
+            if len(batch.index):
+                yield batch
+
+
+def _collate(samples: Sequence[EvalSample]) -> EvalBatch:
+    good = [(sample.index, sample.image, sample.label) for sample in samples if sample.image is not None]
+    return EvalBatch(
+        torch.stack([image for _, image, _ in good]) if good else torch.empty(0, dtype=torch.uint8),
+        torch.tensor([label for _, _, label in good]),
+        torch.tensor([index for index, _, _ in good]),
+        [entry for sample in samples for entry in sample.bad],
+    )

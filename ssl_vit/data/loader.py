@@ -1,0 +1,274 @@
+"""Batches of views for a run that counts steps: the order of images, the workers, the bad files.
+
+The global batch of step s is one slice of the epoch's order, and a rank reads one contiguous part of it: two ranks
+with batch b read what one rank with batch 2b reads. Order is a function of (seed, epoch), views of (seed, epoch,
+index), so batches do not depend on the number of workers, and a run resumed at any step sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ssl_vit.data.augment import augment
+from ssl_vit.data.bad import BadFiles, BadList
+from ssl_vit.data.crops import make_views, sample_rng, wanted_side
+from ssl_vit.data.decode import MAX_PIXELS, BadImage, decode
+from ssl_vit.data.plan import ViewPlan
+from ssl_vit.data.sources import Source, require
+from ssl_vit.errors import RunFailed
+
+Item = tuple[int, int]  # (epoch, index of the image in the source)
+
+_ORDER_STREAM, _REPLACEMENT_STREAM = 1, 2  # of sample_rng; the views have stream 0
+_REPLACEMENTS = 32  # tries at a readable image in place of a bad one
+TIMEOUT = 600  # seconds without a batch after which the workers are taken for hung
+
+
+def steps_per_epoch(num_images: int, batch_size: int, world: int = 1) -> int:
+    """Whole global batches in one pass over the images; what is left over waits for the next order."""
+    return num_images // (batch_size * world)
+
+
+class StepSampler(Sampler[list[Item]]):
+    """For each step from `start_step` to `total_steps`, this rank's part of the global batch.
+
+    ``len()`` is `total_steps`, whatever the start.
+
+    >>> [len(items) for items in StepSampler(num_images=10, batch_size=4, seed=0, total_steps=3)]
+    [4, 4, 4]
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        *,
+        seed: int,
+        total_steps: int,
+        start_step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.total_steps, self.start_step = total_steps, start_step
+        self.rank, self.world = rank, world
+        self.per_epoch = steps_per_epoch(num_images, batch_size, world)
+        if self.per_epoch == 0:
+            raise ValueError(f"{num_images} images are fewer than a global batch of {batch_size} x {world}")
+
+    def __len__(self) -> int:
+        return self.total_steps
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        current, order = -1, np.empty(0, dtype=np.int64)
+        for step in range(self.start_step, self.total_steps):
+            epoch, within = divmod(step, self.per_epoch)
+            if epoch != current:
+                current, order = epoch, epoch_order(self.num_images, self.seed, epoch)
+            first = (within * self.world + self.rank) * self.batch_size
+            yield [(epoch, index) for index in order[first : first + self.batch_size].tolist()]
+
+
+def epoch_order(num_images: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order in which an epoch reads the images."""
+    return sample_rng(seed, epoch, 0, _ORDER_STREAM).permutation(num_images)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image's views; `views` is empty where not even a replacement could be read."""
+
+    index: int
+    views: list[Tensor]  # uint8 [count, 3, S, S] for each View
+    params: list[Tensor]  # float32 [count, P] for each View
+    bad: BadFiles
+
+
+@dataclass
+class Batch:
+    """What a step reads; B images, a tensor for each View, crop-major: all images of crop 0 first."""
+
+    views: list[Tensor]  # uint8 [count * B, 3, S, S], channels last in memory
+    params: list[Tensor]  # float32 [count * B, P], stays on the CPU
+    index: Tensor  # int64 [B] of the images in the source
+    bad: BadFiles  # the files that could not be read and were replaced
+
+    def pin_memory(self) -> Batch:
+        """Called by the DataLoader."""
+        return Batch([view.pin_memory() for view in self.views], self.params, self.index, self.bad)
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
+        """The images on a device; the parameters stay, `augment` wants them on the CPU."""
+        return Batch([v.to(device, non_blocking=non_blocking) for v in self.views], self.params, self.index, self.bad)
+
+
+class Views(Dataset[Sample]):
+    """(epoch, index) -> the views of that image, or of the replacement that (seed, epoch, index) names."""
+
+    def __init__(self, source: Source, plan: ViewPlan, seed: int, max_pixels: float = MAX_PIXELS) -> None:
+        self.source, self.plan, self.seed, self.max_pixels = source, plan, seed, max_pixels
+        self._want = 2 * wanted_side(plan)  # twice, so that even the smallest crops are of resampled, not raw, pixels
+
+    def __getitem__(self, item: Item) -> Sample:
+        epoch, index = item
+        bad: BadFiles = []
+        for candidate in self._candidates(epoch, index):
+            try:
+                image = decode(self.source.path(candidate), max_pixels=self.max_pixels, want=self._want)
+            except BadImage as error:
+                bad.append((self.source.name(candidate), error.reason))
+                continue
+            views, params = make_views(image, self.plan, sample_rng(self.seed, epoch, index))
+            return Sample(candidate, views, params, bad)
+        return Sample(index, [], [], bad)
+
+    def _candidates(self, epoch: int, index: int) -> Iterator[int]:
+        yield index
+        yield from (
+            sample_rng(self.seed, epoch, index, _REPLACEMENT_STREAM)
+            .integers(len(self.source), size=_REPLACEMENTS)
+            .tolist()
+        )
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples to a Batch; without views where a sample has none."""
+    bad = [entry for sample in samples for entry in sample.bad]
+    index = torch.tensor([sample.index for sample in samples])
+    if not all(sample.views for sample in samples):
+        return Batch([], [], index, bad)
+    views = [
+        _crop_major([v.permute(0, 2, 3, 1) for v in kind]) for kind in zip(*(s.views for s in samples), strict=True)
+    ]
+    params = [_crop_major(kind) for kind in zip(*(s.params for s in samples), strict=True)]
+    return Batch([view.permute(0, 3, 1, 2) for view in views], params, index, bad)
+
+
+def _crop_major(parts: Sequence[Tensor]) -> Tensor:
+    """B tensors [count, …] to one [count * B, …]."""
+    return torch.stack(tuple(parts), dim=1).flatten(0, 1)
+
+
+def to_views(batch: Batch, mean: Sequence[float], std: Sequence[float], device: torch.device | str) -> list[Tensor]:
+    """Move a batch to the device and augment it there: float32 [count * B, 3, S, S] for each View."""
+    moved = batch.to(device)
+    return [augment(images, params, mean, std) for images, params in zip(moved.views, moved.params, strict=True)]
+
+
+class Loader:
+    """An iterable of Batches that names each bad file once and says in one line what became of a lost worker.
+
+    Raises RunFailed above the bearable share of bad files and where the workers die or hang.
+    """
+
+    def __init__(self, loader: DataLoader[Sample], bad: BadList) -> None:
+        self._loader, self.bad = loader, bad
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in watched(self._loader):
+            self.bad.note(batch.bad)
+            if not batch.views:
+                raise self.bad.failure(f"{_REPLACEMENTS + 1} images in a row could not be read")
+            yield batch
+
+
+def build_loader(
+    source: Source,
+    plan: ViewPlan,
+    *,
+    batch_size: int,
+    seed: int,
+    total_steps: int,
+    start_step: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+    timeout: float = TIMEOUT,
+    max_bad: float = 0.05,
+    bad_list: Path | None = None,
+    max_pixels: float = MAX_PIXELS,
+) -> Loader:
+    """Everything between a Source and a training step.
+
+    batch_size: images a rank and step; timeout: seconds without a batch, then the workers are taken for hung;
+    max_bad: the share of the files that may be unreadable; bad_list: where they are listed, a JSON object a line.
+    Raises UserError for fewer images than a global batch.
+    """
+    require(source, batch_size * world)
+    sampler = StepSampler(
+        len(source),
+        batch_size,
+        seed=seed,
+        total_steps=total_steps,
+        start_step=start_step,
+        rank=rank,
+        world=world,
+    )
+    dataset = Views(source, plan, seed, max_pixels)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        **worker_options(workers, timeout),
+    )
+    return Loader(loader, BadList(len(source), max_bad, bad_list))
+
+
+def worker_options(workers: int, timeout: float) -> dict[str, Any]:
+    """The DataLoader's options that only make sense with workers."""
+    if workers == 0:
+        return {}
+    return {
+        "num_workers": workers,
+        "prefetch_factor": 4,
+        "persistent_workers": True,
+        "timeout": timeout,
+        "worker_init_fn": _start_worker,
+    }
+
+
+def _start_worker(_: int) -> None:
+    os.setpgid(0, 0)  # Ctrl-C and signals to the run's group are the main process's to handle: it finishes its step
+    torch.set_num_threads(1)
+
+
+def watched(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches of a loader; a killed or hung worker becomes RunFailed."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        failure = worker_failure(error)
+        if failure is None:
+            raise
+        raise failure from error
+
+
+def worker_failure(error: RuntimeError) -> RunFailed | None:
+    """What to tell the user if this is the DataLoader's error about a lost worker, which can surface in any line."""
+    text = str(error).splitlines()[0] if str(error) else ""
+    if text.startswith("DataLoader timed out"):
+        return RunFailed(
+            f"no batch came for too long ({text}): the storage or a reading process hangs; "
+            "check it, then resume the run"
+        )
+    if text.startswith("DataLoader worker"):
+        return RunFailed(
+            f"a process that reads images was lost ({text}): often memory ran out; "
+            "use fewer workers, then resume the run"
+        )
+    return None
