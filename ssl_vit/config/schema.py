@@ -11,6 +11,7 @@ from ssl_vit.errors import UserError
 from ssl_vit.methods import config_class
 from ssl_vit.methods.base_config import (
     Auto,
+    Colour,
     Count,
     CountOrZero,
     Fraction,
@@ -38,6 +39,10 @@ class DataConfig(Section):
     """Processes that decode images, per device; 0 = none beside the training process."""
     max_bad: Fraction = 0.05
     """Share of unreadable images, 0 to 1, above which the run stops."""
+    mean: Auto[Colour] = "auto"
+    """Mean of red, green and blue, of images in [0, 1], that is subtracted."""
+    std: Auto[Colour] = "auto"
+    """Deviation of red, green and blue that the images are divided by."""
 
 
 class BackboneConfig(Section):
@@ -69,7 +74,7 @@ class OptimConfig(Section):
     warmup_epochs: Auto[NonNegative] = "auto"
     """Epochs in which the learning rate rises linearly from 0."""
     clip: Auto[NonNegative] = "auto"
-    """Largest gradient norm; 0 = not clipped."""
+    """Largest gradient norm, of each tensor or of all together as the method has it; 0 = not clipped."""
 
     @field_validator("min_lr")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -30,6 +31,9 @@ def _ordered(scale: tuple[float, float]) -> tuple[float, float]:
 Scale = Annotated[tuple[Fraction, Fraction], Field(strict=False), AfterValidator(_ordered)]
 """(low, high) fractions of an image's area."""
 
+Colour = Annotated[tuple[Fraction, Fraction, Fraction], Field(strict=False)]
+"""Red, green and blue, of images in [0, 1]."""
+
 
 class Section(BaseModel):
     """A frozen group of settings: unknown keys, wrong types, NaN and infinity are refused."""
@@ -37,6 +41,23 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a method's recipe may depend on when a setting is "auto"."""
+
+    images: int
+    image_size: int  # side of a global crop, pixels
+    batch_size: int  # images a step, over all devices
+    kind: str  # of backbone: "transformer", "convolutional", "mlp", "hybrid"
+    any_size: bool  # whether the backbone takes crops of other sizes
+    multiple: int  # which those sizes must be multiples of, pixels
+    drops_paths: bool  # whether the backbone has stochastic depth
+
+
+Choices = dict[str, tuple[object, str]]
+"""key ("optim.lr") to the value chosen and the reason, in a few words."""
 
 
 class MethodConfig(Section):
@@ -54,6 +75,12 @@ class MethodConfig(Section):
     """What it asks of the backbone and of the data."""
     choose_when: ClassVar[str]
     """When to prefer it to the others."""
+    clip_per_tensor: ClassVar[bool] = False
+    """Whether optim.clip bounds the gradient of each tensor, or of all together."""
+
+    def choose(self, given: Situation) -> Choices:
+        """The recipe: a value and a reason for every setting of the method and of the optimiser that is "auto"."""
+        raise NotImplementedError
 
     def views(self, image_size: int) -> ViewPlan:
         """What each image is turned into, for global crops of ``image_size`` pixels."""

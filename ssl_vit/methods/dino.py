@@ -13,8 +13,17 @@ from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.dino_config import Config
 from ssl_vit.methods.heads import DINOHead
 from ssl_vit.methods.method import Method, Progress, Step
+from ssl_vit.methods.targets import centred, sinkhorn
 from ssl_vit.methods.teacher import as_teacher, average_into, mean_over_ranks
 from ssl_vit.schedules import cosine, linear
+
+
+class Branch(nn.Module):
+    """Student or teacher: a backbone and the head on it."""
+
+    def __init__(self, backbone: Backbone, head: DINOHead) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
 
 
 class DINO(Method):
@@ -32,7 +41,7 @@ class DINO(Method):
             batch_norm=settled(config.head_norm) == "batch",
             norm_last_layer=settled(config.norm_last_layer),
         )
-        self.student = nn.ModuleDict({"backbone": backbone, "head": head})
+        self.student = Branch(backbone, head)
         self.teacher = as_teacher(self.student)
         self.uniform_loss = math.log(out_dim)
         self.center: Tensor
@@ -46,17 +55,23 @@ class DINO(Method):
         """Batch: global 1 and 2 [B, 3, S, S] each; local [L * B, 3, s, s] where there are any."""
         size, images = len(batch[0]), torch.cat(batch[:2])
         with torch.no_grad():
-            seen = self.teacher["backbone"](images).pooled
-            logits = self.teacher["head"](seen).float()
-            targets = ((logits - self.center) / self.teacher_temp(progress)).softmax(dim=-1)
+            seen = self.teacher.backbone(images).pooled
+            logits = exact(self.teacher.head(seen))
+            targets = self._targets(logits, progress)
             self._seen_center = mean_over_ranks(logits.mean(0, keepdim=True))
 
-        features = [self.student["backbone"](crops).pooled for crops in (images, *batch[2:])]
-        student = self.student["head"](torch.cat(features)).float() / self.config.student_temp
-        loss = cross_view_loss(student.unflatten(0, (-1, size)), targets.unflatten(0, (2, size)))
+        features = [self.student.backbone(crops).pooled for crops in (images, *batch[2:])]
+        student = exact(self.student.head(torch.cat(features))) / self.config.student_temp
+        out_dim = student.shape[1]
+        loss = cross_view_loss(student.view(-1, size, out_dim), targets.view(2, size, out_dim))
 
         entropy = torch.special.entr(targets).sum(-1).mean()
         return Step(loss, {"teacher_entropy": entropy}, seen[:size])
+
+    def _targets(self, logits: Tensor, progress: Progress) -> Tensor:
+        if settled(self.config.centering) == "sinkhorn":
+            return sinkhorn(logits, self.teacher_temp(progress))
+        return centred(logits, self.center, self.teacher_temp(progress))
 
     def teacher_temp(self, progress: Progress) -> float:
         """Linear over the warm-up's epochs, a step an epoch, then constant."""
@@ -68,7 +83,7 @@ class DINO(Method):
     def before_optimizer(self, progress: Progress) -> None:
         """The last layer rests during the first epochs: its gradients are dropped."""
         if progress.step < settled(self.config.freeze_last_layer_epochs) * progress.per_epoch:
-            for parameter in self.student["head"].last_layer.parameters():
+            for parameter in self.student.head.last_layer.parameters():
                 parameter.grad = None
 
     def after_step(self, progress: Progress) -> None:
@@ -79,8 +94,7 @@ class DINO(Method):
 
     def exported(self) -> Backbone:
         """The teacher's backbone, the better of the two throughout training."""
-        backbone: Backbone = self.teacher["backbone"]
-        return backbone
+        return self.teacher.backbone
 
 
 def cross_view_loss(student: Tensor, targets: Tensor) -> Tensor:
@@ -90,7 +104,13 @@ def cross_view_loss(student: Tensor, targets: Tensor) -> Tensor:
     rows that sum to one. As they do, -q · log softmax(s) = logsumexp(s) - q · s: no log-softmax is stored.
     """
     crops, teachers = len(student), len(targets)
-    normaliser = student.logsumexp(dim=-1)  # [V, B]
-    agreement = torch.einsum("tbk,vbk->tvb", targets, student)
+    with torch.autocast(student.device.type, enabled=False):
+        normaliser = student.logsumexp(dim=-1)  # [V, B]
+        agreement = torch.einsum("tbk,vbk->tvb", targets, student)
     other = ~torch.eye(teachers, crops, dtype=torch.bool, device=student.device)
     return (normaliser - agreement)[other].mean()
+
+
+def exact(x: Tensor) -> Tensor:
+    """At least float32, whatever autocast made of it."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
+from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
@@ -29,7 +29,8 @@ class Prototypes(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, D] to logits [N, K]."""
         length = self.weight_g.squeeze(1) / torch.linalg.vector_norm(self.weight_v, dim=1)
-        return F.linear(x, self.weight_v) * length
+        logits: Tensor = F.linear(x, self.weight_v) * length
+        return logits
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
@@ -40,9 +41,8 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(x)
         x32 = x.float()
-        count, total, squares = all_reduce(
-            torch.stack([torch.full_like(x32[0], x32.shape[0]), x32.sum(0), x32.square().sum(0)])
-        ).unbind()
+        sums = torch.stack([torch.full_like(x32[0], x32.shape[0]), x32.sum(0), x32.square().sum(0)])
+        count, total, squares = all_reduce(sums).unbind()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         mean = total / count
         var = (squares / count - mean.square()).clamp_min(0)
         with torch.no_grad():
@@ -50,7 +50,7 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
             self.running_mean.lerp_(mean, rate)  # type: ignore[union-attr]  # a buffer, as track_running_stats is on
             self.running_var.lerp_(var * count / (count - 1), rate)  # type: ignore[union-attr]  # likewise
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]  # likewise
-        out = (x32 - mean) * torch.rsqrt(var + self.eps) * self.weight + self.bias
+        out: Tensor = (x32 - mean) * torch.rsqrt(var + self.eps) * self.weight + self.bias
         return out.to(x.dtype)
 
 
@@ -87,4 +87,5 @@ class DINOHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features [N, D] to logits [N, out_dim]."""
-        return self.last_layer(F.normalize(self.mlp(x), dim=-1))
+        logits: Tensor = self.last_layer(F.normalize(self.mlp(x), dim=-1))
+        return logits

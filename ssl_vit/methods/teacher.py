@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
@@ -25,9 +25,7 @@ def as_teacher(student: M) -> M:
 @torch.no_grad()
 def average_into(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher = momentum * teacher + (1 - momentum) * student, over parameters; buffers stay the teacher's own."""
-    torch._foreach_lerp_(
-        [p.data for p in teacher.parameters()], [p.data for p in student.parameters()], 1.0 - momentum
-    )
+    torch._foreach_lerp_([p.data for p in teacher.parameters()], [p.data for p in student.parameters()], 1.0 - momentum)
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""How a method is trained: one LightningModule, its callbacks, checkpoints and health."""

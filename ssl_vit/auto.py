@@ -1,0 +1,197 @@
+"""What "auto" becomes: each value decided once, from the architecture, the images and the devices, with its reason.
+
+Published values come from the official DINO recipes (2104.14294) unless a line says otherwise; what replaces them on
+small sets was measured on small sets of posed digits and icons, where the official head collapses to uniform.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ssl_vit.backbones import backbone_info
+from ssl_vit.backbones.backbone import BackboneInfo
+from ssl_vit.config import RunConfig
+from ssl_vit.data.decode import BadImage, decode
+from ssl_vit.data.scan import scan
+from ssl_vit.data.sources import Source
+from ssl_vit.errors import UserError
+from ssl_vit.methods.base_config import Situation
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SMALL_SIDE = 112  # pixels of the short side below which images count as small
+EPOCHS = ((5_000, 200), (50_000, 150), (math.inf, 100))  # up to so many images: epochs; 100 is DINO's shortest recipe
+
+
+class Decision(NamedTuple):
+    """One resolved setting, for people."""
+
+    key: str
+    value: Any
+    why: str
+    override: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known before anything is decided."""
+
+    images: int
+    side: int  # median short side, pixels
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    gpus: int
+    cpus: int
+
+
+def gather_facts(source: Source, config: RunConfig) -> Facts:
+    """Headers of some images, pixels of some, and the devices; UserError where no image of the sample can be read."""
+    sides = scan(source)["sides"]
+    if sides is None:
+        raise UserError(f"{source.root}: none of the images looked at could be read; check the files")
+    mean, std = _colours(source)
+    return Facts(len(source), sides["short"]["median"], mean, std, torch.cuda.device_count(), os.cpu_count() or 1)
+
+
+def _colours(source: Source, sample: int = 128) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and deviation of red, green, blue over evenly spaced images, in [0, 1], rounded to be read by people."""
+    sums, squares, pixels = np.zeros(3), np.zeros(3), 0
+    for index in np.unique(np.linspace(0, len(source) - 1, sample).round().astype(int)).tolist():
+        try:
+            image = decode(source.path(index), want=224).reshape(-1, 3).astype(np.float64) / 255
+        except BadImage:
+            continue  # named when the run reads it
+        sums, squares, pixels = sums + image.sum(0), squares + np.square(image).sum(0), pixels + len(image)
+    if not pixels:
+        return IMAGENET_MEAN, IMAGENET_STD
+    mean = sums / pixels
+    std = np.sqrt(np.maximum(squares / pixels - mean**2, 1e-4))
+    return tuple(mean.round(3).tolist()), tuple(std.round(3).tolist())
+
+
+def resolve_config(config: RunConfig, facts: Facts) -> tuple[RunConfig, list[Decision]]:
+    """Replace every "auto"; UserError where the backbone cannot do what the method needs."""
+    resolver = _Resolver(config)
+    _choose_model(resolver, facts)
+    part = resolver.tree["backbone"]
+    info = backbone_info(part["name"], image_size=part["image_size"], model_args=part["args"])
+    _choose_data(resolver, facts)
+    _choose_run(resolver, facts, info)
+    given = Situation(
+        images=facts.images,
+        image_size=part["image_size"],
+        batch_size=resolver.get("train.batch_size"),
+        kind=info.kind,
+        any_size=info.any_size,
+        multiple=info.multiple,
+        drops_paths=info.drops_paths,
+    )
+    for key, (value, why) in config.method.choose(given).items():
+        resolver.decide(key, value, why)
+    resolved = RunConfig.model_validate(resolver.tree)
+    _refuse(resolved, info)
+    return resolved, resolver.decisions
+
+
+class _Resolver:
+    """The settings under decision; ``decide`` fills in one that is still "auto"."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.tree: dict[str, Any] = config.model_dump(mode="json")
+        self.decisions: list[Decision] = []
+
+    def get(self, key: str) -> Any:
+        section, name = key.split(".")
+        return self.tree[section][name]
+
+    def decide(self, key: str, value: Any, why: str) -> None:
+        section, name = key.split(".")
+        if self.tree[section][name] != "auto":
+            return
+        self.tree[section][name] = value
+        self.decisions.append(Decision(key, value, why, f"--set {key}=…"))
+
+
+def _choose_model(resolver: _Resolver, facts: Facts) -> None:
+    """Backbone, crop size and patch: small images get small crops, and patches small enough for a grid of 8 x 8."""
+    named = resolver.get("backbone.name") != "auto"
+    if facts.gpus:
+        resolver.decide("backbone.name", "vit_small_patch16_224", "a transformer that one GPU pretrains well")
+    else:
+        resolver.decide("backbone.name", "vit_tiny_patch16_224", "no GPU found: the smallest usual transformer")
+    name, args = resolver.get("backbone.name"), resolver.tree["backbone"]["args"]
+    if named or facts.side >= SMALL_SIDE:
+        size = args.get("img_size", backbone_info(name, model_args=args).size[0])
+        resolver.decide("backbone.image_size", size, f"what {name} was built for")
+        return
+    size = max(32, facts.side // 16 * 16)
+    resolver.decide("backbone.image_size", size, f"the images are {facts.side} pixels, median short side")
+    if not args and size < SMALL_SIDE:
+        args |= {"patch_size": max(4, size // 32 * 4), "global_pool": "avg"}
+        why = "small crops: small patches, and the mean of the patches as the image's vector"
+        resolver.decisions.append(Decision("backbone.args", dict(args), why, "--set backbone.args.patch_size=…"))
+
+
+def _choose_data(resolver: _Resolver, facts: Facts) -> None:
+    usual = max(abs(a - b) for a, b in zip(facts.mean + facts.std, IMAGENET_MEAN + IMAGENET_STD, strict=True)) < 0.1
+    why = "as ImageNet's, from which yours hardly differ" if usual else "measured on your images"
+    resolver.decide("data.mean", list(IMAGENET_MEAN if usual else facts.mean), why)
+    resolver.decide("data.std", list(IMAGENET_STD if usual else facts.std), why)
+    devices = facts.gpus or 1
+    workers = min(8, max(1, facts.cpus // devices - (0 if facts.gpus else 1)))
+    resolver.decide("data.workers", workers, f"{facts.cpus} CPU cores, {devices} of them busy with training")
+
+
+def _choose_run(resolver: _Resolver, facts: Facts, info: BackboneInfo) -> None:
+    """Batch, length, precision, and how often things are looked at."""
+    resolver.decide("train.devices", facts.gpus or 1, "all GPUs" if facts.gpus else "no GPU found")
+    world = resolver.get("train.devices") * resolver.get("train.nodes")
+    batch = _batch_size(facts, resolver.get("backbone.image_size"), world)
+    resolver.decide("train.batch_size", batch, "what a device holds of such crops, and at least 16 steps an epoch")
+    if resolver.get("train.batch_size") % world:
+        raise UserError(
+            f"train.batch_size: {resolver.get('train.batch_size')} images can't be shared by {world} processes; "
+            f"set a multiple of {world}"
+        )
+    epochs = next(epochs for most, epochs in EPOCHS if facts.images <= most)
+    resolver.decide("train.epochs", epochs, f"{facts.images} images: the fewer, the more often each is seen")
+    fast = facts.gpus > 0 and torch.cuda.is_bf16_supported()
+    why = "this GPU computes in bfloat16 at full range" if fast else "exact, and as fast here"
+    resolver.decide("train.precision", "bf16-mixed" if fast else "32-true", why)
+    resolver.decide("train.compile", False, "runs everywhere; true is faster on a recent GPU after some minutes")
+    per_epoch = max(1, facts.images // resolver.get("train.batch_size"))
+    steps = per_epoch * resolver.get("train.epochs")
+    resolver.decide("train.checkpoint_every", max(50, min(per_epoch, 1000)), "an epoch, but 50 to 1000 steps")
+    resolver.decide("health.every", max(10, min(steps // 50, 500)), "about 50 checks a run")
+    resolver.decide("health.knn_every", max(1.0, float(resolver.get("train.epochs") // 10)), "about 10 scores a run")
+
+
+def _batch_size(facts: Facts, image_size: int, world: int) -> int:
+    """A power of two a device: 64 of 224 pixels (the official DINO), more of smaller ones, a quarter on a CPU."""
+    room = 64 * (224 / image_size) ** 2 * (1.0 if facts.gpus else 0.25)
+    most = min(room, 256, facts.images / (16 * world))
+    return world * int(2 ** max(1, int(math.log2(max(most, 2)))))
+
+
+def _refuse(config: RunConfig, info: BackboneInfo) -> None:
+    """What the method asks of the backbone is checked against what the backbone can do, before any image is read."""
+    for view in config.method.views(config.backbone.image_size).views:  # type: ignore[arg-type]  # resolved by now
+        fits = view.size == config.backbone.image_size or (info.any_size and view.size % info.multiple == 0)
+        if not fits:
+            able = f"multiples of {info.multiple}" if info.any_size else f"{info.size[0]} pixels only"
+            raise UserError(
+                f"{config.method.name} asks for {view.name} crops of {view.size} pixels, and {info.name} takes {able}; "
+                f"set method.{view.name}_size accordingly, or choose another backbone"
+            )
+
+
+def table(decisions: list[Decision]) -> str:
+    """The decisions as aligned lines: key = value, the reason."""
+    width = max((len(d.key) + len(str(d.value)) for d in decisions), default=0) + 3
+    lines = [f"{f'{d.key} = {d.value}':{width}}  {d.why}" for d in decisions]
+    return "\n".join(["auto settings (change one with --set KEY=VALUE):", *lines])

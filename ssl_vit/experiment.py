@@ -1,0 +1,334 @@
+"""One run: a configuration becomes a run folder, a trainer, and an export that was checked."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import platform
+import shlex
+import shutil
+import signal
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import timm
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+import ssl_vit
+from ssl_vit.auto import Decision, gather_facts, resolve_config, table
+from ssl_vit.backbones import create_backbone
+from ssl_vit.config import RunConfig, check_data, check_out, dump, load_config
+from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch, worker_failure
+from ssl_vit.data.scan import scan
+from ssl_vit.data.sources import Source, open_source, require
+from ssl_vit.errors import UserError
+from ssl_vit.eval.online import OnlineScore
+from ssl_vit.export import timm as timm_export
+from ssl_vit.export.api import ExportResult, export
+from ssl_vit.methods import method_class
+from ssl_vit.methods.base_config import settled
+from ssl_vit.methods.method import Method
+from ssl_vit.training.callbacks import Checkpoints, Health, Metrics, OnlineKnn, StopOnSignal
+from ssl_vit.training.checkpoint import AtomicCheckpointIO, newest_checkpoint, write_atomically
+from ssl_vit.training.health import Verdict
+from ssl_vit.training.module import Pretraining, Recipe
+from ssl_vit.training.progress import ProgressLine
+
+log = logging.getLogger("ssl_vit")
+
+# What may differ when a run is resumed: where and how fast it runs, not what it computes.
+FREE_ON_RESUME = {("data", "path"), ("data", "val"), ("data", "workers"), ("data", "max_bad"), ("train", "devices")}
+FREE_ON_RESUME |= {("train", "nodes"), ("train", "checkpoint_every"), ("health", "every"), ("health", "knn_every")}
+
+
+class StoppedError(UserError):
+    """A signal ended the run; nothing is lost."""
+
+    exit_code = 143
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run leaves."""
+
+    folder: Path
+    steps: int
+    verdict: Verdict | None
+    bad_files: int
+    exported: ExportResult
+
+    def __str__(self) -> str:
+        bad = f"{self.bad_files} files could not be read: see {self.folder / 'bad_images.jsonl'}\n"
+        return (
+            f"{self.folder}: {self.steps} steps done. "
+            + (f"Verdict: {self.verdict.kind}. {self.verdict.sentence}\n" if self.verdict else "\n")
+            + (bad if self.bad_files else "")
+            + f"Weights: {self.exported.folder}, verified: loaded by {self.exported.consumer}, outputs within "
+            f"{self.exported.max_difference:.1g}. Load them with\n\n{self.exported.snippet}"
+        )
+
+
+def resolve(config: RunConfig) -> tuple[RunConfig, list[Decision]]:
+    """The configuration without "auto", and why each value was chosen; trains nothing."""
+    check_data(config)
+    return resolve_config(config, gather_facts(open_source(config.data.path), config))
+
+
+def pretrain(config: RunConfig, out: Path | str, *, resume: bool = False, overwrite: bool = False) -> RunResult:
+    """Pretrain without labels; RUN gets the config, log, metrics, checkpoints and a verified export.
+
+    config: see :func:`ssl_vit.config.load_config`. out: a folder that does not exist yet, unless ``resume`` goes on
+    with the run there or ``overwrite`` starts it again.
+
+    Raises:
+        UserError: anything that can be known before training: paths, settings, a backbone the method can't use.
+        RunFailed: too many unreadable images, no finite gradient, a lost worker, an export that does not verify.
+        StoppedError: SIGTERM or Ctrl-C; the run can be resumed.
+    """
+    out, first = Path(out), _rank() == 0
+    if first:
+        check_out(out, resume=resume, overwrite=overwrite)
+    else:
+        _die_with_parent()
+    if (out / "COMPLETE").exists() and resume:
+        return _completed(out)
+    source = open_source(config.data.path)
+    resolved, decisions = resolve_config(config, gather_facts(source, config))
+    require(source, settled(resolved.train.batch_size))
+    if resume:
+        _check_same(resolved, source, out)
+    if first:
+        if overwrite and out.exists():
+            shutil.rmtree(out)
+        _open_folder(out, resolved, decisions, source, resume)
+    run = _Run(resolved, out, source, newest_checkpoint(out / "checkpoints") if resume else None)
+    return run.train()
+
+
+class _Run:
+    """The parts of one run, wired together."""
+
+    def __init__(self, config: RunConfig, out: Path, source: Source, checkpoint: Path | None) -> None:
+        self.config, self.out, self.source, self.checkpoint = config, out, source, checkpoint
+        train = config.train
+        self.world = settled(train.devices) * train.nodes
+        self.per_epoch = steps_per_epoch(len(source), settled(train.batch_size))
+        self.total = settled(train.epochs) * self.per_epoch
+        self.start = int(checkpoint.stem.removeprefix("step-")) if checkpoint else 0
+        self.warmup = round(settled(config.optim.warmup_epochs) * self.per_epoch)
+        torch.manual_seed(train.seed)
+        self.method = build_method(config)
+        self.module = Pretraining(self.method, self._recipe(), self.per_epoch, self.total)
+        if settled(train.compile):
+            self.method.compile()
+
+    def _recipe(self) -> Recipe:
+        optim, config = self.config.optim, self.config
+        return Recipe(
+            optimizer=settled(optim.optimizer),
+            lr=settled(optim.lr),
+            min_lr=settled(optim.min_lr),
+            weight_decay=settled(optim.weight_decay),
+            weight_decay_end=settled(optim.weight_decay_end),
+            warmup_steps=self.warmup,
+            clip=settled(optim.clip),
+            clip_per_tensor=config.method.clip_per_tensor,
+            seed=config.train.seed,
+            mean=settled(config.data.mean),
+            std=settled(config.data.std),
+        )
+
+    def train(self) -> RunResult:
+        """Fit, then export; what a signal or a lost worker means is said in one line."""
+        first = _rank() == 0
+        metrics = Metrics(self.out, self.start) if first else None
+        checkpoints = Checkpoints(self.out / "checkpoints", settled(self.config.train.checkpoint_every))
+        stop = StopOnSignal(checkpoints)
+        health = Health(metrics, settled(self.config.health.every), self.warmup)
+        callbacks: list[L.Callback] = [health, *self._knn(metrics), checkpoints, stop]
+        if metrics is not None:
+            callbacks = [metrics, ProgressLine(settled(self.config.train.batch_size)), *callbacks]
+        loader = self._loader()
+        trainer = self._trainer(callbacks)
+        try:
+            trainer.fit(self.module, loader, ckpt_path=self.checkpoint, weights_only=True)
+        except RuntimeError as error:
+            failure = worker_failure(error)
+            if failure is None:
+                raise
+            raise failure from error
+        if stop.received is not None and trainer.global_step < self.total:
+            where = f"{shlex.quote(self.config.data.path)} --out {shlex.quote(str(self.out))}"
+            raise StoppedError(
+                f"stopped at step {trainer.global_step} of {self.total} and saved; "
+                f"go on with: ssl-vit pretrain {where} --resume"
+            )
+        if not first:
+            raise SystemExit(0)  # the first rank writes what remains to be written
+        return self._finish(health.verdict, len(loader.bad.files))
+
+    def _loader(self) -> Loader:
+        train, data = self.config.train, self.config.data
+        return build_loader(
+            self.source,
+            self.method.views(),
+            batch_size=settled(train.batch_size) // self.world,
+            seed=train.seed,
+            total_steps=self.total,
+            start_step=self.start,
+            rank=_rank(),
+            world=self.world,
+            workers=settled(data.workers),
+            pin_memory=torch.cuda.is_available(),
+            max_bad=data.max_bad,
+            bad_list=self.out / "bad_images.jsonl" if _rank() == 0 else None,
+        )
+
+    def _knn(self, metrics: Metrics | None) -> list[L.Callback]:
+        if self.config.data.val is None:
+            return []
+        score = OnlineScore(
+            self.source,
+            open_source(self.config.data.val),
+            image_size=settled(self.config.backbone.image_size),
+            mean=settled(self.config.data.mean),
+            std=settled(self.config.data.std),
+        )
+        every = max(1, round(settled(self.config.health.knn_every) * self.per_epoch))
+        return [OnlineKnn(metrics, every, score)]
+
+    def _trainer(self, callbacks: list[L.Callback]) -> L.Trainer:
+        train = self.config.train
+        warnings.filterwarnings("ignore", module="lightning")
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        return L.Trainer(
+            accelerator="gpu" if torch.cuda.is_available() else "cpu",
+            devices=settled(train.devices),
+            num_nodes=train.nodes,
+            strategy="ddp" if self.world > 1 else "auto",
+            precision=settled(train.precision),
+            max_steps=self.total,
+            max_epochs=-1,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+        )
+
+    def _finish(self, verdict: Verdict | None, bad_files: int) -> RunResult:
+        folder = self.out / "export"
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed after exporting
+        backbone, data = self.method.exported(), self.config.data
+        description = {
+            "version": ssl_vit.__version__,
+            "method": self.config.method.name,
+            "steps": self.total,
+            "images": len(self.source),
+            "verdict": verdict.kind if verdict else None,
+        }
+        timm_export.write(backbone, folder, mean=settled(data.mean), std=settled(data.std), description=description)
+        timm_export.verify(folder, backbone)
+        result = RunResult(self.out, self.total, verdict, bad_files, export(self.out))
+        summary = {"steps": self.total, "verdict": verdict._asdict() if verdict else None, "bad_files": bad_files}
+        write_atomically(self.out / "COMPLETE", lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
+        return result
+
+
+def build_method(config: RunConfig) -> Method:
+    """The method around its backbone, with random weights from torch's current seed; the config must be resolved."""
+    part = config.backbone
+    backbone = create_backbone(
+        settled(part.name),
+        image_size=settled(part.image_size),
+        drop_path=settled(part.drop_path),
+        model_args=part.args,
+    )
+    return method_class(config.method.name)(config.method, backbone, settled(part.image_size))
+
+
+def _completed(out: Path) -> RunResult:
+    done: dict[str, Any] = json.loads((out / "COMPLETE").read_text())
+    verdict = Verdict(**done["verdict"]) if done["verdict"] else None
+    print(f"{out}: already complete, nothing to resume")
+    return RunResult(out, done["steps"], verdict, done["bad_files"], export(out))
+
+
+def _check_same(config: RunConfig, source: Source, out: Path) -> None:
+    """A resumed run computes what it would have computed: same settings, same images."""
+    before = load_config([out / "config.yaml"]).model_dump()
+    now = config.model_dump()
+    changed = [
+        f"{section}.{key}: was {old}, is {now[section].get(key)}; it can't change on --resume (start a new run)"
+        for section, values in before.items()
+        for key, old in values.items()
+        if (section, key) not in FREE_ON_RESUME and now[section].get(key) != old
+    ]
+    if changed:
+        raise UserError("\n".join(changed))
+    was = json.loads((out / "data.json").read_text())["fingerprint"]
+    if was != source.fingerprint:
+        raise UserError(
+            f"{source.root}: the images have changed since this run began ({was['images']} files, {was['bytes']} "
+            f"bytes; now {source.fingerprint['images']} and {source.fingerprint['bytes']}); restore them or start a new run"
+        )
+
+
+def _open_folder(out: Path, config: RunConfig, decisions: list[Decision], source: Source, resume: bool) -> None:
+    """Everything about a run that is known before its first step."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "checkpoints").mkdir(exist_ok=True)
+    _log_to(out / "train.log")
+    if resume:
+        log.info("resumed")
+        return
+    log.info("%s", table(decisions))
+    (out / "data.json").write_text(json.dumps(scan(source) | {"fingerprint": source.fingerprint}, indent=2) + "\n")
+    (out / "environment.json").write_text(json.dumps(_environment(), indent=2) + "\n")
+    write_atomically(out / "config.yaml", lambda path: path.write_text(dump(config), encoding="utf-8"))
+
+
+def _log_to(path: Path) -> None:
+    """Everything to the run's log, and to the terminal without dates."""
+    for handler in log.handlers[:]:  # of a run before this one, in the same process
+        log.removeHandler(handler)
+        handler.close()
+    file, terminal = logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler()
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.setLevel(logging.INFO)
+    log.addHandler(file)
+    log.addHandler(terminal)
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "ssl_vit": ssl_vit.__version__,
+        "torch": str(torch.__version__),
+        "timm": timm.__version__,
+        "lightning": L.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _rank() -> int:
+    """This process's place among all, as Lightning reads it from the environment."""
+    return int(getattr(rank_zero_only, "rank", None) or 0)
+
+
+def _die_with_parent() -> None:
+    """A rank that Lightning started must not outlive the first one (Linux)."""
+    if platform.system() == "Linux" and "TORCHELASTIC_RUN_ID" not in os.environ and "SLURM_PROCID" not in os.environ:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

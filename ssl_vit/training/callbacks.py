@@ -1,0 +1,224 @@
+"""What happens around the steps: checkpoints, the log, health, k-NN, stopping when asked."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+from torch import Tensor
+
+from ssl_vit.methods.method import Method
+from ssl_vit.training.checkpoint import checkpoint_path, prune
+from ssl_vit.training.health import Verdict, Vitals, diagnose, feature_std, rank_me
+from ssl_vit.training.module import Pretraining
+
+log = logging.getLogger("ssl_vit")
+
+HEALTH_ROWS = 2048  # images whose features a check looks at
+
+
+class Metrics(Callback):
+    """A line of ``metrics.jsonl`` for every step, the same to TensorBoard every tenth; others add events."""
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = folder / "metrics.jsonl"
+        _drop_steps_from(self._path, start_step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board: SummaryWriter | None = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """One line a step."""
+        module: Pretraining = pl_module
+        assert module.last is not None
+        row = {"loss": module.loss, "lr": module.learning_rate(), "grad_norm": module.grad_norm}
+        row |= {name: float(value) for name, value in module.last.parts.items()}
+        self.write(module.progress.step, row)
+
+    def write(self, step: int, row: dict[str, Any]) -> None:
+        """Add a line; numbers also go to TensorBoard."""
+        self._file.write(json.dumps({"step": step} | {k: _plain(v) for k, v in row.items()}) + "\n")
+        self._file.flush()
+        if self._board is None or (step % 10 and "loss" in row):
+            return
+        try:
+            for name, value in row.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(name, value, step)
+        except OSError as error:
+            log.warning("TensorBoard can't be written (%s): going on without it", error)
+            self._board = None
+
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Close the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _drop_steps_from(path: Path, step: int) -> None:
+    """Steps that a killed run wrote after its last checkpoint will be done again."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
+        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+class Checkpoints(Callback):
+    """A checkpoint every so many steps and at the end."""
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self._folder, self._every = folder, every
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """On all ranks together; a full disk is reported, and the run goes on with the old checkpoint."""
+        if trainer.global_step % self._every == 0 or trainer.global_step == trainer.max_steps:
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Save now, then drop what is older than the last two."""
+        path = checkpoint_path(self._folder, trainer.global_step)
+        if path.exists():
+            return
+        try:
+            trainer.save_checkpoint(path)
+        except OSError as error:
+            log.error("%s could not be saved (%s): the checkpoint before it is untouched", path, error)
+            return
+        if trainer.is_global_zero:
+            prune(self._folder)
+
+
+class StopOnSignal(Callback):
+    """SIGTERM and Ctrl-C: finish the step, save, stop. A second one stops at once."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints, self._before = checkpoints, dict[int, Any]()
+        self.received: signal.Signals | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """After Lightning has set its own handlers, which save nothing."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            os._exit(128 + number)
+        self.received = signal.Signals(number)
+        log.warning("%s: finishing this step, then saving; once more stops at once", self.received.name)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """All ranks stop at the same step, whichever of them was told."""
+        if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
+            return
+        self.received = self.received or signal.SIGTERM
+        self._checkpoints.save(trainer)
+        trainer.should_stop = True
+
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Give the handlers back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+
+class Health(Callback):
+    """Every so many steps: vital signs, and a verdict where it changes."""
+
+    def __init__(self, metrics: Metrics | None, every: int, warmup: int) -> None:
+        self._metrics, self._every, self._warmup = metrics, every, warmup
+        self._seen: deque[Tensor] = deque(maxlen=64)
+        self._losses: list[float] = []
+        self.history: list[Vitals] = []
+        self.verdict: Verdict | None = None
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Each rank looks at its own images; rank 0 speaks."""
+        module: Pretraining = pl_module
+        assert module.last is not None
+        if module.last.embedding is not None:
+            self._seen.append(module.last.embedding.detach())
+        if math.isfinite(module.loss):
+            self._losses.append(module.loss)
+        step = trainer.global_step
+        if step % self._every == 0 or step == trainer.max_steps:
+            self._check(step, module)
+
+    def _check(self, step: int, module: Pretraining) -> None:
+        assert module.last is not None
+        method: Method = module.method
+        features = torch.cat(list(self._seen)).float()[-HEALTH_ROWS:]
+        entropy = module.last.parts.get("teacher_entropy")
+        loss = sum(self._losses) / len(self._losses) if self._losses else float("nan")
+        vitals = Vitals(
+            step,
+            self._warmup,
+            loss,
+            method.uniform_loss,
+            None if entropy is None else float(entropy),
+            feature_std(features),
+            rank_me(features),
+        )
+        self._losses.clear()
+        self.history.append(vitals)
+        before, self.verdict = self.verdict, diagnose(self.history)
+        if self._metrics is None:
+            return
+        self._metrics.write(step, {"health": self.verdict.kind} | asdict(vitals) | {"step": step})
+        if before is None or before.kind != self.verdict.kind:
+            bad = self.verdict.kind not in ("warming up", "learning")
+            log.log(
+                logging.WARNING if bad else logging.INFO,
+                "step %d, %s. %s",
+                step,
+                self.verdict.kind,
+                self.verdict.sentence,
+            )
+
+
+class OnlineKnn(Callback):
+    """k-NN of the weights that would be exported, at the start, every so many steps and at the end, on rank 0."""
+
+    def __init__(self, metrics: Metrics | None, every: int, score: Callable[[Any], dict[str, float]]) -> None:
+        self._metrics, self._every, self._score = metrics, every, score
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Before the first step: what the random start is worth."""
+        if trainer.global_step == 0:
+            self._run(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """The other ranks wait at their next collective."""
+        step = trainer.global_step
+        if step % self._every == 0 or step == trainer.max_steps:
+            self._run(trainer, pl_module)
+
+    def _run(self, trainer: Trainer, module: Pretraining) -> None:
+        if self._metrics is None:
+            return
+        started = time.monotonic()
+        scores = self._score(module.method.exported())
+        self._metrics.write(trainer.global_step, {f"knn/{k}": value for k, value in scores.items()})
+        log.info(
+            "step %d, k-NN top-1: %s (%.0f s)",
+            trainer.global_step,
+            ", ".join(f"k={k} {v:.1f}" for k, v in scores.items()),
+            time.monotonic() - started,
+        )

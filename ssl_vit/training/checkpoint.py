@@ -1,0 +1,101 @@
+"""Checkpoints that are whole or not there: written beside, synced, renamed, and checked before they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+
+from ssl_vit.errors import RunFailed
+
+log = logging.getLogger("ssl_vit")
+
+KEEP = 2  # the newest, and one to fall back on
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's own save is staged in another folder, so that a kill or a full disk can leave half a file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write ``path`` and its sha256 in ``path.sha256``; the old file stays until the new one is complete."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda staged: torch.save(checkpoint, staged))
+        digest = sha256(path)
+        write_atomically(checksum_of(path), lambda staged: staged.write_text(digest + "\n"))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Tensors and plain values only: a checkpoint is never allowed to run code."""
+        checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        return checkpoint
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a checkpoint and its checksum."""
+        checksum_of(Path(path)).unlink(missing_ok=True)
+        Path(path).unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a sibling file, sync it and rename it over ``path``."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(staged)
+        with staged.open("rb+") as file:
+            os.fsync(file.fileno())
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def checksum_of(path: Path) -> Path:
+    """Where a checkpoint's sha256 is kept."""
+    return path.with_name(path.name + ".sha256")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """The name sorts by step; no two steps share one."""
+    return folder / f"step-{step:09d}.ckpt"
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint whose checksum holds, or None where there has been none.
+
+    Broken ones are named in the log and passed over; RunFailed where all are broken.
+    """
+    found = sorted(folder.glob("step-*.ckpt"), reverse=True)
+    for path in found:
+        expected = checksum_of(path)
+        if expected.is_file() and expected.read_text().strip() == sha256(path):
+            return path
+        log.warning("%s is damaged or incomplete (its checksum differs): trying the one before", path)
+    if found:
+        raise RunFailed(f"{folder}: none of the {len(found)} checkpoints is whole; start again with --overwrite")
+    return None
+
+
+def prune(folder: Path, keep: int = KEEP) -> None:
+    """Delete all but the newest checkpoints, and what a killed save left behind."""
+    for path in sorted(folder.glob("step-*.ckpt"))[:-keep]:
+        checksum_of(path).unlink(missing_ok=True)
+        path.unlink()
+    for path in folder.glob(".step-*.tmp"):
+        path.unlink()

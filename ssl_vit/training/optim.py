@@ -1,0 +1,48 @@
+"""The optimiser, its parameter groups, and clipping: no Python loop over parameters in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
+    """Weights, which decay, and biases and 1-D parameters, which don't (as the official DINO code splits them)."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decay = [p for name, p in trained if p.ndim > 1 and not name.endswith(".bias")]
+    rest = [p for name, p in trained if p.ndim <= 1 or name.endswith(".bias")]
+    return [{"params": decay, "decays": True}, {"params": rest, "decays": False, "weight_decay": 0.0}]
+
+
+def make_optimizer(model: nn.Module, name: Literal["adamw", "sgd"], lr: float) -> torch.optim.Optimizer:
+    """AdamW (1711.05101; betas 0.9, 0.999) or SGD with momentum 0.9, both in torch's fused kernels."""
+    groups = parameter_groups(model)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, fused=True)
+    return torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=True)
+
+
+def set_hyperparameters(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
+    """Learning rate everywhere, weight decay where it applies."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        if group["decays"]:
+            group["weight_decay"] = weight_decay
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, per_tensor: bool) -> Tensor:
+    """Scale gradients whose norm is above ``limit`` (0: none); returns the total norm before, [].
+
+    per_tensor: each tensor by its own norm, as DINO does; else all by their common norm.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch._foreach_norm(gradients)
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms).float())
+    if limit > 0:
+        scales = [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in (norms if per_tensor else [total] * len(norms))]
+        torch._foreach_mul_(gradients, scales)
+    return total
