@@ -1,0 +1,131 @@
+"""A linear classifier on frozen features, its learning rate chosen on a part of the training set alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ssl_vit.errors import UserError
+
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+_HELD_OUT = 0.1  # of each class of the training set, to choose the rate
+
+
+@dataclass(frozen=True)
+class LinearResult:
+    """What the classifier reached."""
+
+    top1: float  # percent of the test images, after training on the whole training set at `rate`
+    rate: float  # the learning rate that was best on the held-out part
+    held_out: dict[float, float]  # percent of the held-out images, by rate
+    predictions: NDArray[np.int64]  # [M] class index
+
+
+def linear(
+    train_features: NDArray[np.float32],
+    train_labels: NDArray[np.int64],
+    test_features: NDArray[np.float32],
+    test_labels: NDArray[np.int64],
+    *,
+    rates: Sequence[float] = RATES,
+    epochs: int = 100,
+    batch_size: int = 256,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> LinearResult:
+    """Train softmax regression by SGD as DINO does (arXiv 2104.14294): momentum 0.9, no decay, cosine to 0.
+
+    All rates are trained at once on the same batches, one product for all of them, on 90 % of each class; the best
+    on the other 10 % (on a draw, the one with the lower loss) is trained again on the whole training set, and only
+    that one sees the test set. Features are cached, so there is no augmentation, and standardised by the training
+    set's mean and deviation, as the normalisation before MAE's probe does (arXiv 2111.06377), so that the same rates
+    suit features of any scale.
+
+    Args:
+        train_features: [N, D].
+        train_labels: [N], class indices from 0.
+        test_features: [M, D].
+        test_labels: [M].
+        rates: learning rates at this batch size.
+        epochs: passes over the training set.
+        batch_size: images a step.
+        seed: of the held-out part and the order of the images.
+        device: where it runs; the result is the same to rounding.
+
+    Raises:
+        UserError: no class has two images, so nothing can be held out.
+    """
+    mean, deviation = train_features.mean(0), train_features.std(0)
+    deviation = np.maximum(deviation, 1e-4 * deviation.mean() + 1e-12)  # a constant dimension stays (almost) constant
+
+    def ready(features: NDArray[np.float32]) -> Tensor:
+        ones = np.ones((len(features), 1), dtype=np.float32)  # the bias
+        return torch.from_numpy(np.hstack([(features - mean) / deviation, ones])).float().to(device)
+
+    train, test, labels = ready(train_features), ready(test_features), torch.from_numpy(train_labels).to(device)
+    classes = int(train_labels.max()) + 1
+    fit, held_out = (torch.from_numpy(part).to(device) for part in split(train_labels, seed))
+    weights = _train(train[fit], labels[fit], rates, classes, epochs, batch_size, seed)
+    scores = [_score(train[held_out], labels[held_out], one) for one in weights]
+    best = min(range(len(rates)), key=lambda i: (-scores[i][0], scores[i][1]))
+    (final,) = _train(train, labels, rates[best : best + 1], classes, epochs, batch_size, seed)
+    predictions = (test @ final).argmax(1).cpu().numpy()
+    return LinearResult(
+        top1=100 * int(np.sum(predictions == test_labels)) / len(test_labels),
+        rate=rates[best],
+        held_out={rate: accuracy for rate, (accuracy, _) in zip(rates, scores, strict=True)},
+        predictions=predictions,
+    )
+
+
+def split(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices to fit on and indices held out: a tenth of each class, at least one of each class that has two.
+
+    >>> fit, held_out = split(np.repeat([0, 1, 2], [20, 4, 1]), seed=0)
+    >>> np.bincount(np.repeat([0, 1, 2], [20, 4, 1])[held_out], minlength=3)
+    array([2, 1, 0])
+    """
+    rng = np.random.default_rng(seed)
+    held_out = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        held_out[members[: min(max(round(_HELD_OUT * len(members)), 1), len(members) - 1)]] = True
+    if not held_out.any():
+        raise UserError("linear: every class has a single training image; give at least two of some class, or use knn")
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _train(
+    features: Tensor, labels: Tensor, rates: Sequence[float], classes: int, epochs: int, batch_size: int, seed: int
+) -> Tensor:
+    """Weights [R, D + 1, C], one classifier a rate; all start at zero and see the same batches."""
+    width = features.shape[1]
+    weights = features.new_zeros(width, len(rates) * classes)
+    velocity = torch.zeros_like(weights)
+    rate = features.new_tensor(rates).repeat_interleave(classes)
+    generator = torch.Generator().manual_seed(seed)
+    step, total = 0, epochs * math.ceil(len(features) / batch_size)
+    for _ in range(epochs):
+        order = torch.randperm(len(features), generator=generator).to(features.device)
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            x, y = features[batch], labels[batch]
+            error = (x @ weights).view(len(x), len(rates), classes).softmax(2)
+            error[torch.arange(len(x), device=x.device), :, y] -= 1  # the gradient of cross-entropy by the logits
+            velocity.addmm_(x.T, error.flatten(1), beta=0.9, alpha=1 / len(x))
+            weights -= rate * (0.5 + 0.5 * math.cos(math.pi * step / total)) * velocity
+            step += 1
+    return weights.view(width, len(rates), classes).transpose(0, 1)
+
+
+def _score(features: Tensor, labels: Tensor, weights: Tensor) -> tuple[float, float]:
+    """Accuracy in percent and mean cross-entropy."""
+    logits = features @ weights
+    accuracy = 100 * int((logits.argmax(1) == labels).sum()) / len(labels)
+    return accuracy, torch.nn.functional.cross_entropy(logits, labels).item()

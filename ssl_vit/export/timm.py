@@ -1,0 +1,224 @@
+"""Weights for timm: a folder in its hub layout, and the proof that plain timm loads it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+
+from ssl_vit.backbones.backbone import Backbone
+from ssl_vit.backbones.registry import create_backbone
+from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.errors import RunFailed, UserError
+
+WEIGHTS, CONFIG, SUMS = "model.safetensors", "config.json", "SHA256SUMS"
+_TOLERANCE = 1e-5  # of the largest value
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Who loaded the weights, and how far the outputs were apart, relative to the largest value."""
+
+    consumer: str
+    max_difference: float
+
+
+def write(
+    backbone: Backbone,
+    folder: Path | str,
+    *,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    description: Mapping[str, Any],
+) -> Path:
+    """Write model.safetensors (timm's key names), config.json and SHA256SUMS: the whole folder appears, or nothing.
+
+    mean and std are those the backbone was trained with, of images in [0, 1]; description is kept under "ssl_vit".
+
+    Raises:
+        UserError: the folder exists already.
+    """
+    assert isinstance(backbone, TimmBackbone)  # the one adapter
+    weights = {key: value.detach().cpu().clone().contiguous() for key, value in backbone.model.state_dict().items()}
+    config = _config(backbone, mean, std, description)
+    with new_folder(folder) as staging:
+        save_file(weights, staging / WEIGHTS, metadata={"format": "pt"})
+        (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        lines = [f"{sha256(staging / name)}  {name}\n" for name in (WEIGHTS, CONFIG)]
+        (staging / SUMS).write_text("".join(lines), encoding="utf-8")
+    return Path(folder)
+
+
+def _config(
+    backbone: TimmBackbone, mean: tuple[float, ...], std: tuple[float, ...], description: Mapping[str, Any]
+) -> dict[str, Any]:
+    model: Any = backbone.model  # what timm hangs on a model has no types
+    own = model.pretrained_cfg
+    model_args: dict[str, Any] = dict(backbone.timm_args)
+    if own.get("fixed_input_size"):
+        # Said outright: timm takes it from its own table else, and resizes the positions without a word.
+        model_args.setdefault("img_size", list(backbone.info.size))
+    return {
+        "architecture": backbone.info.name,
+        "num_classes": 0,
+        "num_features": model.num_features,
+        "model_args": model_args,
+        "pretrained_cfg": {
+            "input_size": [3, *backbone.info.size],
+            "fixed_input_size": bool(own.get("fixed_input_size")),
+            "interpolation": "bicubic",
+            "crop_pct": 0.875,
+            "crop_mode": "center",
+            "mean": list(mean),
+            "std": list(std),
+            "num_classes": 0,
+            # Where timm puts a new classifier and other input channels when these weights are fine-tuned.
+            "first_conv": own.get("first_conv"),
+            "classifier": own.get("classifier"),
+            "license": "unspecified",
+        },
+        "ssl_vit": dict(description),
+    }
+
+
+def read(folder: Path | str) -> TimmBackbone:
+    """The backbone of such a folder; its info has the mean, deviation and size that it was trained with.
+
+    Raises:
+        UserError: a file is missing, damaged or changed since it was written, or the weights are another model's.
+    """
+    folder = Path(folder)
+    check_sums(folder)
+    config = read_config(folder)
+    try:
+        trained = config["pretrained_cfg"]
+        mean, std, size = (tuple(trained[key]) for key in ("mean", "std", "input_size"))
+        name, model_args = config["architecture"], config.get("model_args", {})
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / CONFIG}: {error} is missing; expected timm's hub layout; export again") from None
+    backbone = create_backbone(name, model_args=model_args, weights=folder / WEIGHTS)
+    backbone.info = replace(backbone.info, mean=mean, std=std, size=size[1:])
+    return backbone
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json as it is."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG}: cannot be read ({error}); expected timm's hub layout") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / CONFIG}: expected a JSON object, found {type(config).__name__}")
+    return config
+
+
+def verify(folder: Path | str, backbone: Backbone) -> Verified:
+    """Load the folder with plain timm and compare weights, pooled features and the last map with the backbone's.
+
+    Raises:
+        UserError: the files are not those that were written.
+        RunFailed: timm cannot load them, or a weight or an output differs.
+    """
+    folder = Path(folder)
+    check_sums(folder)
+    try:
+        loaded: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    except Exception as error:  # whatever timm raises means that the export is useless
+        raise RunFailed(f"{folder}: timm {timm.__version__} cannot load this export: {error}") from error
+    assert isinstance(backbone, TimmBackbone)
+    ours: Any = copy.deepcopy(backbone.model).cpu().eval()  # a copy: a model in training is left as it is
+    expected, found = ours.state_dict(), loaded.state_dict()
+    for key in sorted(expected.keys() | found.keys()):
+        if key not in expected or key not in found or not torch.equal(expected[key], found[key]):
+            raise RunFailed(f"{folder}: {key} is not the same after loading with timm {timm.__version__}")
+    height, width = backbone.info.size
+    probe = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        difference = max(
+            _difference(ours(probe), loaded(probe)),
+            _difference(ours.forward_features(probe), loaded.forward_features(probe)),
+        )
+    if difference > _TOLERANCE:
+        raise RunFailed(f"{folder}: outputs differ by {difference:.1e} after loading with timm {timm.__version__}")
+    return Verified(f"timm {timm.__version__}", difference)
+
+
+def _difference(expected: Any, found: Any) -> float:
+    """Largest difference relative to the largest value, infinite for NaN; some families give several tensors."""
+    if not torch.is_tensor(expected):
+        return max(map(_difference, expected, found))
+    difference = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-12))
+    return math.inf if math.isnan(difference) else difference
+
+
+def snippet(folder: Path | str) -> str:
+    """The Python that loads the folder; our own families need this package, the others timm alone."""
+    path = f"local-dir:{Path(folder).absolute()}"
+    name = read_config(Path(folder))["architecture"]
+    module = timm.models.model_entrypoint(name).__module__
+    lines = [
+        "import timm",
+        f"model = timm.create_model({path!r}, pretrained=True).eval()",
+        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
+    ]
+    registers = [] if module.startswith("timm.") else [f"import {module}"]
+    return "\n".join(registers + lines)
+
+
+def check_sums(folder: Path) -> None:
+    """Compare the files with SHA256SUMS where there is one (a folder that timm wrote has none)."""
+    for name in (WEIGHTS, CONFIG):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: missing; expected a folder with {WEIGHTS} and {CONFIG}")
+    if not (folder / SUMS).exists():
+        return
+    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for name in (WEIGHTS, CONFIG):
+        if sums.get(name) != sha256(folder / name):
+            raise UserError(f"{folder / name}: damaged or changed after writing ({SUMS} disagrees); export again")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def new_folder(folder: Path | str) -> Iterator[Path]:
+    """A staging folder that becomes ``folder`` when the block ends well, and vanishes when it doesn't."""
+    folder = Path(folder)
+    if folder.exists():
+        raise UserError(f"{folder}: exists already and is never overwritten; choose another folder or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    staging.mkdir()
+    try:
+        yield staging
+        for path in [*staging.iterdir(), staging]:
+            _fsync(path)
+        staging.rename(folder)
+        _fsync(folder.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)  # gone already when all went well
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,174 @@
+"""evaluate(), embed() and load() on real files; every mistake is one line that names it."""
+
+import json
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from sklearn.metrics import accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from ssl_vit.backbones.registry import create_backbone
+from ssl_vit.errors import UserError
+from ssl_vit.eval.api import embed, evaluate, load
+from tests.eval.conftest import MEAN, STD, folder_of
+
+
+class Bomb:
+    """A pickle that leaves a mark where it is executed."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+def scikit_learns(run, images, k, tmp_path):
+    """The same score from what embed() writes, by class names and without ssl_vit's k-NN."""
+    sides = {}
+    for side in ("train", "val"):
+        arrays = np.load(embed(run, images / side, tmp_path / f"{side}{k}.npz"))
+        sides[side] = (arrays["features"].astype(np.float64), arrays["labels"])
+    model = KNeighborsClassifier(
+        min(k, len(sides["train"][0])), algorithm="brute", metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07)
+    )
+    return 100 * accuracy_score(sides["val"][1], model.fit(*sides["train"]).predict(sides["val"][0]))
+
+
+def test_knn_of_a_run(run, images, tmp_path):
+    result = evaluate("knn", run, images / "train", images / "val", json=tmp_path / "knn.json")
+    assert json.loads((tmp_path / "knn.json").read_text()) == result
+    assert list(result) == ["knn", "protocol"]
+    for k in (10, 20, 100, 200):
+        assert result["knn"][str(k)] == pytest.approx(scikit_learns(run, images, k, tmp_path))
+    assert result["knn"]["10"] > 50  # chance is 33
+    protocol = result["protocol"]
+    assert protocol["k"] == {"10": 10, "20": 20, "100": 100, "200": 120}  # the bank has 120
+    assert protocol["temperature"] == 0.07
+    assert protocol["images"] == {"train": 120, "val": 45}
+    assert protocol["classes"] == 3
+    assert (protocol["image_size"], protocol["mean"], protocol["std"]) == (32, list(MEAN), list(STD))
+    listed = (run / "export" / "SHA256SUMS").read_text()
+    assert f"{protocol['weights_sha256']}  model.safetensors" in listed
+
+
+def test_linear_of_a_run(run, images, tmp_path):
+    result = evaluate("linear", run, images / "train", images / "val", json=tmp_path / "linear.json")
+    assert json.loads((tmp_path / "linear.json").read_text()) == result
+    assert result["linear"]["top1"] > 50
+    assert str(result["linear"]["lr"]) in result["protocol"]["held_out"]
+    assert result["protocol"]["seed"] == 0
+
+
+def test_a_run_and_a_timm_folder_are_the_same_weights(run, vit, tmp_path):
+    shutil.copytree(run / "export", tmp_path / "folder")
+    image = torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        expected = vit(image).pooled
+        for weights in (run, tmp_path / "folder"):
+            torch.testing.assert_close(load(weights).eval()(image).pooled, expected)
+    folder = load(tmp_path / "folder", backbone="vit_tiny_patch16_224")
+    assert folder.info.name == "vit_tiny_patch16_224"
+    with pytest.raises(UserError, match="holds vit_tiny_patch16_224"):
+        load(tmp_path / "folder", backbone="resnet18")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_weights_file_with_its_backbones_name(suffix, images, tmp_path):
+    backbone = create_backbone("test_vit")
+    path = tmp_path / f"weights{suffix}"
+    (torch.save if suffix == ".pth" else save_file)(backbone.model.state_dict(), path)
+    result = evaluate("knn", path, images / "train", images / "val", backbone="test_vit")
+    assert result["protocol"]["encoder"] == "test_vit"
+
+
+def test_embed_writes_features_files_and_class_names(run, vit, images, tmp_path):
+    arrays = np.load(embed(run, images / "val", tmp_path / "features.npz"))
+    assert arrays["features"].shape == (45, 48)
+    assert arrays["features"].dtype == np.float32
+    assert arrays["files"][16] == "birch/001.jpg"
+    assert arrays["labels"].tolist() == ["ash"] * 15 + ["birch"] * 15 + ["cedar"] * 15
+    assert os.listdir(tmp_path) == ["features.npz"]
+    flat = np.load(embed(run, images / "val" / "cedar", tmp_path / "flat.npz"))
+    assert flat["labels"].tolist() == [""] * 15
+    np.testing.assert_allclose(flat["features"], arrays["features"][30:], rtol=1e-4, atol=1e-5)
+
+
+def test_embed_never_overwrites(run, images, tmp_path):
+    out = tmp_path / "features.npz"
+    out.write_bytes(b"precious")
+    with pytest.raises(UserError, match="never overwritten"):
+        embed(run, images / "val", out)
+    assert out.read_bytes() == b"precious"
+    with pytest.raises(UserError, match=r"ends in \.npz"):
+        embed(run, images / "val", tmp_path / "features.txt")
+    with pytest.raises(UserError, match="does not exist"):
+        embed(run, images / "val", tmp_path / "no" / "features.npz")
+
+
+def test_images_that_cannot_be_scored(run, images, tmp_path):
+    train, val = images / "train", images / "val"
+    with pytest.raises(UserError, match="did you mean knn"):
+        evaluate("k-nn", run, train, val)
+    with pytest.raises(UserError, match="no labels"):
+        evaluate("knn", run, train, val / "ash")
+    other = folder_of(tmp_path / "other", 2, classes=("ash", "birch", "oak"))
+    with pytest.raises(UserError, match=r"different classes: cedar only in --train"):
+        evaluate("knn", run, train, other)
+    empty = folder_of(tmp_path / "empty", 2)
+    (empty / "yew").mkdir()
+    with pytest.raises(UserError, match=r"empty.*yew"):
+        evaluate("knn", run, empty, val)
+    unreadable = folder_of(tmp_path / "unreadable", 2)
+    for path in (unreadable / "birch").iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(UserError, match="no readable image of birch"):
+        evaluate("knn", run, train, unreadable)
+    single = tmp_path / "single"
+    single.mkdir()
+    shutil.copy(train / "ash" / "000.png", single)
+    with pytest.raises(UserError, match="single"):
+        evaluate("knn", run, single, val)
+    with pytest.raises(UserError, match="does not exist"):
+        evaluate("knn", run, train, val, json=tmp_path / "no" / "knn.json")
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("forced", [False, True])
+def test_a_pickle_that_runs_code_is_refused(forced, images, tmp_path, monkeypatch):
+    if forced:
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    mark = tmp_path / "executed"
+    torch.save({"cls_token": torch.zeros(1), "x": Bomb(mark)}, tmp_path / "new.pth")
+    torch.save({"x": Bomb(mark)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps(Bomb(mark), protocol=2))
+    for name in ("new.pth", "old.pth", "bare.pt"):
+        weights = tmp_path / name
+        with pytest.raises(UserError, match=name):
+            evaluate("knn", weights, images / "train", images / "val", backbone="test_vit")
+        with pytest.raises(UserError, match=name):
+            embed(weights, images / "val", tmp_path / "out.npz", backbone="test_vit")
+    assert not mark.exists()
+    assert not (tmp_path / "out.npz").exists()
+
+
+@pytest.mark.fault
+def test_weights_that_do_not_fit(run, vit, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(vit.model.state_dict(), path)
+    with pytest.raises(UserError, match=r"--backbone NAME"):
+        load(path)
+    with pytest.raises(UserError, match=r"cls_token.*48.*64|cls_token.*64.*48"):
+        load(path, backbone="test_vit")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"weights\.safetensors"):
+        load(path, backbone="vit_tiny_patch16_224")
+    with pytest.raises(UserError, match="not found"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="neither a run"):
+        load(tmp_path)

@@ -1,0 +1,53 @@
+"""export(): a run's weights, copied whole and proven, or not at all."""
+
+import pytest
+import timm
+import torch
+
+from ssl_vit.errors import UserError
+from ssl_vit.export.api import export
+from ssl_vit.export.timm import write
+
+
+@pytest.fixture
+def run(vit, tmp_path):
+    write(vit, tmp_path / "run" / "export", mean=(0.5,) * 3, std=(0.2,) * 3, description={})
+    return tmp_path / "run"
+
+
+def test_in_place(run):
+    result = export(run)
+    assert result.folder == run / "export"
+    assert result.consumer == f"timm {timm.__version__}"
+    assert result.max_difference == 0
+
+
+def test_a_copy_is_the_same_and_loads(run, vit, tmp_path):
+    result = export(run, out=tmp_path / "deep" / "copy")
+    for path in (run / "export").iterdir():
+        assert (result.folder / path.name).read_bytes() == path.read_bytes()
+    names = {}
+    exec(result.snippet, names)
+    image = torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(names["model"](image), vit(image).pooled)
+
+
+@pytest.mark.fault
+def test_corrupted_weights_never_get_out(run, tmp_path):
+    path = run / "export" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"model\.safetensors: damaged or changed"):
+        export(run, out=tmp_path / "copy")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+def test_mistakes_are_named(run, tmp_path):
+    with pytest.raises(UserError, match="did you mean timm"):
+        export(run, to="tim")
+    with pytest.raises(UserError, match="nowhere"):
+        export(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="never overwritten"):
+        export(run, out=run)
