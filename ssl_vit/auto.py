@@ -94,6 +94,8 @@ def resolve_config(config: RunConfig, facts: Facts) -> tuple[RunConfig, list[Dec
     for key, (value, why) in config.method.choose(given).items():
         resolver.decide(key, value, why)
     resolved = RunConfig.model_validate(resolver.tree)
+    open_keys = [f"{a}.{b}" for a, part in resolver.tree.items() for b, value in part.items() if value == "auto"]
+    assert not open_keys, f"the recipe of {resolved.method.name} does not decide {open_keys}"
     _refuse(resolved, info)
     return resolved, resolver.decisions
 

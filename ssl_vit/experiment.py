@@ -280,7 +280,7 @@ def _check_same(config: RunConfig, source: Source, out: Path) -> None:
     if was != source.fingerprint:
         raise UserError(
             f"{source.root}: the images have changed since this run began ({was['images']} files, {was['bytes']} "
-            f"bytes; now {source.fingerprint['images']} and {source.fingerprint['bytes']}); restore them or start a new run"
+            f"bytes; now {source.fingerprint['images']} and {source.fingerprint['bytes']}); restore them or start anew"
         )
 
 

@@ -94,6 +94,7 @@ class Config(MethodConfig):
         choices: Choices = {
             "method.out_dim": (1024, "few images fill few prototypes") if small else (65536, OFFICIAL),
             "method.head_norm": ("batch", "without it small sets collapse to uniform") if small else ("none", OFFICIAL),
+            "method.centering": ("sinkhorn", "no prototype can take or lose all of a small set") if small else ("mean", OFFICIAL),
             "method.norm_last_layer": (True, OFFICIAL),
             "method.teacher_temp": (0.04, OFFICIAL),
             "method.warmup_teacher_temp": (0.04, OFFICIAL),
