@@ -22,6 +22,7 @@ from ssl_vit.data.scan import scan
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
 from ssl_vit.methods.base_config import Situation
+from ssl_vit.training.speed import bfloat16_is_fast
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL_SIDE = 112  # pixels of the short side below which images count as small
@@ -47,6 +48,7 @@ class Facts:
     std: tuple[float, float, float]
     gpus: int
     cpus: int
+    bfloat16: bool  # whether it is quicker than float32
 
 
 def gather_facts(source: Source, config: RunConfig) -> Facts:
@@ -55,7 +57,15 @@ def gather_facts(source: Source, config: RunConfig) -> Facts:
     if sides is None:
         raise UserError(f"{source.root}: none of the images looked at could be read; check the files")
     mean, std = _colours(source)
-    return Facts(len(source), sides["short"]["median"], mean, std, torch.cuda.device_count(), os.cpu_count() or 1)
+    return Facts(
+        images=len(source),
+        side=sides["short"]["median"],
+        mean=mean,
+        std=std,
+        gpus=torch.cuda.device_count(),
+        cpus=os.cpu_count() or 1,
+        bfloat16=bfloat16_is_fast(),
+    )
 
 
 def _colours(source: Source, sample: int = 128) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -84,6 +94,9 @@ def resolve_config(config: RunConfig, facts: Facts) -> tuple[RunConfig, list[Dec
     _choose_run(resolver, facts, info)
     given = Situation(
         images=facts.images,
+        epochs=resolver.get("train.epochs"),
+        steps=max(1, facts.images // resolver.get("train.batch_size")) * resolver.get("train.epochs"),
+        dim=info.dim,
         image_size=part["image_size"],
         batch_size=resolver.get("train.batch_size"),
         kind=info.kind,
@@ -133,10 +146,14 @@ def _choose_model(resolver: _Resolver, facts: Facts) -> None:
         return
     size = max(32, facts.side // 16 * 16)
     resolver.decide("backbone.image_size", size, f"the images are {facts.side} pixels, median short side")
-    if not args and size < SMALL_SIDE:
-        args |= {"patch_size": max(4, size // 32 * 4), "global_pool": "avg"}
-        why = "small crops: small patches, and the mean of the patches as the image's vector"
-        resolver.decisions.append(Decision("backbone.args", dict(args), why, "--set backbone.args.patch_size=…"))
+    if args or resolver.get("backbone.image_size") >= SMALL_SIDE:
+        return
+    args |= {"global_pool": "avg", "weight_init": "moco", "patch_size": max(4, size // (32 if facts.gpus else 16) * 4)}
+    why = "small crops: small patches, their mean as the image's vector, and wide initial weights"
+    if not facts.gpus:
+        args |= {"embed_dim": 128, "depth": 4, "num_heads": 4}
+        why += "; four blocks, for a CPU"
+    resolver.decisions.append(Decision("backbone.args", dict(args), why, "--set backbone.args.depth=…"))
 
 
 def _choose_data(resolver: _Resolver, facts: Facts) -> None:
@@ -162,9 +179,8 @@ def _choose_run(resolver: _Resolver, facts: Facts, info: BackboneInfo) -> None:
         )
     epochs = next(epochs for most, epochs in EPOCHS if facts.images <= most)
     resolver.decide("train.epochs", epochs, f"{facts.images} images: the fewer, the more often each is seen")
-    fast = facts.gpus > 0 and torch.cuda.is_bf16_supported()
-    why = "this GPU computes in bfloat16 at full range" if fast else "exact, and as fast here"
-    resolver.decide("train.precision", "bf16-mixed" if fast else "32-true", why)
+    why = "bfloat16 is quicker here, and keeps float32's range" if facts.bfloat16 else "bfloat16 is not quicker here"
+    resolver.decide("train.precision", "bf16-mixed" if facts.bfloat16 else "32-true", why)
     resolver.decide("train.compile", False, "runs everywhere; true is faster on a recent GPU after some minutes")
     per_epoch = max(1, facts.images // resolver.get("train.batch_size"))
     steps = per_epoch * resolver.get("train.epochs")

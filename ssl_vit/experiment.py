@@ -39,6 +39,7 @@ from ssl_vit.training.checkpoint import AtomicCheckpointIO, newest_checkpoint, w
 from ssl_vit.training.health import Verdict
 from ssl_vit.training.module import Pretraining, Recipe
 from ssl_vit.training.progress import ProgressLine
+from ssl_vit.training.speed import spell_out_attention
 
 log = logging.getLogger("ssl_vit")
 
@@ -125,6 +126,8 @@ class _Run:
         torch.manual_seed(train.seed)
         self.method = build_method(config)
         self.module = Pretraining(self.method, self._recipe(), self.per_epoch, self.total)
+        if settled(train.precision) == "bf16-mixed" and not torch.cuda.is_available():
+            spell_out_attention(self.method)
         if settled(train.compile):
             self.method.compile()
 

@@ -39,6 +39,7 @@ class BackboneInfo:
     mean: tuple[float, float, float]  # of images in [0, 1]
     std: tuple[float, float, float]
     parameters: int
+    drops_paths: bool = True  # whether it has stochastic depth
     limits: tuple[str, ...] = ()  # one plain sentence for each thing it can't do
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from ssl_vit.data.plan import ViewPlan
+from ssl_vit.data.plan import View, ViewPlan
 
 T = TypeVar("T")
 
@@ -19,6 +19,7 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _ordered(scale: tuple[float, float]) -> tuple[float, float]:
@@ -48,8 +49,11 @@ class Situation:
     """What a method's recipe may depend on when a setting is "auto"."""
 
     images: int
+    epochs: int
+    steps: int  # of the whole run
     image_size: int  # side of a global crop, pixels
     batch_size: int  # images a step, over all devices
+    dim: int  # length of the backbone's feature vector
     kind: str  # of backbone: "transformer", "convolutional", "mlp", "hybrid"
     any_size: bool  # whether the backbone takes crops of other sizes
     multiple: int  # which those sizes must be multiples of, pixels
@@ -82,9 +86,68 @@ class MethodConfig(Section):
         """The recipe: a value and a reason for every setting of the method and of the optimiser that is "auto"."""
         raise NotImplementedError
 
+    def check(self, given: Situation) -> None:
+        """UserError where the settings, all resolved, can't work in this situation; called before images are read."""
+
     def views(self, image_size: int) -> ViewPlan:
         """What each image is turned into, for global crops of ``image_size`` pixels."""
         raise NotImplementedError
+
+
+def optimiser_choices(
+    given: Situation,
+    why: str,
+    *,
+    optimizer: Literal["adamw", "sgd"] = "adamw",
+    lr: tuple[float, int],
+    min_lr: float = 0.0,
+    weight_decay: float,
+    warmup_epochs: float,
+    clip: float = 0.0,
+    drop_path: float = 0.0,
+) -> Choices:
+    """A published recipe for an optimiser with constant weight decay.
+
+    lr: (rate, batch) of the paper, scaled linearly to the batch of the run; min_lr: as a share of that.
+    """
+    rate = lr[0] * given.batch_size / lr[1]
+    no_paths = drop_path > 0 and not given.drops_paths
+    return {
+        "optim.optimizer": (optimizer, why),
+        "optim.lr": (rate, f"{lr[0]:g} x batch / {lr[1]}, {why}"),
+        "optim.min_lr": (rate * min_lr, why),
+        "optim.weight_decay": (weight_decay, why),
+        "optim.weight_decay_end": (weight_decay, why),
+        "optim.warmup_epochs": (warmup_epochs, why),
+        "optim.clip": (clip, why),
+        "backbone.drop_path": (0.0, "this backbone has no such paths") if no_paths else (drop_path, why),
+    }
+
+
+def two_views(
+    image_size: int, scale: tuple[float, float], flip: float = 0.5, interpolation: str = "bicubic"
+) -> tuple[View, View]:
+    """BYOL's two crops and their colours (2006.07733), which later methods kept; one is blurred, one solarised.
+
+    The blur, up to 2 pixels on crops of 224, keeps its proportion to smaller ones.
+
+    >>> [(view.name, view.blur_p, view.solarize_p) for view in two_views(224, (0.08, 1.0))]
+    [('global1', 1.0, 0.0), ('global2', 0.1, 0.2)]
+    """
+    first = View(
+        name="global1",
+        count=1,
+        size=image_size,
+        scale=scale,
+        interpolation=interpolation,
+        flip_p=flip,
+        jitter=(0.4, 0.4, 0.2, 0.1),
+        jitter_p=0.8,
+        gray_p=0.2,
+        blur_p=1.0,
+        blur_sigma=(0.1 * image_size / 224, 2.0 * image_size / 224),
+    )
+    return first, replace(first, name="global2", blur_p=0.1, solarize_p=0.2)
 
 
 def settled(value: T | Literal["auto"]) -> T:
