@@ -1,0 +1,208 @@
+"""What a timm model can do, found out on the meta device: no weights, no arithmetic, about a second."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import timm
+import torch
+from timm.layers.patch_embed import PatchEmbed
+from torch import nn
+
+from ssl_vit.backbones.backbone import BackboneInfo, Stage
+from ssl_vit.backbones.kinds import kind_by_layers, kind_of
+from ssl_vit.backbones.layout import Layout, Sight, Size, TimmModel, find_layout
+from ssl_vit.errors import UserError
+
+Argument = int | float | bool | str | tuple[int, ...]
+Arguments = tuple[tuple[str, Argument], ...]
+
+_NOT_YOURS = {  # constructor arguments that the adapter sets, with what to do instead
+    "num_classes": "the head belongs to the method, leave it out",
+    "in_chans": "images have three channels, leave it out",
+    "device": "move the backbone with .to(), leave it out",
+    "dtype": "weights are float32, leave it out",
+    "drop_path_rate": "use drop_path",
+    "features_only": "the pyramid is always there, leave it out",
+    "pretrained": "pass a file as weights",
+    "checkpoint_path": "pass the file as weights",
+}
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A timm model as the adapter needs to know it."""
+
+    info: BackboneInfo
+    layout: Layout
+    weight_args: Arguments  # with what plain timm makes a model that takes the same weights
+    build_args: Arguments  # the same, and what frees the input's size
+    drops_paths: bool  # has stochastic depth
+
+
+def build(name: str, args: Mapping[str, Argument]) -> TimmModel:
+    """The plain timm model without a classifier, on torch's default device; nothing is downloaded."""
+    settings: dict[str, Any] = dict(args)
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=0, **settings)
+    except Exception as error:  # constructors raise what their layers do: of any type, and always about the arguments
+        said = " ".join(str(error).split()) or type(error).__name__
+        given = ", ".join(f"{key}={value}" for key, value in args.items()) or "its own arguments"
+        raise UserError(f"{name}: timm can't build it with {given} ({said}); change them") from error
+
+
+@lru_cache(maxsize=512)
+def accepted_args(name: str) -> frozenset[str]:
+    """What a name takes in `model_args`: the arguments of its constructor and the fields of its configuration.
+
+    >>> "img_size" in accepted_args("vit_tiny_patch16_224"), "img_size" in accepted_args("resnet18")
+    (True, False)
+    """
+    return _constructor_args(name) - _NOT_YOURS.keys()
+
+
+@lru_cache(maxsize=512)
+def examine(name: str, family: str, size: Size | None, args: Arguments) -> Anatomy:
+    """Build the name on the meta device and try what it can do.
+
+    size: (height, width) in pixels, or None for the published one; args: sorted `model_args`.
+
+    Errors: UserError for a wrong key, for a size that the model can't take, for arguments that timm refuses.
+    """
+    known = _constructor_args(name)
+    weight_args = _weight_args(name, dict(args), size)
+    freeing = next((flag for flag in _FREEING if flag in known), None)
+    build_args = {**({freeing: _FREEING[freeing]} if freeing else {}), **weight_args}
+    with torch.device("meta"), torch.no_grad():
+        model = build(name, build_args).eval()
+        size = _pair(weight_args.get("img_size") or size or model.pretrained_cfg["input_size"][1:])
+        try:
+            sight = find_layout(model, size)
+        except Exception as error:  # of any type, and always about the size
+            raise UserError(
+                f"{name}: can't take images of {size[0]}×{size[1]} pixels ({error}); change image_size"
+            ) from error
+        info = _info(model, name, family, size, sight)
+    drops_paths = "drop_path_rate" in known
+    info = dataclasses.replace(info, drops_paths=drops_paths, limits=_limits(info, sight.layout, drops_paths))
+    return Anatomy(info, sight.layout, tuple(weight_args.items()), tuple(build_args.items()), drops_paths)
+
+
+_FREEING: dict[str, Argument] = {  # arguments that let a model take other sizes than it was built for, best first
+    "dynamic_img_size": True,
+    "strict_img_size": False,
+}
+
+
+def _constructor_args(name: str) -> frozenset[str]:
+    with torch.device("meta"):
+        parents: tuple[type, ...] = type(build(name, {})).__mro__
+    found: set[str] = set()
+    for constructor in (vars(parent)["__init__"] for parent in parents if "__init__" in vars(parent)):
+        parameters = inspect.signature(constructor).parameters
+        found.update(parameters)
+        annotation = typing.get_type_hints(constructor).get("cfg")
+        for config in (annotation, *typing.get_args(annotation)):  # alone or Optional
+            if dataclasses.is_dataclass(config):
+                found.update(field.name for field in dataclasses.fields(config))
+        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break  # takes no more than it names, so its parents' names are out of reach
+    return frozenset(found - {"self", "cfg", "args", "kwargs"})
+
+
+def _weight_args(name: str, args: dict[str, Argument], size: Size | None) -> dict[str, Argument]:
+    """`model_args` checked, with the size where it differs from the published one."""
+    known = accepted_args(name)
+    for key in args:
+        if key in _NOT_YOURS:
+            raise UserError(f"model_args.{key}: not for the user to set; {_NOT_YOURS[key]}")
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1, cutoff=0)
+            raise UserError(f"model_args.{key}: {name} has no such argument; did you mean {close[0]!r}?")
+    if size is None or "img_size" not in known:
+        return args
+    if "img_size" in args and _pair(args["img_size"]) != size:
+        raise UserError(f"model_args.img_size is {args['img_size']}, image_size is {size}; give one of them")
+    config = timm.get_pretrained_cfg(name)
+    published = config is not None and _pair(config.input_size[1:]) == size
+    return args if published and "img_size" not in args else {**args, "img_size": size}
+
+
+def _info(model: TimmModel, name: str, family: str, size: Size, sight: Sight) -> BackboneInfo:
+    features, levels = sight.features, sight.layout.levels or (-1,)
+    strides = [model.feature_info[level]["reduction"] for level in levels]
+    multiple = _multiple(model, size, sight)
+    patch = patch_embedding(model)
+    return BackboneInfo(
+        name=name,
+        family=family,
+        kind=kind_of(name, family) or kind_by_layers(model),
+        dim=features.pooled.shape[1],
+        patch_dim=features.patches.shape[1],
+        stages=tuple(Stage(level.shape[1], stride) for level, stride in zip(sight.maps, strides, strict=True)),
+        patch=patch.patch_size[0] if patch else None,
+        size=size,
+        any_size=multiple is not None,
+        multiple=multiple or 1,
+        mean=tuple(model.pretrained_cfg["mean"]),
+        std=tuple(model.pretrained_cfg["std"]),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def patch_embedding(model: TimmModel) -> Any:
+    """The layer that embeds square patches of the image, none overlapping another; None where there isn't one."""
+    for module in model.modules():
+        if isinstance(module, PatchEmbed) and isinstance(module.proj, nn.Conv2d) and module.proj.in_channels == 3:
+            return module
+    return None
+
+
+def _multiple(model: TimmModel, size: Size, sight: Sight) -> int | None:
+    """The smallest number of pixels that sizes must be a multiple of; None if only `size` will do."""
+    cell = size[0] / sight.features.patches.shape[2]
+    strides: set[int] = {level["reduction"] * times for level in model.feature_info for times in (1, 2, 3)}
+    for step in sorted({1, 2, 4, 8, 16, 32, 64, *strides}):
+        # odd multiples below and above the size, so that a larger step that is really needed isn't hit by chance
+        low, high = step * _odd(min(96, *size) / step), step * _odd(max(size) / step + 2)
+        if _takes(model, sight.layout, (low, high), cell) and _takes(model, sight.layout, (high, high), cell):
+            return step
+    return None
+
+
+def _odd(number: float) -> int:
+    """The odd number, at least 1, that is nearest."""
+    return 2 * max(0, round((number - 1) / 2)) + 1
+
+
+def _takes(model: TimmModel, layout: Layout, size: Size, cell: float) -> bool:
+    """Whether images of this size pass, and their patches are as many pixels wide as they should."""
+    try:
+        patches = layout.read(model, torch.zeros(2, 3, *size)).patches
+    except Exception:  # the answer is that it fails, however it does: asserts, shapes, indices, divisions
+        return False
+    return all(abs(length / cell - cells) <= 1.5 for length, cells in zip(size, patches.shape[2:], strict=True))
+
+
+def _limits(info: BackboneInfo, layout: Layout, drops_paths: bool) -> tuple[str, ...]:
+    height, width = info.size
+    limits = {
+        f"takes images of {height}×{width} pixels only: crops of several sizes are out of reach": not info.any_size,
+        "has no embedding of separate patches: masks hide pixels": info.patch is None,
+        "has one scale only: its pyramid is one map": not layout.levels,
+        "has no head: the mean of the patches is pooled": not layout.head,
+        "has no stochastic depth: drop_path must be 0": not drops_paths,
+    }
+    return tuple(sentence for sentence, holds in limits.items() if holds)
+
+
+def _pair(size: Any) -> Size:
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)

@@ -1,0 +1,145 @@
+"""Cross Attention Transformer, CAT (arXiv 2106.05786): attention inside patches alternates with attention across them.
+
+Inside: windows of 7 x 7 tokens (IPSA). Across: for every channel by itself, the map's windows attend to each other,
+the 49 values of the channel in a window being its vector (CPSA). A unit is inside, across, inside.
+
+At other sizes than the built one, positions are resized, the windows inside shrink until they tile the map, and the
+map is padded to multiples of 7 for the attention across, whose layers have 49 inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers.helpers import to_2tuple
+from timm.layers.norm import LayerNorm2d
+from timm.layers.weight_init import trunc_normal_
+from torch import Tensor, nn
+
+from ssl_vit.backbones.layers import (
+    MapBlock,
+    NHWCStage,
+    PatchEmbed,
+    PatchMerging,
+    Pyramid,
+    WindowAttention,
+    drop_path_rates,
+    from_windows,
+    init_linear,
+    register_variants,
+    rename,
+    resize_positions,
+    to_map,
+    to_windows,
+)
+
+PATCH = 4  # pixels
+WINDOW = 7  # cells
+
+
+class CrossAttention(nn.Module):
+    """Each channel by itself: windows attend to each other, one head, with the window's values as vectors (CPSA)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(WINDOW**2, 3 * WINDOW**2)
+        self.proj = nn.Linear(WINDOW**2, WINDOW**2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, D] -> [B, H, W, D]."""
+        window = (WINDOW, WINDOW)
+        windows = (
+            to_windows(x, window).view(len(x), -1, WINDOW**2, x.shape[-1]).permute(0, 3, 1, 2)
+        )  # [B, D, windows, 49]
+        out = self.proj(F.scaled_dot_product_attention(*self.qkv(windows).chunk(3, dim=-1)))
+        return from_windows(out.permute(0, 2, 3, 1).flatten(0, 1), window, (x.shape[1], x.shape[2]))
+
+
+class PositionedPatches(PatchEmbed):
+    """Patch embedding with learned positions."""
+
+    def __init__(self, img_size: tuple[int, int], in_chans: int, dim: int) -> None:
+        super().__init__(in_chans, dim, PATCH)
+        self.built = (-(-img_size[0] // PATCH), -(-img_size[1] // PATCH))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.built[0] * self.built[1], dim))
+        trunc_normal_(self.pos_embed, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, D, H / 4, W / 4]."""
+        x = super().forward(x)
+        size = (x.shape[2], x.shape[3])
+        return x + to_map(resize_positions(self.pos_embed, self.built, size), size)
+
+
+class CAT(Pyramid):
+    """Patches of 4 pixels, four stages at strides 4 to 32 and a linear head on the mean of the last map.
+
+    Args:
+        embed_dim: channels of the first stage; each later one has twice as many.
+        depths: units (three blocks each) of each stage.
+        heads: of the attention inside windows, for each stage.
+        img_size: that the positions are made for, pixels; any other size runs.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        embed_dim: int = 64,
+        depths: Sequence[int] = (1, 1, 3, 1),
+        heads: Sequence[int] = (2, 4, 8, 16),
+    ) -> None:
+        dims = [embed_dim * 2**i for i in range(4)]
+        rates = drop_path_rates(drop_path_rate, sum(depths))  # one rate a unit, as the official code has it
+        stages = []
+        for i, dim in enumerate(dims):
+            blocks: list[nn.Module] = []
+            for _ in range(depths[i]):
+                rate = next(rates)
+                inside, again = (WindowAttention(dim, heads[i], WINDOW) for _ in range(2))
+                blocks += (MapBlock(dim, attn, rate) for attn in (inside, CrossAttention(), again))
+            stages.append(NHWCStage(PatchMerging(dims[i - 1], dim) if i else nn.Identity(), blocks))
+        super().__init__(
+            PositionedPatches(to_2tuple(img_size), in_chans, embed_dim),
+            stages,
+            dims,
+            norm=LayerNorm2d(dims[-1], eps=1e-5),
+            num_classes=num_classes,
+            in_chans=in_chans,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+        )
+        init_linear(self)
+
+
+def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names of a checkpoint of linhezheng19/CAT to ours."""
+    places = {"pre_ipsa": 0, "cpsa": 1, "post_ipsa": 2}
+    return rename(
+        {name: weight for name, weight in weights.items() if not name.endswith("relative_position_index")},
+        (r"^ape$", "stem.pos_embed"),
+        (r"^patch_embed\.", "stem."),
+        (r"^layers\.(\d)\.downsample", lambda match: f"stages.{int(match[1]) + 1}.downsample"),
+        (
+            r"^layers\.(\d)\.(\w+)_blocks\.(\d+)",
+            lambda match: f"stages.{match[1]}.blocks.{3 * int(match[3]) + places[match[2]]}",
+        ),
+        (r"attn\.relative", "attn.position.relative"),
+        (r"^head\.(weight|bias)", r"head.fc.\1"),
+    )
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "cat_tiny": {"embed_dim": 64, "depths": (1, 1, 3, 1), "heads": (2, 4, 8, 16)},
+    "cat_small": {"embed_dim": 96, "depths": (1, 1, 3, 1), "heads": (3, 6, 12, 24)},
+    "cat_base": {"embed_dim": 96, "depths": (1, 1, 6, 1), "heads": (3, 6, 12, 24)},
+}
+
+register_variants(__name__, CAT, VARIANTS, paper_ids="arXiv:2106.05786", first_conv="stem.proj", classifier="head.fc")

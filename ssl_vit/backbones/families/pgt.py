@@ -1,0 +1,136 @@
+"""Pyramid Group Transformer, the encoder of Fully Transformer Networks (arXiv 2106.04108).
+
+The map is cut into 8 x 8 groups in the first stage, 4 x 4 in the second, and not at all in the last two; tokens attend
+inside their group. So a group grows with the image, and any size runs; the last groups of a side that the number of
+groups doesn't divide are padded with zeros. Positions come from a depthwise convolution after each block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from timm.layers.norm import LayerNorm2d
+from torch import Tensor, nn
+
+from ssl_vit.backbones.layers import (
+    MapBlock,
+    NHWCStage,
+    PatchEmbed,
+    Pyramid,
+    drop_path_rates,
+    from_windows,
+    init_linear,
+    merge_heads,
+    register_variants,
+    rename,
+    split_heads,
+    to_windows,
+)
+
+
+class GroupAttention(nn.Module):
+    """Attention inside each of `groups` x `groups` parts of the map."""
+
+    def __init__(self, dim: int, heads: int, groups: int) -> None:
+        super().__init__()
+        self.heads, self.groups = heads, groups
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, D] -> [B, H, W, D]."""
+        size = (x.shape[1], x.shape[2])
+        group = (math.ceil(size[0] / self.groups), math.ceil(size[1] / self.groups))
+        tokens = to_windows(x, group)
+        q, k, v = (split_heads(part, self.heads) for part in (self.q(tokens), *self.kv(tokens).chunk(2, dim=-1)))
+        out = merge_heads(F.scaled_dot_product_attention(q, k, v))
+        x = self.proj(from_windows(out, group, size))
+        return x
+
+
+class Block(MapBlock):
+    """A block that ends with a depthwise convolution and a skip, which tells tokens where they are."""
+
+    def __init__(self, dim: int, attn: nn.Module, drop_path: float) -> None:
+        super().__init__(dim, attn, drop_path)
+        self.cpe = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, D] -> [B, H, W, D]."""
+        x = super().forward(x)
+        x = x + self.cpe(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x
+
+
+class PyramidGroupTransformer(Pyramid):
+    """Patches of 4 pixels, four stages at strides 4 to 32 and a linear head on the mean of the last map.
+
+    Args:
+        embed_dim: channels of the first stage; each later one has twice as many.
+        depths, heads: of each stage.
+        groups: along each side of the map, for each stage.
+        img_size: that the weights are made for, pixels; any other size runs.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        embed_dim: int = 64,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        heads: Sequence[int] = (2, 4, 8, 16),
+        groups: Sequence[int] = (8, 4, 1, 1),
+    ) -> None:
+        dims = [embed_dim * 2**i for i in range(4)]
+        rates = drop_path_rates(drop_path_rate, sum(depths))
+        stages = []
+        for i, dim in enumerate(dims):
+            blocks = [Block(dim, GroupAttention(dim, heads[i], groups[i]), next(rates)) for _ in range(depths[i])]
+            stages.append(NHWCStage(PatchEmbed(dims[i - 1], dim, 2) if i else nn.Identity(), blocks))
+        super().__init__(
+            PatchEmbed(in_chans, embed_dim, 4),
+            stages,
+            dims,
+            norm=LayerNorm2d(dims[-1], eps=1e-5),
+            num_classes=num_classes,
+            in_chans=in_chans,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+        )
+        init_linear(self)
+
+
+def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names of the authors' encoder for mmsegmentation to ours, less the norms between encoder and decoder.
+
+    It has no classifier; build the model with ``num_classes=0`` to load it.
+    """
+    return rename(
+        {name: weight for name, weight in weights.items() if name.split(".")[0] not in ("norm0", "norm1", "norm2")},
+        (r"^norm3\.", "norm."),
+        (r"^stages\.0\.transform\.", "stem."),
+        (r"\.transform\.", ".downsample."),
+        (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
+        (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
+        (r"\.cpe\.conv\.", ".cpe."),
+    )
+
+
+VARIANTS: dict[str, dict[str, Any]] = {"pgt_tiny": {"embed_dim": 64, "depths": (2, 2, 6, 2), "heads": (2, 4, 8, 16)}}
+
+register_variants(
+    __name__,
+    PyramidGroupTransformer,
+    VARIANTS,
+    paper_ids="arXiv:2106.04108",
+    first_conv="stem.proj",
+    classifier="head.fc",
+)

@@ -1,0 +1,130 @@
+"""Backbones by name: timm's, and our own families, which register in timm's registry when they are imported."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import timm
+from timm.models import model_entrypoint
+
+from ssl_vit.backbones import families
+from ssl_vit.backbones.anatomy import Anatomy, Argument, build, examine
+from ssl_vit.backbones.backbone import BackboneInfo
+from ssl_vit.backbones.kinds import kind_of
+from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.backbones.weights import load_weights
+from ssl_vit.errors import UserError
+
+_FEW = 60  # names in a table whose models are looked at, at about a second each
+
+
+@dataclass(frozen=True)
+class BackboneRow:
+    """One line of the table of backbones; `info` only where few were asked for."""
+
+    name: str
+    family: str
+    kind: str | None  # None for a family that was not looked at and that the table of kinds doesn't know
+    info: BackboneInfo | None
+
+
+def create_backbone(
+    name: str,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    drop_path: float = 0.0,
+    model_args: Mapping[str, Argument] | None = None,
+    weights: str | Path | None = None,
+    masked: bool = False,
+) -> TimmBackbone:
+    """Any name of :func:`list_backbones` as a backbone with random weights, or with those of a file.
+
+    image_size: pixels, one number or (height, width); the published size without. drop_path: the rate of stochastic
+    depth. model_args: what timm's constructor takes, such as ``{"patch_size": 8}``. weights: a .safetensors or .pth
+    file or a folder in timm's layout, loaded strictly. masked: own the mask token that masked images need.
+
+    Errors: UserError for an unknown name, key, size or file, and for stochastic depth where there is none.
+
+    >>> backbone = create_backbone("vit_tiny_patch16_224", model_args={"depth": 1})
+    >>> backbone.info.dim, backbone.info.patch, backbone.info.any_size, backbone.info.multiple
+    (192, 16, True, 16)
+    """
+    anatomy = _anatomy(name, image_size, model_args)
+    args: dict[str, Argument] = dict(anatomy.build_args)
+    if anatomy.drops_paths:
+        args["drop_path_rate"] = drop_path
+    elif drop_path:
+        raise UserError(f"drop_path is {drop_path}, but {name} has no stochastic depth; set drop_path to 0")
+    model = build(name, args)
+    if weights is not None:
+        load_weights(model, name, weights)
+    return TimmBackbone(model, anatomy, masked)
+
+
+def backbone_info(
+    name: str,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    model_args: Mapping[str, Argument] | None = None,
+) -> BackboneInfo:
+    """What :func:`create_backbone` would make, without making its weights.
+
+    >>> info = backbone_info("resnet50")
+    >>> info.parameters, info.dim, [stage.stride for stage in info.stages]
+    (23508032, 2048, [2, 4, 8, 16, 32])
+    """
+    return _anatomy(name, image_size, model_args).info
+
+
+def list_backbones(pattern: str = "*") -> list[BackboneRow]:
+    """Every name that matches a pattern with ``*`` and ``?``, sorted as timm sorts them.
+
+    >>> [row.name for row in list_backbones("vit_tiny_patch16_*")]
+    ['vit_tiny_patch16_224', 'vit_tiny_patch16_384', 'vit_tiny_patch16_dinov3', 'vit_tiny_patch16_dinov3_qkvb']
+    """
+    _import_families()
+    names: list[str] = timm.list_models(pattern)
+    if not names:
+        raise UserError(f"{pattern}: no backbone has such a name; {_nearest(pattern.strip('*?'))}")
+    return [_row(name, looked_at=len(names) <= _FEW) for name in names]
+
+
+def _row(name: str, looked_at: bool) -> BackboneRow:
+    family = _family(name)
+    if not looked_at:
+        return BackboneRow(name, family, kind_of(name, family), None)
+    info = backbone_info(name)
+    return BackboneRow(name, family, info.kind, info)
+
+
+def _anatomy(name: str, image_size: int | tuple[int, int] | None, model_args: Mapping[str, Argument] | None) -> Anatomy:
+    _import_families()
+    if not timm.is_model(name):
+        raise UserError(f"{name}: no such backbone; {_nearest(name)}")
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    args = {key: tuple(value) if isinstance(value, list) else value for key, value in (model_args or {}).items()}
+    return examine(name, _family(name), size, tuple(sorted(args.items())))
+
+
+def _family(name: str) -> str:
+    """timm's module of a name."""
+    module: str = model_entrypoint(name).__module__
+    return module.rpartition(".")[2]
+
+
+def _nearest(name: str) -> str:
+    close = difflib.get_close_matches(name, timm.list_models(), 3, cutoff=0)
+    return f"did you mean {', '.join(close)}?"
+
+
+@cache
+def _import_families() -> None:
+    """Import every file of our families; each registers its names in timm's registry."""
+    for module in pkgutil.iter_modules(families.__path__, f"{families.__name__}."):
+        importlib.import_module(module.name)

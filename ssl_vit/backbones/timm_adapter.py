@@ -1,0 +1,76 @@
+"""The one adapter between timm's models and the backbone contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_vit.backbones.anatomy import Anatomy, Argument, patch_embedding
+from ssl_vit.backbones.backbone import Backbone, Features
+from ssl_vit.backbones.layout import TimmModel
+
+
+class TimmBackbone(Backbone):
+    """A timm model behind the contract.
+
+    ``model`` is timm's own, so that ``model.state_dict()`` loads in ``timm.create_model(name, num_classes=0,
+    **timm_args)``. With ``masked`` the adapter owns a learned ``mask_token`` [D] where there is a patch embedding.
+    """
+
+    def __init__(self, model: TimmModel, anatomy: Anatomy, masked: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.info = anatomy.info
+        self.layout = anatomy.layout
+        self.timm_args: dict[str, Argument] = dict(anatomy.weight_args)
+        self.mask_token: nn.Parameter | None = None
+        self._mask: Tensor | None = None  # of the pass under way, for the hook
+        embedding = patch_embedding(model)
+        if masked and embedding is not None:
+            self.mask_token = nn.Parameter(torch.empty(embedding.proj.out_channels))
+            nn.init.trunc_normal_(self.mask_token, std=0.02)  # as BEiT's (arXiv 2106.08254)
+            embedding.register_forward_hook(self._hide_embeddings)
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Features:
+        """images: [B, 3, H, W] normalised; mask: bool [B, h, w], True = hidden, of the patch grid.
+
+        Hidden are the patch embeddings, or without a patch embedding the pixels, that lie under the mask; a mask that
+        is coarser than the patch embedding (a Swin's, at the stride of its last stage) covers several of them.
+
+        Errors: ValueError for a mask where the patch embedding has no mask token (``masked=True`` makes one).
+        """
+        if mask is not None and self.mask_token is None:
+            if self.info.patch is not None:
+                raise ValueError(f"{self.info.name}: no mask token; create the backbone with masked=True")
+            hidden = _spread(mask, images.shape[-2], images.shape[-1])
+            images = images.masked_fill(hidden[:, None], 0.0)  # 0 is the mean colour
+        elif mask is not None:
+            patch = self.info.patch or 1
+            self._mask = _spread(mask, images.shape[-2] // patch, images.shape[-1] // patch)
+        try:
+            return self.layout.read(self.model, images)
+        finally:
+            self._mask = None
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] -> the map of every stage, [B, C_i, H/s_i, W/s_i], finest first."""
+        return self.layout.pyramid(self.model, images)
+
+    def _hide_embeddings(self, embedding: Any, _: Any, embedded: Tensor) -> Tensor:
+        """The mask token in place of hidden patches, in [B, H * W, D], [B, H, W, D] or [B, D, H, W]."""
+        if self._mask is None or self.mask_token is None:
+            return embedded
+        token = self.mask_token.to(embedded.dtype)
+        if embedded.ndim == 3:
+            return torch.where(self._mask.flatten(1)[..., None], token, embedded)
+        if embedding.output_fmt == "NHWC":
+            return torch.where(self._mask[..., None], token, embedded)
+        return torch.where(self._mask[:, None], token[:, None, None], embedded)
+
+
+def _spread(mask: Tensor, height: int, width: int) -> Tensor:
+    """A mask [B, h, w] on the finer grid [B, height, width]."""
+    return F.interpolate(mask[:, None].float(), size=(height, width), mode="nearest")[:, 0] > 0

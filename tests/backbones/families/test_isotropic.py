@@ -1,0 +1,391 @@
+"""Plain ViTs: every variant's size, and one of each family, cut to a few blocks, at any image size and both ways."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from scipy import linalg, ndimage
+from timm.models.vision_transformer import VisionTransformer
+from timm.optim import param_groups_layer_decay
+from torch import nn
+
+from ssl_vit.backbones.attention import LinformerAttention, NystromAttention, PerformerAttention, pseudo_inverse
+from tests.golden.verify import fill_official, image_input
+
+for family in ("t2t_vit", "augvit", "refiner", "rams_trans", "vision_xformer", "multi_stream"):
+    importlib.import_module(f"ssl_vit.backbones.families.{family}")
+
+MODELS: dict[str, dict[str, Any]] = {  # name -> arguments that make it quick
+    "t2t_vit_7": {"depth": 2},
+    "t2t_vit_t_14": {"depth": 2},
+    "augvit_small_linear": {"depth": 2},
+    "augvit_small_circulant2": {"depth": 2},
+    "refiner_vit_s": {"depth": 4},
+    "rams_trans_base_patch32_448": {"depth": 2, "img_size": 224},
+    "vit_tiny_performer_patch16_224": {"depth": 2},
+    "vit_tiny_linformer_patch16_224": {"depth": 2},
+    "vit_tiny_nystrom_patch16_224": {"depth": 2},
+    "multi_stream_vit_tiny_patch16_224": {"depth": 6},
+}
+
+DEIT = {"tiny": 5_717_416, "small": 22_050_664, "base": 86_567_656}  # 1000 classes
+PARAMETERS = {  # of the authors' code where there is one, as it is built there
+    "t2t_vit_7": 4_310_222,
+    "t2t_vit_12": 6_941_902,
+    "t2t_vit_14": 21_545_550,
+    "t2t_vit_19": 39_177_422,
+    "t2t_vit_24": 64_105_934,
+    "t2t_vit_t_14": 21_541_070,
+    "t2t_vit_t_19": 39_172_942,
+    "t2t_vit_14_resnext": 21_545_550,  # t2t_vit_14 with more heads
+    "augvit_small": 22_050_664,
+    "augvit_small_linear": 25_598_824,
+    "augvit_small_linear2": 29_146_984,
+    "augvit_small_circulant2": 22_142_824,
+    "augvit_base_circulant2": 86_751_976,
+    "refiner_vit_s": 25_408_656,
+    "refiner_vit_m": 55_450_932,
+    "refiner_vit_l": 81_150_192,
+    "rams_trans_base_patch32_448": 87_723_464,
+    **{f"multi_stream_vit_{size}_patch16_224": count for size, count in DEIT.items()},
+    **{f"vit_{size}_performer_patch16_224": count for size, count in DEIT.items()},
+    "vit_tiny_linformer_patch16_224": DEIT["tiny"] + 12 * 2 * 64 * 197,
+    "vit_tiny_nystrom_patch16_224": DEIT["tiny"] + 12 * 3 * 33,
+}
+
+models = pytest.mark.parametrize("name", MODELS)
+
+
+def build(name: str, **options: Any) -> nn.Module:
+    """In eval mode, with weights that leave no branch silent."""
+    model = timm.create_model(name, **{**MODELS.get(name, {}), **options})
+    wanted = {n: p.shape for n, p in model.state_dict().items() if p.is_floating_point()}
+    model.load_state_dict(fill_official(wanted), strict=False)
+    return model.eval()
+
+
+@pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
+def test_parameters(name, count):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+@models
+@pytest.mark.parametrize("size", [(96, 96), (97, 131), (256, 160)])
+def test_any_size(name, size):
+    model = build(name)
+    stride = model.feature_info[-1]["reduction"]
+    with torch.inference_mode():
+        tokens, (*_, last) = model.forward_intermediates(torch.randn(1, 3, *size))
+    height, width = (math.ceil(side / stride) for side in size)
+    assert last.shape == (1, model.num_features, height, width)
+    assert tokens.shape == (1, height * width + model.num_prefix_tokens, model.num_features)
+    assert tokens.isfinite().all()
+
+
+@models
+def test_runs_on_the_meta_device(name):
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0, **MODELS[name])
+        assert model(torch.zeros(2, 3, 64, 96)).shape == (2, model.num_features)
+
+
+@models
+def test_padding_is_what_a_ragged_image_gets(name):
+    model = build(name)
+    stride = model.feature_info[-1]["reduction"]
+    x = torch.randn(1, 3, 97, 131)
+    padded = F.pad(x, (0, -131 % stride, 0, -97 % stride))
+    with torch.inference_mode():
+        assert torch.allclose(model(x), model(padded), atol=1e-5)
+
+
+@models
+def test_every_way_to_features_agrees(name):
+    model = build(name)
+    x = image_input((2, 3, 128, 128))[:, :, :96]
+    with torch.inference_mode():
+        logits, features = model(x), model.forward_features(x)
+        final, levels = model.forward_intermediates(x)
+        (last,) = model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)
+        (tokens,) = model.forward_intermediates(x, indices=1, output_fmt="NLC", intermediates_only=True)
+        first = model.forward_intermediates(
+            x, indices=[0], stop_early=True, return_prefix_tokens=True, intermediates_only=True
+        )
+        pooled = model.forward_head(features, pre_logits=True)
+        model.reset_classifier(0)
+        headless = model(x)
+        pyramid = timm.create_model(name, features_only=True, out_indices=(0, 1), **MODELS[name])
+        pyramid.model.load_state_dict(model.state_dict(), strict=False)
+        pruned = pyramid.eval()(x)
+    prefix = model.num_prefix_tokens
+    assert torch.equal(final, features)
+    assert len(levels) == len(model.feature_info)
+    assert torch.equal(last, features[:, prefix:].transpose(1, 2).reshape(last.shape))
+    assert torch.equal(tokens.transpose(1, 2).reshape(last.shape), levels[-1])
+    assert torch.equal(first[0][0], levels[0])
+    assert first[0][1].shape == (2, prefix, model.num_features)
+    assert torch.equal(headless, pooled)
+    assert torch.equal(pooled, features[:, 0])
+    assert logits.shape[1] in (200, 1000)
+    assert all(torch.equal(a, b) for a, b in zip(pruned, levels[:2], strict=True))
+
+
+@models
+def test_gradient_reaches_every_parameter_and_checkpointing_keeps_it(name):
+    model = build(name)
+    x = image_input((2, 3, 96, 96))
+    gradients = []
+    for checkpointing in (False, True):
+        model.zero_grad()
+        model.set_grad_checkpointing(checkpointing)
+        model(x).square().mean().backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
+    plain, recomputed = gradients
+    assert [n for n, grad in plain.items() if not grad.any()] == []
+    assert all(torch.equal(plain[n], recomputed[n]) for n in plain)
+    fixed = {n for n, p in model.named_parameters() if not p.requires_grad}
+    assert {n.rpartition(".")[2] for n in fixed} <= {"w", "pos_embed"}  # T2T's directions and sinusoids
+
+
+@models
+def test_bfloat16_is_close(name):
+    model = build(name)
+    x = image_input((2, 3, 96, 96))
+    with torch.inference_mode():
+        exact = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = model(x)
+    assert rough.dtype == torch.bfloat16
+    assert (rough - exact).norm() < 0.1 * exact.norm()
+
+
+@models
+def test_drop_path_channels_and_classes(name):
+    model = build(name, in_chans=1, num_classes=7, drop_path_rate=0.5)
+    x = torch.randn(2, 1, 64, 64)
+    assert model(x).shape == (2, 7)
+    model.reset_classifier(5)
+    assert model(x).shape == (2, 5)
+    model.train()
+    for module in model.modules():  # its own randomness apart, a model in training mode would be repeatable
+        if isinstance(module, nn.Dropout | nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    torch.manual_seed(0)
+    assert len({model(x).sum().item() for _ in range(6)}) > 1
+
+
+@models
+def test_layer_decay_groups_hold_every_trained_parameter_once(name):
+    model = timm.create_model(name, **MODELS[name])
+    groups = param_groups_layer_decay(model, 0.05, model.no_weight_decay(), layer_decay=0.75)
+    trained = {id(p): n for n, p in model.named_parameters() if p.requires_grad}
+    scale = {trained[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(scale) == len(trained)
+    assert scale["cls_token"] == min(scale.values()) < scale["blocks.0.norm1.weight"] < scale["blocks.1.norm1.weight"]
+    assert scale["head.weight"] == 1.0
+    undecayed = {trained[id(p)] for group in groups if group["weight_decay"] == 0.0 for p in group["params"]}
+    assert "cls_token" in undecayed
+    assert "head.weight" not in undecayed
+
+
+@models
+def test_compiles_without_graph_breaks(name):
+    model = build(name)
+    x = image_input((1, 3, 64, 64))
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        assert torch.allclose(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_t2t_positions_are_fixed_sinusoids():
+    model = timm.create_model("t2t_vit_7", depth=1)
+    position, channel = 5, 6
+    assert not model.pos_embed.requires_grad
+    angle = position / 10000 ** (channel / 256)
+    assert model.pos_embed[0, position, channel].item() == pytest.approx(math.sin(angle), abs=1e-6)
+    assert model.pos_embed[0, position, channel + 1].item() == pytest.approx(math.cos(angle), abs=1e-6)
+
+
+def test_t2t_refuses_another_patch_size():
+    with pytest.raises(ValueError, match="16 only"):
+        timm.create_model("t2t_vit_7", patch_size=8)
+
+
+def test_circulant_layer_is_the_matrix_of_the_official_checkpoints():
+    augvit = importlib.import_module("ssl_vit.backbones.families.augvit")
+    columns, bias, x = torch.randn(16 * 24), torch.randn(96), torch.randn(5, 96)
+    official = {
+        "blocks.0.augs_attn2.0.weight_list": columns,
+        "blocks.0.augs_attn2.0.index_matrix": torch.zeros(96, 96),
+        "blocks.0.augs_attn2.0.bias": bias,
+    }
+    ours = augvit.load_official(official)
+    assert set(ours) == {"blocks.0.shortcuts1.1.weight", "blocks.0.shortcuts1.1.bias"}
+    layer = augvit.BlockCirculant(96)
+    layer.load_state_dict({name.rpartition(".")[2]: value for name, value in ours.items()})
+    blocks = columns.numpy().reshape(4, 4, 24)
+    matrix = np.block([[linalg.circulant(block) for block in row] for row in blocks])
+    assert torch.allclose(layer(x), F.linear(x, torch.from_numpy(matrix), bias), atol=1e-5)
+
+
+def test_augvit_without_shortcuts_is_the_plain_vit():
+    ours = build("augvit_small", depth=2)
+    plain = VisionTransformer(embed_dim=384, depth=2, num_heads=6).eval()
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        assert torch.equal(ours(x), plain(x))
+
+
+def test_one_stream_without_skip_is_the_plain_vit():
+    ours = build("multi_stream_vit_tiny_patch16_224", depth=4, streams=1, skip=False)
+    plain = VisionTransformer(embed_dim=192, depth=4, num_heads=3).eval()
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        assert torch.equal(ours(x), plain(x))
+
+
+def test_streams_are_summed_with_the_first_block():
+    model = build("multi_stream_vit_tiny_patch16_224", depth=6)
+    for block in model.blocks[1:-1]:  # identities
+        for layer in (block.attn.proj, block.mlp.fc2):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    with torch.inference_mode():
+        first, *inner, last = model.forward_intermediates(
+            torch.randn(1, 3, 64, 64), output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
+        )
+        tokens = [torch.cat([prefix, patches], dim=1) for patches, prefix in (first, *inner, last)]
+        assert len(inner) == 2
+        assert all(torch.allclose(level, 2 * tokens[0]) for level in tokens[1:-1])
+        assert torch.allclose(tokens[-1], model.blocks[-1](3 * tokens[0]), atol=1e-5)
+
+
+def test_streams_must_be_equal():
+    with pytest.raises(ValueError, match="depth 7"):
+        timm.create_model("multi_stream_vit_tiny_patch16_224", depth=7)
+
+
+def exact_attention(q, k, v):
+    return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1) @ v
+
+
+def test_linformer_with_each_token_its_own_mixture_is_attention():
+    layer = LinformerAttention(32, 2)
+    q, k, v = torch.randn(3, 1, 2, 64, 16).unbind()
+    layer.key_mix.data = layer.value_mix.data = torch.eye(64)
+    assert torch.allclose(layer.mix(q, k, v), exact_attention(q, k, v), atol=1e-5)
+
+
+def test_linformer_keeps_the_class_token_and_the_total_weight_at_another_size():
+    layer = LinformerAttention(32, 2)
+    layer.build_for(tokens=1 + 49, prefix=1)
+    weights = torch.linspace(0, 1, 50).expand(64, 50)
+    resized = layer.resized(weights, 1 + 196)
+    assert resized.shape == (64, 197)
+    assert torch.equal(resized[:, 0], weights[:, 0])
+    assert torch.allclose(resized[:, 1:].sum(1), weights[:, 1:].sum(1), rtol=1e-4)
+
+
+def test_linformer_is_built_for_the_models_tokens():
+    model = timm.create_model("vit_tiny_linformer_patch16_224", depth=1, img_size=96, reg_tokens=2)
+    assert model.blocks[0].attn.key_mix.shape == (64, 36 + 3)
+    assert model.blocks[0].attn.prefix == 3
+
+
+def test_nystrom_is_exact_when_every_token_is_a_landmark():
+    layer = NystromAttention(32, 2)
+    nn.init.zeros_(layer.conv.weight)
+    q, k, v = torch.randn(3, 1, 2, 40, 16).unbind()
+    q = k = 2 * q  # a well-conditioned kernel, whose inverse the iteration reaches
+    assert torch.allclose(layer.mix(q, k, v), exact_attention(q, k, v), atol=1e-3)
+
+
+def test_pseudo_inverse_is_numpys():
+    x = (torch.randn(3, 8, 8) + 4 * torch.eye(8)).softmax(-1)
+    expected = torch.from_numpy(np.linalg.pinv(x.numpy()))
+    assert torch.allclose(pseudo_inverse(x, rounds=12), expected, atol=1e-3)
+
+
+def test_performer_with_many_directions_is_attention():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 1, 50, 16).unbind()
+    q, k = q / 2, k / 2  # the variance of the estimate grows exponentially with their length
+    layer = PerformerAttention(16, 1)
+    layer.directions = torch.cat([PerformerAttention(16, 1).directions for _ in range(400)])
+    exact = exact_attention(q, k, v)
+    assert (layer.mix(q, k, v) - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize("kind", ["performer", "linformer", "nystrom"])
+def test_any_plain_family_takes_a_kind_of_attention(kind):
+    model = timm.create_model("t2t_vit_7", depth=1, attn_layer=kind)
+    assert type(model.blocks[0].attn).__name__.lower() == f"{kind}attention"
+    with pytest.raises(ValueError, match="no attention mask"):
+        model(torch.randn(1, 3, 64, 64), is_causal=True)
+
+
+def test_rams_boxes_are_scipys():
+    rams = importlib.import_module("ssl_vit.backbones.families.rams_trans")
+    torch.manual_seed(0)
+    masks = torch.rand(40, 9, 14) > 0.6
+    masks[0] = False
+    boxes = rams.largest_box(masks)
+    assert boxes[0].tolist() == [0, 0, 9, 14]
+    for mask, box in zip(masks[1:], boxes[1:], strict=True):
+        labels, count = ndimage.label(mask.numpy(), structure=np.ones((3, 3)))
+        sizes = ndimage.sum_labels(mask.numpy(), labels, range(1, count + 1))
+        rows, columns = ndimage.find_objects(labels)[int(sizes.argmax())]
+        assert box.tolist() == [rows.start, columns.start, rows.stop, columns.stop]
+
+
+def test_rams_zoom_is_a_crop_resized():
+    rams = importlib.import_module("ssl_vit.backbones.families.rams_trans")
+    images = torch.randn(2, 3, 64, 96)
+    boxes = torch.tensor([[0, 31, 31, 63], [7, 0, 63, 95]])
+    zoomed = rams.zoom(images, boxes)
+    for image, zoom, (top, left, bottom, right) in zip(images, zoomed, boxes.tolist(), strict=True):
+        crop = image[None, :, top : bottom + 1, left : right + 1]
+        expected = F.interpolate(crop, size=(64, 96), mode="bilinear", align_corners=True)[0]
+        assert torch.allclose(zoom, expected, atol=1e-4)
+
+
+def test_rams_scores_are_attention_rolled_out():
+    model = build("rams_trans_base_patch32_448")
+    maps = []
+    for block in model.blocks:
+        block.attn.fused_attn = False  # so that timm's own attention maps can be caught
+        block.attn.attn_drop.register_forward_hook(lambda *call: maps.append(call[2].mean(1).double()))
+    with torch.inference_mode():
+        model(torch.randn(2, 3, 96, 128))
+        images = torch.randn(2, 3, 96, 128)
+        maps.clear()
+        model(images)
+        caught = list(maps)
+        scores = model.scores(images)
+    rollout = torch.eye(2 + 12, dtype=torch.float64)
+    for attention in caught:
+        step = attention + torch.eye(2 + 12)
+        rollout = step / step.sum(-1, keepdim=True) @ rollout
+    assert torch.allclose(scores.double(), rollout[:, :, 2:].mean(1).reshape(2, 3, 4), atol=1e-5)
+
+
+def test_rams_looks_twice():
+    model = build("rams_trans_base_patch32_448")
+    images = image_input((2, 3, 224, 224))
+    whole, region = model.forward_scales(images)
+    boxes = model.regions(images)
+    assert torch.allclose(whole, model(images), atol=1e-5)
+    assert ((boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= 223).all()).item()
+    (whole.square().mean() + region.square().mean()).backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())

@@ -1,0 +1,115 @@
+"""The contract, for one model of every family, against timm's own model with the same weights."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from ssl_vit.backbones import create_backbone
+from ssl_vit.backbones.timm_adapter import TimmBackbone
+from tests.families import cheapest
+
+FAMILIES = sorted(cheapest())
+# Their last map is another than the last level that forward_intermediates gives.
+OTHER_LAST_MAP = {"efficientnet", "fastvit", "hrnet", "mobilenetv5", "rexnet"}
+
+
+def pictures(backbone: TimmBackbone, height: int = 0, width: int = 0) -> Tensor:
+    size = (height or backbone.info.size[0], width or backbone.info.size[1])
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def backbone(request: pytest.FixtureRequest) -> TimmBackbone:
+    name, kwargs = cheapest()[request.param]
+    torch.manual_seed(0)
+    return create_backbone(name, **kwargs, masked=True).eval()
+
+
+def test_table_covers_timm() -> None:
+    theirs = {timm.models.model_entrypoint(name).__module__ for name in timm.list_models()}
+    assert {module.rpartition(".")[2] for module in theirs} <= set(FAMILIES)
+
+
+def test_pooled_and_its_gradients_are_timms(backbone: TimmBackbone) -> None:
+    plain = timm.create_model(backbone.info.name, num_classes=0, **backbone.timm_args).eval()
+    plain.load_state_dict(backbone.model.state_dict(), strict=True)
+    images = pictures(backbone)
+    expected = plain.forward_head(plain.forward_features(images), pre_logits=True)
+    pooled = backbone(images).pooled
+    assert pooled.shape == (2, backbone.info.dim)
+    torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-5)
+    expected.square().mean().backward()
+    pooled.square().mean().backward()
+    reached = {name for name, parameter in backbone.model.named_parameters() if parameter.grad is not None}
+    assert reached == {name for name, parameter in plain.named_parameters() if parameter.grad is not None}
+    backbone.zero_grad()
+
+
+@torch.no_grad()
+def test_maps_agree_with_info(backbone: TimmBackbone) -> None:
+    images, info = pictures(backbone), backbone.info
+    patches, maps = backbone(images).patches, backbone.pyramid(images)
+    assert patches.shape[1] == info.patch_dim
+    assert [level.shape[1] for level in maps] == [stage.channels for stage in info.stages]
+    for level, stage in zip(maps, info.stages, strict=True):
+        assert all(
+            abs(side / stage.stride - cells) <= 1.5 for side, cells in zip(info.size, level.shape[2:], strict=True)
+        )
+    assert info.parameters == sum(parameter.numel() for parameter in backbone.model.parameters())
+
+
+@torch.no_grad()
+def test_patches_are_in_their_place(backbone: TimmBackbone) -> None:
+    """Against timm's own last level, before or after the final norm."""
+    if backbone.info.family in OTHER_LAST_MAP:
+        pytest.skip("the last map is no level of forward_intermediates")
+    images = pictures(backbone)
+    patches = backbone(images).patches
+    raw = backbone.model.forward_intermediates(images, indices=1, intermediates_only=True)[-1]
+    same = raw.shape == patches.shape and torch.allclose(patches, raw, rtol=1e-4, atol=1e-5)
+    if not same:
+        normed = backbone.model.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[-1]
+        torch.testing.assert_close(patches, normed, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_other_sizes(backbone: TimmBackbone) -> None:
+    info = backbone.info
+    if info.any_size:
+        height, width = info.size[0] + 3 * info.multiple, info.size[1] + info.multiple
+        cell = info.size[0] / backbone(pictures(backbone)).patches.shape[2]
+        features = backbone(pictures(backbone, height, width))
+        rows, columns = features.patches.shape[2:]
+        assert abs(height / cell - rows) <= 1.5
+        assert abs(width / cell - columns) <= 1.5
+        assert features.pooled.isfinite().all()
+        maps = backbone.pyramid(pictures(backbone, height, width))
+        assert len(maps) == len(info.stages)
+    else:
+        assert any("pixels only" in sentence for sentence in info.limits)
+        larger = pictures(backbone, info.size[0] + 64, info.size[1] + 64)
+        if info.family != "crossvit":  # resizes every image to its own size
+            with pytest.raises((AssertionError, RuntimeError)):
+                backbone(larger)
+
+
+@torch.no_grad()
+def test_masks_hide(backbone: TimmBackbone) -> None:
+    """Masked patches change what comes out, and what was under them doesn't."""
+    images = pictures(backbone)
+    seen = backbone(images)
+    rows, columns = seen.patches.shape[2:]
+    mask = torch.zeros(2, rows, columns, dtype=torch.bool)
+    mask[:, 0, columns - 1] = True
+    hidden = backbone(images, mask)
+    assert not torch.allclose(hidden.pooled, seen.pooled, rtol=1e-4, atol=1e-7)
+    height, width = images.shape[2:]
+    under = (torch.arange(height) * rows // height == 0)[:, None] & (
+        torch.arange(width) * columns // width == columns - 1
+    )
+    repainted = backbone(torch.where(under, torch.randn_like(images), images), mask)
+    torch.testing.assert_close(repainted.pooled, hidden.pooled, rtol=0, atol=0)
+    torch.testing.assert_close(repainted.patches, hidden.patches, rtol=0, atol=0)

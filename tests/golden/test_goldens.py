@@ -1,0 +1,101 @@
+"""Every fingerprint of an official model in this folder; and that the check itself can fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.golden import verify
+from tests.golden.names import NAMES
+
+FILES = sorted(Path(__file__).parent.glob("*.json"))
+QUICK = 50_000_000  # parameters
+
+
+def _case(file: Path) -> object:
+    golden = json.loads(file.read_text())
+    marks = [pytest.mark.slow] if golden["params"] > QUICK else []
+    return pytest.param(golden, id=file.stem, marks=marks)
+
+
+@pytest.mark.parametrize("golden", [_case(file) for file in FILES])
+def test_equals_the_official_model(golden):
+    if golden["variant"] not in NAMES.get(golden["case"], {}):
+        pytest.skip(f"no model of ours for {golden['case']}/{golden['variant']}")
+    verdict = verify.verify(golden)
+    assert verdict.passed, str(verdict)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return json.loads((Path(__file__).parent / "t2t__t2t_vit_7.json").read_text())
+
+
+def _run(tmp_path, capsys, golden, **changes):
+    file = tmp_path / "golden.json"
+    file.write_text(json.dumps({**golden, **changes}))
+    status = verify.main([str(file)])
+    return status, capsys.readouterr().out
+
+
+def test_passes_a_file_it_has_never_seen(tmp_path, capsys, golden):
+    status, printed = _run(tmp_path, capsys, golden)
+    assert (status, printed[:4]) == (0, "ok  ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"params": 4_310_223}, "official 4,310,223"),
+        ({"mean": 0.5}, "deviation"),
+        ({"case": "unheard_of"}, "no model for case 'unheard_of'"),
+        ({"variant": "t2t_vit_8"}, "no variant 't2t_vit_8' of t2t"),
+        ({"out": [2, 999]}, "shape [2, 1000], the official one [2, 999]"),
+    ],
+)
+def test_fails_with_a_plain_line(tmp_path, capsys, golden, changes, says):
+    status, printed = _run(tmp_path, capsys, golden, **changes)
+    assert status == 1
+    assert printed.startswith("FAIL")
+    assert printed.count("\n") == 1
+    assert says in printed
+
+
+def test_a_parameter_without_an_official_name_fails(tmp_path, capsys, golden):
+    keys = {name: shape for name, shape in golden["keys"].items() if name != "norm.bias"}
+    status, printed = _run(tmp_path, capsys, golden, keys=keys)
+    assert status == 1
+    assert "missing ['norm.bias']" in printed
+
+
+@pytest.mark.parametrize("place", ["first16", "row1_first8", "mean", "std", "l2"])
+def test_each_part_of_a_fingerprint_counts(place):
+    output = torch.randn(2, 1000)
+    fingerprint = {
+        "out": [2, 1000],
+        "first16": output[0, :16].tolist(),
+        "row1_first8": output[1, :8].tolist(),
+        "mean": output.mean().item(),
+        "std": output.std().item(),
+        "l2": output.norm().item(),
+    }
+    assert verify.compare(output, fingerprint)[0] < 1e-6
+    value = fingerprint[place]
+    changed = [*value[:-1], value[-1] + 0.01] if isinstance(value, list) else value + 0.05
+    assert verify.compare(output, {**fingerprint, place: changed})[0] > verify.TOLERANCE
+
+
+def test_nan_never_passes():
+    output = torch.full((2, 10), float("nan"))
+    flat = {"out": [2, 10], "first16": [0.0] * 10, "row1_first8": [0.0] * 8, "mean": 0.0, "std": 1.0, "l2": 1.0}
+    deviation, scale = verify.compare(output, flat)
+    assert not verify.Verdict(deviation, scale, verify.TOLERANCE, 1, 1).passed
+
+
+def test_every_row_of_the_table_is_one_model():
+    for case, variants in NAMES.items():
+        names = [entry for entry in variants.values() if isinstance(entry, str)]
+        assert len(names) == len(set(names)), case

@@ -1,0 +1,178 @@
+"""Hold a model of ours against the fingerprint of the official one.
+
+Run ``python tests/golden/verify.py FILE…``. Each file names an official model (``case``, ``variant``), its parameter
+names and shapes, and what it answered to a frozen input when filled with frozen weights that depend only on the
+parameters' official names. Our model is found through ``names.py``, filled through its map from the official names,
+run, and compared. Exit status 1 when one deviates too far or isn't known.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from timm.layers.config import set_fused_attn, use_fused_attn
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, only this folder is on the path
+
+from tests.golden.names import OUTPUTS, model_of
+
+TOLERANCE = 1e-4  # of the output's standard deviation
+TOLERANCES = {"regionvit": 1e-5}  # reacts so weakly to the image that 1e-4 would miss a wrong branch
+CHAOTIC = {"shuffle"}  # no norm on the residual path: these weights amplify rounding to the size of the output
+HUGE = 1e6  # from this standard deviation on, rounding is amplified by depth: deviation is taken relative to l2
+
+
+class Verdict(NamedTuple):
+    """How far our model is from the official one."""
+
+    deviation: float  # largest difference over the fingerprint, in units of `scale`
+    scale: str  # "std" or "l2" of the official output
+    tolerance: float
+    params: int
+    official_params: int
+
+    @property
+    def passed(self) -> bool:
+        return self.params == self.official_params and self.deviation <= self.tolerance  # False for nan too
+
+    def __str__(self) -> str:
+        count = f"{self.params:,} parameters"
+        if self.params != self.official_params:
+            count += f" (official {self.official_params:,})"
+        return f"{count}, deviation {self.deviation:.1e} of {self.scale} (at most {self.tolerance:.0e})"
+
+
+def _draw(name: str, shape: Sequence[int]) -> np.ndarray:
+    return np.asarray(np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape)))
+
+
+def _fill(name: str, shape: Sequence[int]) -> Tensor:
+    z = _draw(name, shape)
+    if name.endswith("running_var"):
+        z = 1 + 0.1 * np.abs(z)
+    elif len(shape) <= 1:
+        z = (1 if name.endswith(".weight") else 0) + 0.1 * z
+    else:
+        z = z / math.sqrt(math.prod(shape[1:]))
+    return torch.from_numpy(z.astype(np.float32))
+
+
+def fill_official(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """The frozen weights of an official model, by official name; give parameters and running statistics only."""
+    return {name: _fill(name, shape) for name, shape in shapes.items()}
+
+
+def image_input(shape: Sequence[int]) -> Tensor:
+    """The frozen input: a coarse 7 x 7 pattern plus noise for images [B, 3, S, S], plain noise for anything else."""
+    rng = np.random.RandomState(0)
+    if len(shape) != 4 or shape[1] != 3:
+        return torch.from_numpy(rng.standard_normal(tuple(shape)).astype(np.float32))
+    size = shape[-1]
+    coarse = rng.standard_normal((*shape[:2], 7, 7))
+    cell = 7 * np.arange(size) // size
+    x = 1.5 * coarse[:, :, cell[:, None], cell] + 0.5 * rng.standard_normal(tuple(shape))
+    return torch.from_numpy(x.astype(np.float32))
+
+
+def official_weights(golden: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What the official checkpoint would hold, less the buffers that a model builds for itself.
+
+    A tensor with several names was filled under each in turn: the last one counts, and ``load_official`` must see it.
+    """
+    left_out = {name for name in golden["buffers"] if not name.endswith(("running_mean", "running_var"))}
+    return fill_official({name: shape for name, shape in golden["keys"].items() if name not in left_out})
+
+
+def load_filled(model: nn.Module, golden: Mapping[str, Any]) -> None:
+    """Fill `model` through its family's map from official names; every parameter must be met, and none be left over."""
+    family = importlib.import_module(type(model).__module__)
+    weights = official_weights(golden)
+    if hasattr(family, "load_official"):
+        weights = family.load_official(weights)
+    elif hasattr(family, "checkpoint_filter_fn"):  # a family that timm has
+        weights = family.checkpoint_filter_fn(weights, model)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    wanted = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    wanted |= {name for name in model.state_dict() if name.endswith(("running_mean", "running_var"))}
+    missing = [name for name in missing if name in wanted]
+    if missing or unexpected:
+        raise ValueError(f"official names don't map onto ours: missing {missing[:5]}, left over {unexpected[:5]}")
+
+
+def compare(output: Tensor, golden: Mapping[str, Any]) -> tuple[float, str]:
+    """Largest difference from the fingerprint, and the scale it's measured in ("std" or "l2")."""
+    if list(output.shape) != golden["out"]:
+        raise ValueError(f"output has shape {list(output.shape)}, the official one {golden['out']}")
+    out = output.double()
+    rows = out.reshape(len(out), -1)
+    differences = [
+        (rows[0, :16] - torch.tensor(golden["first16"])).abs().max().item(),
+        (rows[min(1, len(rows) - 1), :8] - torch.tensor(golden["row1_first8"])).abs().max().item(),
+        abs(out.mean().item() - golden["mean"]),
+        abs(out.std().item() - golden["std"]),
+        abs(out.norm().item() - golden["l2"]) / math.sqrt(out.numel()),
+    ]
+    scale = "l2" if golden["std"] > HUGE else "std"
+    deviation = float(np.max(differences))  # np.max hands on nan, max would lose it
+    return deviation / golden[scale], scale
+
+
+@contextmanager
+def official_arithmetic() -> Iterator[None]:
+    """One thread, and no fused attention in layers that heed timm's switch: operations run in the official order."""
+    threads, fused = torch.get_num_threads(), use_fused_attn()
+    torch.set_num_threads(1)
+    set_fused_attn(False)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        set_fused_attn(fused)
+
+
+@torch.inference_mode()
+def verify(golden: Mapping[str, Any]) -> Verdict:
+    """Build, fill and run our counterpart of an official model; KeyError when we don't have it."""
+    case = golden["case"]
+    # Attention layers choose their kernel when they are built, so both building and running are inside.
+    with official_arithmetic() if case in CHAOTIC else nullcontext():
+        model = model_of(case, golden["variant"]).eval()
+        load_filled(model, golden)
+        images = image_input(golden["input"])
+        output = OUTPUTS[case](model, images) if case in OUTPUTS else model(images)
+    params = sum(p.numel() for p in model.parameters())
+    deviation, scale = compare(output, golden)
+    return Verdict(deviation, scale, TOLERANCES.get(case, TOLERANCE), params, golden["params"])
+
+
+def main(files: Sequence[str]) -> int:
+    """Verify each file, a line for each; 1 when one fails."""
+    if not files:
+        print("usage: python tests/golden/verify.py FILE…")
+        return 1
+    failed = 0
+    for file in files:
+        golden = json.loads(Path(file).read_text())
+        try:
+            verdict = verify(golden)
+            ok, text = verdict.passed, str(verdict)
+        except (KeyError, ValueError, RuntimeError) as error:
+            ok, text = False, str(error.args[0] if error.args else error)
+        failed += not ok
+        print(f"{'ok  ' if ok else 'FAIL'} {golden['case']}/{golden['variant']}: {text}", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
