@@ -25,6 +25,7 @@ from ssl_vit.methods.base_config import Situation
 from ssl_vit.training.speed import bfloat16_is_fast
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WIDE = 48  # characters of a setting in a table; what is longer pushes only its own reason
 SMALL_SIDE = 112  # pixels of the short side below which images count as small
 EPOCHS = ((5_000, 200), (50_000, 150), (math.inf, 100))  # up to so many images: epochs; 100 is DINO's shortest recipe
 
@@ -109,6 +110,7 @@ def resolve_config(config: RunConfig, facts: Facts) -> tuple[RunConfig, list[Dec
     resolved = RunConfig.model_validate(resolver.tree)
     open_keys = [f"{a}.{b}" for a, part in resolver.tree.items() for b, value in part.items() if value == "auto"]
     assert not open_keys, f"the recipe of {resolved.method.name} does not decide {open_keys}"
+    resolved.method.check(given)
     _refuse(resolved, info)
     return resolved, resolver.decisions
 
@@ -210,6 +212,7 @@ def _refuse(config: RunConfig, info: BackboneInfo) -> None:
 
 def table(decisions: list[Decision]) -> str:
     """The decisions as aligned lines: key = value, the reason."""
-    width = max((len(d.key) + len(str(d.value)) for d in decisions), default=0) + 3
-    lines = [f"{f'{d.key} = {d.value}':{width}}  {d.why}" for d in decisions]
+    settings = [f"{d.key} = {d.value}" for d in decisions]
+    width = max((len(text) for text in settings if len(text) <= WIDE), default=0)
+    lines = [f"{text:{width}}  {d.why}" for text, d in zip(settings, decisions, strict=True)]
     return "\n".join(["auto settings (change one with --set KEY=VALUE):", *lines])

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ssl_vit.data.plan import View, ViewPlan
+from ssl_vit.errors import UserError
 
 T = TypeVar("T")
 
@@ -81,6 +82,8 @@ class MethodConfig(Section):
     """When to prefer it to the others."""
     clip_per_tensor: ClassVar[bool] = False
     """Whether optim.clip bounds the gradient of each tensor, or of all together."""
+    masks: ClassVar[bool] = False
+    """Whether the method hides patches, for which the backbone then learns a token."""
 
     def choose(self, given: Situation) -> Choices:
         """The recipe: a value and a reason for every setting of the method and of the optimiser that is "auto"."""
@@ -109,7 +112,9 @@ def optimiser_choices(
     """A published recipe for an optimiser with constant weight decay.
 
     lr: (rate, batch) of the paper, scaled linearly to the batch of the run; min_lr: as a share of that.
+    warmup_epochs: of 300; a short run keeps their share, but at least a tenth.
     """
+    warmup = min(warmup_epochs, max(warmup_epochs / 300, 0.1) * given.epochs)
     rate = lr[0] * given.batch_size / lr[1]
     no_paths = drop_path > 0 and not given.drops_paths
     return {
@@ -118,7 +123,7 @@ def optimiser_choices(
         "optim.min_lr": (rate * min_lr, why),
         "optim.weight_decay": (weight_decay, why),
         "optim.weight_decay_end": (weight_decay, why),
-        "optim.warmup_epochs": (warmup_epochs, why),
+        "optim.warmup_epochs": (warmup, why if warmup == warmup_epochs else f"{warmup_epochs:g} of 300 epochs, {why}"),
         "optim.clip": (clip, why),
         "backbone.drop_path": (0.0, "this backbone has no such paths") if no_paths else (drop_path, why),
     }
@@ -159,3 +164,31 @@ def settled(value: T | Literal["auto"]) -> T:
     if value == "auto":
         raise ValueError('a setting is still "auto"; resolve the configuration first')
     return value
+
+
+class TwoViewConfig(MethodConfig):
+    """What BYOL (2006.07733), MoCo v3 (2104.02057) and MoBY (2105.04553) have in common; "papers" are these three."""
+
+    interpolation: ClassVar[str] = "bilinear"
+    """How crops are resized."""
+
+    hidden_dim: Count = 4096
+    """Width of the hidden layers of projector and predictor (papers: 4096)."""
+    out_dim: Count = 256
+    """Length of what projector and predictor give (papers: 256)."""
+    momentum: Momentum = 0.99
+    """The teacher's share of itself at each step, at the start; a cosine takes it to 1.0
+    (papers: 0.99 up to 300 epochs; BYOL over 1000: 0.996)."""
+    scale: Scale = (0.08, 1.0)
+    """Share of the image's area that a crop covers, low and high (papers: 0.08 to 1)."""
+    flip: Fraction = 0.5
+    """Share of crops that are mirrored; 0 where left and right differ, as in text (papers: 0.5)."""
+
+    def check(self, given: Situation) -> None:
+        """Batch norm and contrast compare images with each other."""
+        if given.batch_size < 2:
+            raise UserError(f"train.batch_size: {self.name} compares images with each other; set at least 2")
+
+    def views(self, image_size: int) -> ViewPlan:
+        """BYOL's two views of ``image_size`` pixels."""
+        return ViewPlan(two_views(image_size, self.scale, self.flip, self.interpolation))

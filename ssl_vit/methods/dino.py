@@ -13,17 +13,17 @@ from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.dino_config import Config
 from ssl_vit.methods.heads import DINOHead
 from ssl_vit.methods.method import Method, Progress, Step
-from ssl_vit.methods.targets import centred, sinkhorn
+from ssl_vit.methods.targets import centred, exact, sinkhorn_center
 from ssl_vit.methods.teacher import as_teacher, average_into, mean_over_ranks
 from ssl_vit.schedules import cosine, linear
 
 
 class Branch(nn.Module):
-    """Student or teacher: a backbone and the head on it."""
+    """Student or teacher: a backbone, the head on its pooled features, and one on its patches where there is one."""
 
-    def __init__(self, backbone: Backbone, head: DINOHead) -> None:
+    def __init__(self, backbone: Backbone, head: DINOHead, patch_head: DINOHead | None = None) -> None:
         super().__init__()
-        self.backbone, self.head = backbone, head
+        self.backbone, self.head, self.patch_head = backbone, head, patch_head
 
 
 class DINO(Method):
@@ -32,20 +32,28 @@ class DINO(Method):
     def __init__(self, config: Config, backbone: Backbone, image_size: int) -> None:
         super().__init__()
         self.config, self.image_size = config, image_size
+        self.student = self.new_student(backbone)
+        self.teacher = as_teacher(self.student)
         out_dim = settled(config.out_dim)
-        head = DINOHead(
-            backbone.info.dim,
-            out_dim,
+        self.uniform_loss: float = math.log(out_dim)
+        self.center: Tensor
+        self.register_buffer("center", torch.zeros(1, out_dim))
+
+    def new_student(self, backbone: Backbone) -> Branch:
+        """The backbone with what is trained beside it."""
+        return Branch(backbone, self.new_head(backbone.info.dim))
+
+    def new_head(self, dim: int) -> DINOHead:
+        """A head on features [N, dim] as the configuration describes it."""
+        config = self.config
+        return DINOHead(
+            dim,
+            settled(config.out_dim),
             hidden_dim=config.hidden_dim,
             bottleneck_dim=config.bottleneck_dim,
             batch_norm=settled(config.head_norm) == "batch",
             norm_last_layer=settled(config.norm_last_layer),
         )
-        self.student = Branch(backbone, head)
-        self.teacher = as_teacher(self.student)
-        self.uniform_loss = math.log(out_dim)
-        self.center: Tensor
-        self.register_buffer("center", torch.zeros(1, out_dim))
 
     def views(self) -> ViewPlan:
         """Two global crops, differently augmented, and the local ones."""
@@ -53,38 +61,46 @@ class DINO(Method):
 
     def forward(self, batch: list[Tensor], progress: Progress) -> Step:
         """Batch: global 1 and 2 [B, 3, S, S] each; local [L * B, 3, s, s] where there are any."""
-        size, images = len(batch[0]), torch.cat(batch[:2])
+        images = torch.cat(batch[:2])
         with torch.no_grad():
             seen = self.teacher.backbone(images).pooled
-            logits = exact(self.teacher.head(seen))
-            targets = self._targets(logits, progress)
-            self._seen_center = mean_over_ranks(logits.mean(0, keepdim=True))
-
         features = [self.student.backbone(crops).pooled for crops in (images, *batch[2:])]
-        student = exact(self.student.head(torch.cat(features))) / self.config.student_temp
-        out_dim = student.shape[1]
-        loss = cross_view_loss(student.view(-1, size, out_dim), targets.view(2, size, out_dim))
+        loss, entropy = self.view_loss(seen, torch.cat(features), progress)
+        return Step(loss, {"teacher_entropy": entropy}, seen[: len(batch[0])])
 
-        entropy = torch.special.entr(targets).sum(-1).mean()
-        return Step(loss, {"teacher_entropy": entropy}, seen[:size])
+    def view_loss(self, seen: Tensor, features: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
+        """The loss over pairs of crops, and the entropy of the teacher's targets, both [].
 
-    def _targets(self, logits: Tensor, progress: Progress) -> Tensor:
-        if settled(self.config.centering) == "sinkhorn":
-            return sinkhorn(logits, self.teacher_temp(progress))
-        return centred(logits, self.center, self.teacher_temp(progress))
+        seen: the teacher's pooled features of both global crops [2 * B, D]; features: the student's of all [V * B, D].
+        """
+        with torch.no_grad():
+            logits, temp = exact(self.teacher.head(seen)), self.teacher_temp(progress)
+            targets = centred(logits, self.target_center(logits, self.center, temp), temp)
+            self._seen_center = mean_over_ranks(logits.mean(0, keepdim=True))
+        out_dim = logits.shape[1]
+        student = exact(self.student.head(features)) / self.config.student_temp
+        loss = cross_view_loss(student.view(-1, len(seen) // 2, out_dim), targets.view(2, -1, out_dim))
+        return loss, torch.special.entr(targets).sum(-1).mean()
+
+    def target_center(self, logits: Tensor, center: Tensor, temp: float) -> Tensor:
+        """What the teacher's logits [N, K] are centred by: a running mean [1, K], or what gives equal shares."""
+        return sinkhorn_center(logits, temp) if settled(self.config.centering) == "sinkhorn" else center
 
     def teacher_temp(self, progress: Progress) -> float:
-        """Linear over the warm-up's epochs, a step an epoch, then constant."""
-        epoch = progress.step // progress.per_epoch
-        start, end = settled(self.config.warmup_teacher_temp), settled(self.config.teacher_temp)
+        """Of the teacher's softmax at this step."""
+        return self.warmed_up(settled(self.config.warmup_teacher_temp), settled(self.config.teacher_temp), progress)
+
+    def warmed_up(self, start: float, end: float, progress: Progress) -> float:
+        """Linear over the temperatures' warm-up, a step an epoch, then constant."""
         warmup = round(settled(self.config.warmup_teacher_temp_epochs))
-        return linear(start, end, epoch, warmup)
+        return linear(start, end, progress.step // progress.per_epoch, warmup)
 
     def before_optimizer(self, progress: Progress) -> None:
-        """The last layer rests during the first epochs: its gradients are dropped."""
+        """The heads' last layers rest during the first epochs: their gradients are dropped."""
         if progress.step < settled(self.config.freeze_last_layer_epochs) * progress.per_epoch:
-            for parameter in self.student.head.last_layer.parameters():
-                parameter.grad = None
+            for head in (self.student.head, self.student.patch_head):
+                if head is not None:
+                    head.last_layer.zero_grad()
 
     def after_step(self, progress: Progress) -> None:
         """Centre and teacher move: both are averages of what was just seen."""
@@ -109,8 +125,3 @@ def cross_view_loss(student: Tensor, targets: Tensor) -> Tensor:
         agreement = torch.einsum("tbk,vbk->tvb", targets, student)
     other = ~torch.eye(teachers, crops, dtype=torch.bool, device=student.device)
     return (normaliser - agreement)[other].mean()
-
-
-def exact(x: Tensor) -> Tensor:
-    """At least float32, whatever autocast made of it."""
-    return x if x.dtype == torch.float64 else x.float()

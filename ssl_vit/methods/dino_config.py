@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field
-
-from ssl_vit.data.plan import View, ViewPlan
+from ssl_vit.data.plan import ViewPlan
 from ssl_vit.methods.base_config import (
     Auto,
     Choices,
@@ -19,18 +17,17 @@ from ssl_vit.methods.base_config import (
     CountOrZero,
     Fraction,
     MethodConfig,
+    Momentum,
     NonNegative,
     Positive,
     Scale,
     Situation,
     settled,
+    two_views,
 )
 
 SMALL = 20_000  # images below which the official recipe, made for 1.28 million, is adapted
-TOO_SMALL_TO_CUT = 96  # pixels of a global crop
 OFFICIAL = "official recipe"
-
-Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _adamw(given: Situation) -> Choices:
@@ -60,10 +57,10 @@ def _small_set(given: Situation) -> Choices:
     A teacher near uniform grows out of it only if its temperature is below the student's times the share of its output
     that two crops agree on: with random weights that share is small, and so must the temperature be.
     """
-    prototypes = 2 ** max(7, round(math.log2(given.images / 8)))
+    prototypes = 2 ** max(6, round(math.log2(given.images / 16)))
     momentum = min(0.996, max(0.9, round(1 - 75 / given.steps, 4)))
     choices: Choices = {
-        "method.out_dim": (min(prototypes, 65536), f"{given.images} images: about eight a prototype"),
+        "method.out_dim": (min(prototypes, 65536), f"{given.images} images: about sixteen a prototype"),
         "method.head_norm": ("batch", "small set: without it the head collapses to uniform"),
         "method.centering": ("sinkhorn", "small set: no prototype can win or lose all images"),
         "method.teacher_temp": (0.01, "small set: sharp, or the teacher fades to uniform"),
@@ -72,8 +69,8 @@ def _small_set(given: Situation) -> Choices:
         "method.freeze_last_layer_epochs": (0.0, "small set: every step counts"),
     }
     if given.kind != "convolutional":
-        lr = 2e-3 * 128 / given.dim * math.sqrt(given.batch_size / 128)
-        choices["optim.lr"] = (float(f"{lr:.2g}"), "2e-3 for width 128 and batch 128, less for wider networks")
+        lr = 1e-3 * 128 / given.dim * math.sqrt(given.batch_size / 128)
+        choices["optim.lr"] = (float(f"{lr:.2g}"), "1e-3 for width 128 and batch 128, less for wider networks")
         choices["backbone.drop_path"] = (0.0, "small set: few steps, nothing to regularise yet")
     return choices
 
@@ -137,7 +134,7 @@ class Config(MethodConfig):
 
     def choose(self, given: Situation) -> Choices:
         """The official recipe, or what works on small sets, where the official one collapses to uniform."""
-        local = max(given.multiple, round(given.image_size * 96 / 224 / given.multiple) * given.multiple)
+        patches = round(given.image_size * 96 / 224 / given.multiple)
         choices: Choices = {
             "method.out_dim": (65536, OFFICIAL),
             "method.head_norm": ("none", OFFICIAL),
@@ -151,17 +148,19 @@ class Config(MethodConfig):
             "method.local_crops": (8, OFFICIAL),
             "method.global_scale": ((0.4, 1.0), OFFICIAL),
             "method.local_scale": ((0.05, 0.4), OFFICIAL),
-            "method.local_size": (local, "96 of 224, in whole patches"),
+            "method.local_size": (patches * given.multiple, "96 of 224, in whole patches"),
             "optim.min_lr": (1e-6, OFFICIAL),
-            "optim.warmup_epochs": (min(10.0, given.epochs / 10), "10, official, or a tenth of a short run"),
+            "optim.warmup_epochs": (min(10.0, given.epochs / 20), "10, official, or a twentieth of a short run"),
             "optim.clip": (3.0, OFFICIAL),
         }
         choices |= _sgd(given) if given.kind == "convolutional" else _adamw(given)
         if given.images < SMALL:
             choices |= _small_set(given)
-        if given.image_size < TOO_SMALL_TO_CUT:
-            choices["method.local_crops"] = (0, f"nothing is left to see in part of {given.image_size} pixels")
-            choices["method.global_scale"] = ((0.3, 1.0), "wider than official, as there are no local crops")
+        if patches < 3:
+            choices["method.local_crops"] = (2, "few: for so small images they are nearly as large as the global ones")
+            size = min(3 * given.multiple, given.image_size)
+            choices["method.local_size"] = (size, "3 x 3 patches, to see anything")
+            choices["method.local_scale"] = ((0.12, 0.4), "less of so small an image shows nothing")
         if not given.any_size:
             choices["method.local_size"] = (given.image_size, "this backbone takes one size only")
         return choices
@@ -169,26 +168,13 @@ class Config(MethodConfig):
     def views(self, image_size: int) -> ViewPlan:
         """Two global crops of ``image_size`` pixels and the local ones, with DINO's official augmentation.
 
-        Its blur, up to 2 pixels on crops of 224, keeps its proportion to smaller ones.
-
         >>> config = Config(local_crops=8, global_scale=(0.4, 1.0), local_scale=(0.05, 0.4), local_size=96)
         >>> plan = config.views(224)
         >>> [(view.name, view.count, view.size, view.blur_p) for view in plan.views]
         [('global1', 1, 224, 1.0), ('global2', 1, 224, 0.1), ('local', 8, 96, 0.5)]
         """
-        first = View(
-            name="global1",
-            count=1,
-            size=image_size,
-            scale=settled(self.global_scale),
-            flip_p=self.flip,
-            jitter=(0.4, 0.4, 0.2, 0.1),
-            jitter_p=0.8,
-            gray_p=0.2,
-            blur_p=1.0,
-            blur_sigma=(0.1 * image_size / 224, 2.0 * image_size / 224),
-        )
-        views = [first, replace(first, name="global2", blur_p=0.1, solarize_p=0.2)]
+        first, second = two_views(image_size, settled(self.global_scale), self.flip)
+        views = [first, second]
         if count := settled(self.local_crops):
             size, scale = settled(self.local_size), settled(self.local_scale)
             views.append(replace(first, name="local", count=count, size=size, scale=scale, blur_p=0.5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -10,6 +11,12 @@ import torch.nn.functional as F
 from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
+from torch.utils.checkpoint import checkpoint
+
+from ssl_vit.methods.targets import exact
+
+KEPT = 2**26  # logits that may wait for the backward pass: 256 MiB in float32
+CELLS = 2**24  # where there are more, so many exist at a time
 
 
 class Prototypes(nn.Module):
@@ -28,9 +35,32 @@ class Prototypes(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, D] to logits [N, K]."""
-        length = self.weight_g.squeeze(1) / torch.linalg.vector_norm(self.weight_v, dim=1)
-        logits: Tensor = F.linear(x, self.weight_v) * length
+        logits: Tensor = F.linear(x, self.weight_v) * self._lengths()
         return logits
+
+    def weight(self) -> Tensor:
+        """The prototypes themselves, [K, D]."""
+        return self.weight_v * self._lengths()[:, None]
+
+    def log_partition(self, x: Tensor, temp: float) -> Tensor:
+        """Logsumexp of the logits over ``temp``, [N, D] to [N], in bounded memory."""
+        weight = self.weight() / temp
+        return in_chunks(lambda rows: exact(F.linear(rows, weight)).logsumexp(dim=-1), x, len(weight))
+
+    def _lengths(self) -> Tensor:
+        lengths: Tensor = self.weight_g.squeeze(1) / torch.linalg.vector_norm(self.weight_v, dim=1)
+        return lengths
+
+
+def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, width: int) -> Tensor:
+    """``function(rows)``, for a function of each row [D] through ``width`` numbers, in memory that N does not change.
+
+    Where the numbers are too many to be kept for the backward pass, they are computed again there.
+    """
+    if len(rows) * width <= KEPT:
+        return function(rows)
+    parts = torch.split(rows, max(1, CELLS // width))
+    return torch.cat([checkpoint(function, part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
@@ -40,27 +70,42 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         """[N, D] to [N, D]."""
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(x)
-        x32 = x.float()
-        sums = torch.stack([torch.full_like(x32[0], x32.shape[0]), x32.sum(0), x32.square().sum(0)])
+        wide = x.double()  # a variance far below the squared mean would be lost in float32
+        sums = torch.stack([torch.full_like(wide[0], len(wide)), wide.sum(0), wide.square().sum(0)])
         count, total, squares = all_reduce(sums).unbind()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         mean = total / count
         var = (squares / count - mean.square()).clamp_min(0)
         with torch.no_grad():
             rate = self.momentum if self.momentum is not None else 0.1
-            self.running_mean.lerp_(mean, rate)  # type: ignore[union-attr]  # a buffer, as track_running_stats is on
-            self.running_var.lerp_(var * count / (count - 1), rate)  # type: ignore[union-attr]  # likewise
+            unbiased = var * count / (count - 1)
+            for kept, now in ((self.running_mean, mean), (self.running_var, unbiased)):
+                kept.lerp_(now.to(kept.dtype), rate)  # type: ignore[union-attr]  # buffers, as track_running_stats is on
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]  # likewise
-        out: Tensor = (x32 - mean) * torch.rsqrt(var + self.eps) * self.weight + self.bias
+        out: Tensor = (wide - mean) * torch.rsqrt(var + self.eps)
+        if self.affine:
+            out = out * self.weight + self.bias
         return out.to(x.dtype)
 
 
-def mlp(widths: list[int], batch_norm: bool, activation: type[nn.Module] = nn.GELU) -> nn.Sequential:
-    """Linear layers of the given widths; normalisation and activation after each but the last."""
+def mlp(
+    widths: list[int],
+    batch_norm: bool,
+    activation: type[nn.Module] = nn.GELU,
+    *,
+    bias: bool = True,
+    norm_output: bool = False,
+) -> nn.Sequential:
+    """Linear layers of the given widths; normalisation and activation after each but the last.
+
+    norm_output: batch norm, without weight and bias, after the last too.
+    """
     layers: list[nn.Module] = []
     for i, (a, b) in enumerate(pairwise(widths)):
-        layers.append(nn.Linear(a, b))
+        layers.append(nn.Linear(a, b, bias=bias))
         if i < len(widths) - 2:
             layers += ([GlobalBatchNorm1d(b)] if batch_norm else []) + [activation()]
+    if norm_output:
+        layers.append(GlobalBatchNorm1d(widths[-1], affine=False))
     return nn.Sequential(*layers)
 
 
@@ -87,5 +132,9 @@ class DINOHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features [N, D] to logits [N, out_dim]."""
-        logits: Tensor = self.last_layer(F.normalize(self.mlp(x), dim=-1))
+        logits: Tensor = self.last_layer(self.bottleneck(x))
         return logits
+
+    def bottleneck(self, x: Tensor) -> Tensor:
+        """Features [N, D] to vectors of unit length [N, bottleneck_dim], which the last layer compares."""
+        return F.normalize(self.mlp(x), dim=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -20,11 +21,18 @@ def sinkhorn(logits: Tensor, temp: float, iterations: int = 3) -> Tensor:
     >>> sinkhorn(torch.tensor([[9.0, 8.0], [9.0, 2.0]]), temp=0.5).argmax(1)
     tensor([1, 0])
     """
-    q = logits / temp
+    return centred(logits, sinkhorn_center(logits, temp, iterations), temp)
+
+
+def sinkhorn_center(logits: Tensor, temp: float, iterations: int = 3) -> Tensor:
+    """The centre [1, K] with which :func:`centred` gives Sinkhorn-Knopp's targets for logits [N, K]."""
+    q, center = logits / temp, logits.new_zeros(1, logits.shape[1])
     for _ in range(iterations):
-        q = q - _logsumexp_over_ranks(q)  # the same share for each prototype
+        surplus = _logsumexp_over_ranks(q)
+        center = center + surplus * temp
+        q = q - surplus  # the same share for each prototype
         q = q - q.logsumexp(dim=1, keepdim=True)  # one for each image
-    return q.exp()
+    return center
 
 
 def _logsumexp_over_ranks(q: Tensor) -> Tensor:
@@ -37,3 +45,8 @@ def _logsumexp_over_ranks(q: Tensor) -> Tensor:
     total = (local - largest).exp()
     dist.all_reduce(total)
     return total.log() + largest
+
+
+def exact(x: Tensor) -> Tensor:
+    """At least float32, whatever autocast made of it."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -35,3 +35,21 @@ def mean_over_ranks(x: Tensor) -> Tensor:
         dist.all_reduce(x)
         x = x / dist.get_world_size()
     return x
+
+
+@torch.no_grad()
+def gather_over_ranks(x: Tensor) -> Tensor:
+    """The rows of all processes, in the order of their ranks; the tensor itself where there is one process."""
+    world = rank_and_world()[1]
+    if world == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(world)]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's number and how many there are; (0, 1) where there is one."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1

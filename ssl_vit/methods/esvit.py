@@ -1,0 +1,79 @@
+"""EsViT: self-distillation of images and of their regions (2106.09785)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_vit.methods.dense import DenseDINO
+from ssl_vit.methods.heads import CELLS
+from ssl_vit.methods.method import Progress, Step
+from ssl_vit.methods.targets import exact
+
+
+class EsViT(DenseDINO):
+    """DINO, and the same for regions: each of the student's learns from the teacher's that is most like it."""
+
+    def forward(self, batch: list[Tensor], progress: Progress) -> Step:
+        """Batch: global 1 and 2 [B, 3, S, S] each; local [L * B, 3, s, s] where there are any."""
+        images = torch.cat(batch[:2])
+        with torch.no_grad():
+            seen = self.teacher.backbone(images)
+        crops = [self.student.backbone(views) for views in (images, *batch[2:])]
+        view, view_entropy = self.view_loss(seen.pooled, torch.cat([crop.pooled for crop in crops]), progress)
+        temp = self.teacher_temp(progress)
+        region, region_entropy = self.region_loss(seen.patches, [crop.patches for crop in crops], temp)
+        parts = {
+            "teacher_entropy": (view_entropy + region_entropy) / 2,  # the least that the loss can be
+            "view_loss": view.detach(),
+            "region_loss": region.detach(),
+            "view_entropy": view_entropy,
+            "region_entropy": region_entropy,
+        }
+        return Step((view + region) / 2, parts, seen.pooled[: len(batch[0])])
+
+    def region_loss(self, seen: Tensor, crops: list[Tensor], temp: float) -> tuple[Tensor, Tensor]:
+        """The loss over pairs of a global crop and another one, and the entropy of the teacher's targets, both [].
+
+        seen: the teacher's patches of both global crops [2 * B, D, H, W]; crops: the student's of crops of one size
+        each, [V * B, D, h, w], the global ones first.
+        """
+        size, head = len(seen) // 2, self.patch_heads()[0]
+        keys, queries = regions(seen, size), [regions(crop, size) for crop in crops]
+        means, entropy = self.mean_prototypes(self.teacher_vectors(keys.flatten(0, 2)), temp)
+        targets = means.view(*keys.shape[:3], -1)
+
+        vectors = head.bottleneck(torch.cat([query.flatten(0, 2) for query in queries]))
+        normalisers = head.last_layer.log_partition(vectors, self.config.student_temp)
+        rows = [query.shape[:3].numel() for query in queries]
+        sizes = zip(queries, torch.split(vectors, rows), torch.split(normalisers, rows), strict=True)
+        views = [
+            view
+            for query, vector, normaliser in sizes
+            for view in zip(query, vector.view(*query.shape[:3], -1), normaliser.view(query.shape[:3]), strict=True)
+        ]
+        terms = []
+        for v, (query, vector, normaliser) in enumerate(views):
+            for t in {0, 1} - {v}:
+                match = nearest(query, keys[t])[..., None].expand(-1, -1, vector.shape[-1])
+                terms.append(self.cross_entropy(vector, normaliser, targets[t].gather(1, match)).mean())
+        return torch.stack(terms).mean(), entropy
+
+
+def regions(patches: Tensor, size: int) -> Tensor:
+    """Patches of V views of ``size`` images, [V * B, D, H, W], as [V, B, H * W, D]."""
+    return patches.flatten(2).mT.reshape(-1, size, patches.shape[-2:].numel(), patches.shape[1])
+
+
+@torch.no_grad()
+def nearest(queries: Tensor, keys: Tensor) -> Tensor:
+    """For each query [B, S, D] the index [B, S] of the key [B, T, D] of the same image with the largest cosine.
+
+    The similarities of some images exist at a time. A query's own length changes nothing and is left as it is.
+    """
+    images = max(1, CELLS // (queries.shape[1] * keys.shape[1]))
+    with torch.autocast(keys.device.type, enabled=False):
+        unit = F.normalize(exact(keys), dim=-1)
+        pairs = zip(torch.split(exact(queries), images), torch.split(unit, images), strict=True)
+        return torch.cat([torch.bmm(query, key.mT).argmax(-1) for query, key in pairs])

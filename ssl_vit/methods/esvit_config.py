@@ -1,0 +1,39 @@
+"""EsViT's hyper-parameters (arXiv 2106.09785): DINO's, with the values of its authors. Needs no torch."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from ssl_vit.methods.base_config import Choices, Situation
+from ssl_vit.methods.dino_config import SMALL
+from ssl_vit.methods.dino_config import Config as DINOConfig
+
+RELEASED = "the released Swin models"
+
+
+class Config(DINOConfig):
+    """Self-distillation of whole crops and of their regions."""
+
+    name: Literal["esvit"] = "esvit"  # type: ignore[assignment]  # DINO's settings under another name
+    """Name of the method, as `ssl-vit list methods` prints it."""
+
+    idea: ClassVar[str] = (
+        "DINO, and the same once more for regions: each of the student's predicts what the teacher says of the region "
+        "that is most like it."
+    )
+    needs: ClassVar[str] = "any backbone; with local crops, one that takes images of other sizes"
+    choose_when: ClassVar[str] = "Your backbone is a pyramid (Swin and its like) and you go on to detect or segment."
+
+    def choose(self, given: Situation) -> Choices:
+        """DINO's recipe with the official changes; on small sets DINO's own."""
+        choices = super().choose(given)
+        if given.images >= SMALL:
+            choices |= {
+                "method.norm_last_layer": (False, RELEASED),
+                "method.teacher_temp": (0.07, RELEASED),
+                "method.warmup_teacher_temp_epochs": (
+                    min(30.0, given.epochs / 10),
+                    f"a tenth of the run, as {RELEASED}",
+                ),
+            }
+        return choices
