@@ -25,12 +25,12 @@ from ssl_vit.experiment import build_method, pretrain, resolve
 from ssl_vit.methods.base_config import settled
 from ssl_vit.report.figures import demo_figure, save
 
-SIDE = 40  # pixels of an image
+SIDE = 56  # pixels of an image
 TRAIN = 400  # images of each digit to learn from; the other 100 are scored
 K = 20
 
 # Digits have a left and a right; the rest is what "auto" makes of 4,000 small images on a CPU.
-SETTINGS = ["train.epochs=60", "method.flip=0", "method.hidden_dim=512"]
+SETTINGS = ["train.epochs=50", "method.flip=0", "method.hidden_dim=512"]
 
 
 def demo(out: Path | str) -> None:
@@ -119,9 +119,9 @@ def write_digits(folder: Path) -> None:
 
 
 def pose(digit: NDArray[np.uint8], rng: np.random.Generator) -> Image.Image:
-    """Turned by up to 45 degrees, 0.75 to 1.25 times as large, shifted as far as it stays inside; on black."""
-    angle, scale = math.radians(rng.uniform(-45, 45)), rng.uniform(0.75, 1.25)
-    room = SIDE / 2 - 10 * scale  # a digit's strokes reach about 10 pixels from its centre
+    """Turned by up to 15 degrees, 0.9 to 1.1 times as large, shifted as far as it stays inside; on black."""
+    angle, scale = math.radians(rng.uniform(-15, 15)), rng.uniform(0.9, 1.1)
+    room = SIDE / 2 - 10 * scale - 3  # a digit's strokes reach about 10 pixels from its centre
     centre = SIDE / 2 + rng.uniform(-room, room, size=2)
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
     # PIL asks where each pixel of the result comes from.

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
 import platform
 import shlex
 import shutil
-import signal
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,6 @@ from typing import Any
 import lightning as L
 import timm
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 import ssl_vit
 from ssl_vit.auto import Decision, gather_facts, resolve_config, table
@@ -35,10 +32,11 @@ from ssl_vit.methods import method_class
 from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.method import Method
 from ssl_vit.training.callbacks import Checkpoints, Health, Metrics, OnlineKnn, StopOnSignal
-from ssl_vit.training.checkpoint import AtomicCheckpointIO, newest_checkpoint, write_atomically
+from ssl_vit.training.checkpoint import AtomicCheckpointIO, checkpoint_path, newest_checkpoint, write_atomically
 from ssl_vit.training.health import Verdict
 from ssl_vit.training.module import Pretraining, Recipe
 from ssl_vit.training.progress import ProgressLine
+from ssl_vit.training.ranks import die_with_parent, lost_rank, rank
 from ssl_vit.training.speed import spell_out_attention
 
 log = logging.getLogger("ssl_vit")
@@ -92,11 +90,11 @@ def pretrain(config: RunConfig, out: Path | str, *, resume: bool = False, overwr
         RunFailed: too many unreadable images, no finite gradient, a lost worker, an export that does not verify.
         StoppedError: SIGTERM or Ctrl-C; the run can be resumed.
     """
-    out, first = Path(out), _rank() == 0
+    out, first = Path(out), rank() == 0
     if first:
         check_out(out, resume=resume, overwrite=overwrite)
     else:
-        _die_with_parent()
+        die_with_parent()
     if (out / "COMPLETE").exists() and resume:
         return _completed(out)
     source = open_source(config.data.path)
@@ -149,7 +147,7 @@ class _Run:
 
     def train(self) -> RunResult:
         """Fit, then export; what a signal or a lost worker means is said in one line."""
-        first = _rank() == 0
+        first = rank() == 0
         metrics = Metrics(self.out, self.start) if first else None
         checkpoints = Checkpoints(self.out / "checkpoints", settled(self.config.train.checkpoint_every))
         stop = StopOnSignal(checkpoints)
@@ -162,14 +160,15 @@ class _Run:
         try:
             trainer.fit(self.module, loader, ckpt_path=self.checkpoint, weights_only=True)
         except RuntimeError as error:
-            failure = worker_failure(error)
+            failure = worker_failure(error) or lost_rank(error)
             if failure is None:
                 raise
             raise failure from error
         if stop.received is not None and trainer.global_step < self.total:
             where = f"{shlex.quote(self.config.data.path)} --out {shlex.quote(str(self.out))}"
+            saved = checkpoint_path(self.out / "checkpoints", trainer.global_step).exists()
             raise StoppedError(
-                f"stopped at step {trainer.global_step} of {self.total} and saved; "
+                f"stopped at step {trainer.global_step} of {self.total} and {'' if saved else 'not '}saved; "
                 f"go on with: ssl-vit pretrain {where} --resume"
             )
         if not first:
@@ -185,12 +184,12 @@ class _Run:
             seed=train.seed,
             total_steps=self.total,
             start_step=self.start,
-            rank=_rank(),
+            rank=rank(),
             world=self.world,
             workers=settled(data.workers),
             pin_memory=torch.cuda.is_available(),
             max_bad=data.max_bad,
-            bad_list=self.out / "bad_images.jsonl" if _rank() == 0 else None,
+            bad_list=self.out / "bad_images.jsonl" if rank() == 0 else None,
         )
 
     def _knn(self, metrics: Metrics | None) -> list[L.Callback]:
@@ -256,6 +255,7 @@ def build_method(config: RunConfig) -> Method:
         image_size=settled(part.image_size),
         drop_path=settled(part.drop_path),
         model_args=part.args,
+        masked=config.method.masks,
     )
     return method_class(config.method.name)(config.method, backbone, settled(part.image_size))
 
@@ -324,14 +324,3 @@ def _environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
-
-
-def _rank() -> int:
-    """This process's place among all, as Lightning reads it from the environment."""
-    return int(getattr(rank_zero_only, "rank", None) or 0)
-
-
-def _die_with_parent() -> None:
-    """A rank that Lightning started must not outlive the first one (Linux)."""
-    if platform.system() == "Linux" and "TORCHELASTIC_RUN_ID" not in os.environ and "SLURM_PROCID" not in os.environ:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -42,7 +42,7 @@ _TABLE: dict[str, tuple[str, int, dict[str, Any]]] = {
     "eva": ("vit_tiny_patch16_dinov3_qkvb", 32, {"depth": 2}),
     "fasternet": ("fasternet_t0", 64, {}),
     "fastvit": ("fastvit_t8", 64, {}),
-    "focalnet": ("focalnet_tiny_srf", 64, {"embed_dim": 24}),
+    "focalnet": ("focalnet_tiny_srf", 64, {}),
     "gcvit": ("gcvit_xxtiny", 64, {}),
     "gemma4_vit": ("gemma4_vit_167m", 48, {"depth": 2, "embed_dim": 48, "intermediate_size": 96, "num_heads": 1}),
     "ghostnet": ("ghostnet_050", 64, {}),
@@ -62,15 +62,15 @@ _TABLE: dict[str, tuple[str, int, dict[str, Any]]] = {
     "mambaout": ("test_mambaout", 64, {}),
     "maxxvit": ("test_coatnet", 64, {}),
     "metaformer": ("poolformerv2_s12", 64, {}),
-    "mlp_mixer": ("gmlp_ti16_224", 32, {"num_blocks": 2}),
+    "mlp_mixer": ("gmlp_ti16_224", 32, {}),
     "mobilenetv3": ("lcnet_035", 64, {}),
     "mobilenetv5": ("mobilenetv5_base", 64, {}),
     "mobilevit": ("mobilevit_xxs", 64, {}),
-    "mvitv2": ("mvitv2_tiny", 64, {"embed_dim": 24, "depths": (1, 1, 1, 1)}),
+    "mvitv2": ("mvitv2_tiny", 64, {}),
     "naflexvit": ("naflexvit_base_patch16_gap", 32, _TINY),
     "nasnet": ("nasnetalarge", 64, {}),
-    "nest": ("nest_tiny", 64, {"embed_dims": (24, 48, 96)}),
-    "nextvit": ("nextvit_small", 64, {"depths": (1, 1, 2, 1)}),
+    "nest": ("nest_tiny", 64, {}),
+    "nextvit": ("nextvit_small", 64, {}),
     "nfnet": ("test_nfnet", 64, {}),
     "pit": ("pit_ti_224", 64, {}),
     "pnasnet": ("pnasnet5large", 64, {}),
@@ -106,11 +106,33 @@ _TABLE: dict[str, tuple[str, int, dict[str, Any]]] = {
     "vision_transformer_relpos": ("test_vit_relpos", 32, {}),
     "vision_transformer_sam": ("samvit_base_patch16_224", 32, {**_TINY, "neck_chans": 32}),
     "vitamin": ("vitamin_small_224", 32, {"depth": 2}),
-    "volo": ("volo_d1_224", 32, {"layers": (1, 1, 1, 1)}),
+    "volo": ("volo_d1_224", 32, {}),
     "vovnet": ("ese_vovnet19b_slim_dw", 64, {}),
     "xception": ("legacy_xception", 64, {}),
     "xception_aligned": ("xception41p", 64, {}),
     "xcit": ("xcit_nano_12_p8_224", 32, {"depth": 2}),
+    # our own
+    "augvit": ("augvit_small", 32, {}),
+    "cat": ("cat_tiny", 64, {}),
+    "cmt": ("cmt_ti", 64, {}),
+    "cotnet": ("cotnet50", 64, {}),
+    "cswin": ("cswin_tiny_224", 64, {}),
+    "focal": ("focal_tiny_patch4_window7_224", 64, {}),
+    "hat_net": ("hat_net_tiny", 64, {}),
+    "lg_transformer": ("lg_transformer_tiny", 64, {}),
+    "linmapper": ("linmapper_tiny", 224, {}),
+    "multi_stream": ("multi_stream_vit_tiny_patch16_224", 32, {}),
+    "p2t": ("p2t_tiny", 64, {}),
+    "pgt": ("pgt_tiny", 64, {}),
+    "pvt": ("pvt_tiny", 64, {}),
+    "rams_trans": ("rams_trans_base_patch32_448", 64, {}),
+    "refiner": ("refiner_vit_s", 32, {}),
+    "regionvit": ("regionvit_tiny_224", 224, {}),
+    "rest": ("rest_lite", 64, {}),
+    "shuffle": ("shuffle_vit_tiny_patch4_window7_224", 64, {}),
+    "t2t_vit": ("t2t_vit_7", 32, {}),
+    "vision_xformer": ("vit_tiny_linformer_patch16_224", 32, {}),
+    "vit_early_conv": ("vit_c_1gf", 32, {}),
 }
 
 
@@ -120,9 +142,7 @@ def cheapest() -> dict[str, tuple[str, dict[str, Any]]]:
 
     A family that the table lacks gives its model with the fewest parameters, as published.
     """
-    found = {
-        family: (name, {"image_size": size, "model_args": args}) for family, (name, size, args) in _TABLE.items()
-    }
+    found = {family: (name, {"image_size": size, "model_args": args}) for family, (name, size, args) in _TABLE.items()}
     others: dict[str, list[str]] = {}
     for row in list_backbones():
         if row.family not in found:

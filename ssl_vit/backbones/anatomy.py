@@ -108,12 +108,12 @@ def _constructor_args(name: str) -> frozenset[str]:
     for constructor in (vars(parent)["__init__"] for parent in parents if "__init__" in vars(parent)):
         parameters = inspect.signature(constructor).parameters
         found.update(parameters)
-        annotation = typing.get_type_hints(constructor).get("cfg")
-        for config in (annotation, *typing.get_args(annotation)):  # alone or Optional
-            if dataclasses.is_dataclass(config):
-                found.update(field.name for field in dataclasses.fields(config))
         if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
             break  # takes no more than it names, so its parents' names are out of reach
+        annotation = typing.get_type_hints(constructor).get("cfg")
+        for config in (annotation, *typing.get_args(annotation)):  # alone or Optional; keywords go to its fields
+            if dataclasses.is_dataclass(config):
+                found.update(field.name for field in dataclasses.fields(config))
     return frozenset(found - {"self", "cfg", "args", "kwargs"})
 
 
@@ -170,8 +170,9 @@ def _multiple(model: TimmModel, size: Size, sight: Sight) -> int | None:
     cell = size[0] / sight.features.patches.shape[2]
     strides: set[int] = {level["reduction"] * times for level in model.feature_info for times in (1, 2, 3)}
     for step in sorted({1, 2, 4, 8, 16, 32, 64, *strides}):
-        # odd multiples below and above the size, so that a larger step that is really needed isn't hit by chance
-        low, high = step * _odd(min(96, *size) / step), step * _odd(max(size) / step + 2)
+        # odd multiples, so that a larger step that is really needed isn't hit by chance; far enough for another grid
+        low = step * _odd(min(96, *size) / step)
+        high = step * _odd((max(size) * 9 / 7 + max(strides) / 3) / step + 1)
         if _takes(model, sight.layout, (low, high), cell) and _takes(model, sight.layout, (high, high), cell):
             return step
     return None

@@ -7,14 +7,15 @@ from fnmatch import fnmatch
 from torch import nn
 
 _FAMILIES = {
-    "transformer": """beit cait coat convit crossvit cswin davit deepseek_vit deit eva gcvit gemma4_vit hiera
-        hieradet_sam2 mvitv2 naflexvit nest pit pvt pvt_v2 qwen3_vit swin_transformer swin_transformer_v2
-        swin_transformer_v2_cr t2t_vit tnt twins vision_transformer vision_transformer_relpos vision_transformer_sam
+    "transformer": """augvit beit cait cat coat convit crossvit cswin davit deepseek_vit deit eva focal gcvit gemma4_vit
+        hat_net hiera hieradet_sam2 lg_transformer multi_stream mvitv2 naflexvit nest p2t pgt pit pvt pvt_v2 qwen3_vit
+        rams_trans refiner regionvit rest shuffle swin_transformer swin_transformer_v2 swin_transformer_v2_cr t2t_vit
+        tnt twins vision_transformer vision_transformer_relpos vision_transformer_sam vision_xformer vit_early_conv
         volo xcit""",
-    "hybrid": """byoanet cpubone csatv2 edgenext efficientformer efficientformer_v2 efficientvim efficientvit_mit
+    "hybrid": """byoanet cmt cotnet cpubone csatv2 edgenext efficientformer efficientformer_v2 efficientvim efficientvit_mit
         efficientvit_msra iformer levit lowformer maxxvit mobilenetv5 mobilevit nextvit shvit swiftformer tiny_vit
         visformer vision_transformer_hybrid vitamin""",
-    "mlp": "mlp_mixer sequencer",  # Sequencer mixes with LSTMs: nearest to a mixer
+    "mlp": "linmapper mlp_mixer sequencer",  # Sequencer mixes with LSTMs: nearest to a mixer
     "convolutional": """byobnet convmixer convnext cspnet cspnext densenet dla dpn efficientnet fasternet fastvit
         focalnet ghostnet hardcorenas hgnet hrnet inception_next inception_resnet_v2 inception_v3 inception_v4 lcnetv2
         mambaout metaformer mobilenetv3 nasnet nfnet pnasnet rdnet regnet repghost repvit res2net resnest resnet

@@ -29,7 +29,7 @@ _UPRIGHT = {
 }
 
 
-class BadImage(Exception):  # noqa: N818 - it names the file's fault, as UserError names the user's
+class BadImage(Exception):
     """A file that is no readable image; one line, without the path in `reason`."""
 
     def __init__(self, path: str, reason: str) -> None:

@@ -8,7 +8,6 @@ import math
 import os
 import signal
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,10 +16,9 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
-from torch import Tensor
 
 from ssl_vit.methods.method import Method
-from ssl_vit.training.checkpoint import checkpoint_path, prune
+from ssl_vit.training.checkpoint import checkpoint_path, prune, write_atomically
 from ssl_vit.training.health import Verdict, Vitals, diagnose, feature_std, rank_me
 from ssl_vit.training.module import Pretraining
 
@@ -52,12 +50,13 @@ class Metrics(Callback):
         """Add a line; numbers also go to TensorBoard."""
         self._file.write(json.dumps({"step": step} | {k: _plain(v) for k, v in row.items()}) + "\n")
         self._file.flush()
-        if self._board is None or (step % 10 and "loss" in row):
+        if self._board is None or (step % 10 and "grad_norm" in row):
             return
+        group = "health/" if "health" in row else ""  # whose loss is a mean over steps
         try:
             for name, value in row.items():
                 if isinstance(value, float):
-                    self._board.add_scalar(name, value, step)
+                    self._board.add_scalar(group + name, value, step)
         except OSError as error:
             log.warning("TensorBoard can't be written (%s): going on without it", error)
             self._board = None
@@ -74,36 +73,38 @@ def _plain(value: Any) -> Any:
 
 
 def _drop_steps_from(path: Path, step: int) -> None:
-    """Steps that a killed run wrote after its last checkpoint will be done again."""
+    """Steps that a killed run wrote after its last checkpoint will be done again, and half a line is none."""
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        kept = "".join(line + "\n" for line in lines if _was_done(json.loads(line), step))
+        write_atomically(path, lambda staged: staged.write_text(kept, encoding="utf-8"))
+
+
+def _was_done(row: dict[str, Any], step: int) -> bool:
+    """A step's own line has the number of steps before it; a check's or a score's has the number of steps done."""
+    return bool(row["step"] < step or (row["step"] == step > 0 and "grad_norm" not in row))
 
 
 class Checkpoints(Callback):
     """A checkpoint every so many steps and at the end."""
 
     def __init__(self, folder: Path, every: int) -> None:
-        self._folder, self._every = folder, every
+        self._folder, self._every, self._saved = folder, every, -1
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """On all ranks together; a full disk is reported, and the run goes on with the old checkpoint."""
+        """On all ranks together."""
         if trainer.global_step % self._every == 0 or trainer.global_step == trainer.max_steps:
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Save now, then drop what is older than the last two."""
-        path = checkpoint_path(self._folder, trainer.global_step)
-        if path.exists():
+        """Save now, if that was not done at this step, then drop what is older than the last two."""
+        if self._saved == trainer.global_step:
             return
-        try:
-            trainer.save_checkpoint(path)
-        except OSError as error:
-            log.error("%s could not be saved (%s): the checkpoint before it is untouched", path, error)
-            return
+        self._saved = trainer.global_step
+        path = checkpoint_path(self._folder, self._saved)
+        trainer.save_checkpoint(path)
         if trainer.is_global_zero:
-            prune(self._folder)
+            prune(self._folder, path)
 
 
 class StopOnSignal(Callback):
@@ -144,7 +145,7 @@ class Health(Callback):
 
     def __init__(self, metrics: Metrics | None, every: int, warmup: int) -> None:
         self._metrics, self._every, self._warmup = metrics, every, warmup
-        self._seen: deque[Tensor] = deque(maxlen=64)
+        self._seen = torch.empty(0)  # [N, D] features of the newest images
         self._losses: list[float] = []
         self.history: list[Vitals] = []
         self.verdict: Verdict | None = None
@@ -154,17 +155,27 @@ class Health(Callback):
         module: Pretraining = pl_module
         assert module.last is not None
         if module.last.embedding is not None:
-            self._seen.append(module.last.embedding.detach())
+            new = module.last.embedding.detach().float()
+            self._seen = torch.cat([self._seen.to(new.device), new])[-HEALTH_ROWS:]
         if math.isfinite(module.loss):
             self._losses.append(module.loss)
         step = trainer.global_step
         if step % self._every == 0 or step == trainer.max_steps:
             self._check(step, module)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Kept in the checkpoint, so that a resumed run comes to the same verdicts."""
+        return {"seen": self._seen, "losses": self._losses, "history": [asdict(vitals) for vitals in self.history]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint was written."""
+        self._seen, self._losses = state_dict["seen"], state_dict["losses"]
+        self.history = [Vitals(**vitals) for vitals in state_dict["history"]]
+        self.verdict = diagnose(self.history) if self.history else None
+
     def _check(self, step: int, module: Pretraining) -> None:
         assert module.last is not None
         method: Method = module.method
-        features = torch.cat(list(self._seen)).float()[-HEALTH_ROWS:]
         entropy = module.last.parts.get("teacher_entropy")
         loss = sum(self._losses) / len(self._losses) if self._losses else float("nan")
         vitals = Vitals(
@@ -173,8 +184,8 @@ class Health(Callback):
             loss,
             method.uniform_loss,
             None if entropy is None else float(entropy),
-            feature_std(features),
-            rank_me(features),
+            feature_std(self._seen),
+            rank_me(self._seen),
         )
         self._losses.clear()
         self.history.append(vitals)

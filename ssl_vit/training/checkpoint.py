@@ -23,12 +23,18 @@ class AtomicCheckpointIO(CheckpointIO):
     """Lightning's own save is staged in another folder, so that a kill or a full disk can leave half a file."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write ``path`` and its sha256 in ``path.sha256``; the old file stays until the new one is complete."""
+        """Write ``path`` and its sha256 in ``path.sha256``; the old file stays until the new one is complete.
+
+        A full disk is reported here and not raised: the run goes on, and the other ranks wait for this one after it.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda staged: torch.save(checkpoint, staged))
-        digest = sha256(path)
-        write_atomically(checksum_of(path), lambda staged: staged.write_text(digest + "\n"))
+        try:
+            write_atomically(path, lambda staged: _save(checkpoint, staged))
+            digest = sha256(path)
+            write_atomically(checksum_of(path), lambda staged: staged.write_text(digest + "\n"))
+        except OSError as error:
+            log.error("%s could not be saved (%s): the checkpoint before it is untouched", path, error)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -41,6 +47,17 @@ class AtomicCheckpointIO(CheckpointIO):
         """Delete a checkpoint and its checksum."""
         checksum_of(Path(path)).unlink(missing_ok=True)
         Path(path).unlink(missing_ok=True)
+
+
+def _save(checkpoint: dict[str, Any], staged: Path) -> None:
+    """torch.save, whose own error hides the one of a full disk."""
+    with staged.open("wb") as file:
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -92,9 +109,14 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def prune(folder: Path, keep: int = KEEP) -> None:
-    """Delete all but the newest checkpoints, and what a killed save left behind."""
-    for path in sorted(folder.glob("step-*.ckpt"))[:-keep]:
+def prune(folder: Path, newest: Path) -> None:
+    """Delete all but ``newest`` and the one before it.
+
+    A file of a later step is damaged, or the run would have gone on from it; a staged one was left by a killed save.
+    """
+    found = sorted(folder.glob("step-*.ckpt"))
+    kept = [path for path in found if path <= newest][-KEEP:]
+    for path in set(found) - set(kept):
         checksum_of(path).unlink(missing_ok=True)
         path.unlink()
     for path in folder.glob(".step-*.tmp"):

@@ -41,11 +41,15 @@ class Verdict(NamedTuple):
 def rank_me(features: Tensor) -> float:
     """Effective rank of features [N, D]: exp of the entropy of their singular values (RankMe, 2210.02885).
 
+    nan where a feature is not finite.
+
     >>> round(rank_me(torch.ones(64, 8)), 2)
     1.0
     >>> round(rank_me(torch.eye(64)[:, :8]), 2)
     8.0
     """
+    if not features.isfinite().all():
+        return math.nan
     values = torch.linalg.svdvals(features.double().cpu())
     p = values / values.sum().clamp_min(1e-300)
     return float(torch.special.entr(p).sum().exp())

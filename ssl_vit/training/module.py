@@ -81,11 +81,14 @@ class Pretraining(L.LightningModule):
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
         """Clip as the method's recipe says; a step whose gradient is not finite is not taken."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # with 16-mixed alone
+        if scaler is not None:
+            scaler.unscale_(optimizer)  # Lightning leaves it to fused optimisers, too late for clipping
         self.method.before_optimizer(self.progress)
         trained = [p for p in self.method.parameters() if p.requires_grad]
         self.grad_norm = float(clip_gradients(trained, self.recipe.clip, self.recipe.clip_per_tensor))
         self.finite = self.grad_norm < float("inf")  # False for nan too
-        if not self.finite:
+        if not self.finite and scaler is None:  # a scaler does not take the step either, and lowers its scale
             for parameter in trained:
                 parameter.grad = None
 
