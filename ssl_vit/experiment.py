@@ -102,24 +102,23 @@ def pretrain(config: RunConfig, out: Path | str, *, resume: bool = False, overwr
     require(source, settled(resolved.train.batch_size))
     if resume:
         _check_same(resolved, source, out)
+    run = _Run(resolved, out, source)  # a backbone that can't be built is refused before anything is written
     if first:
         if overwrite and out.exists():
             shutil.rmtree(out)
         _open_folder(out, resolved, decisions, source, resume)
-    run = _Run(resolved, out, source, newest_checkpoint(out / "checkpoints") if resume else None)
-    return run.train()
+    return run.train(newest_checkpoint(out / "checkpoints") if resume else None)
 
 
 class _Run:
     """The parts of one run, wired together."""
 
-    def __init__(self, config: RunConfig, out: Path, source: Source, checkpoint: Path | None) -> None:
-        self.config, self.out, self.source, self.checkpoint = config, out, source, checkpoint
+    def __init__(self, config: RunConfig, out: Path, source: Source) -> None:
+        self.config, self.out, self.source = config, out, source
         train = config.train
         self.world = settled(train.devices) * train.nodes
         self.per_epoch = steps_per_epoch(len(source), settled(train.batch_size))
         self.total = settled(train.epochs) * self.per_epoch
-        self.start = int(checkpoint.stem.removeprefix("step-")) if checkpoint else 0
         self.warmup = round(settled(config.optim.warmup_epochs) * self.per_epoch)
         torch.manual_seed(train.seed)
         self.method = build_method(config)
@@ -145,20 +144,20 @@ class _Run:
             std=settled(config.data.std),
         )
 
-    def train(self) -> RunResult:
-        """Fit, then export; what a signal or a lost worker means is said in one line."""
-        first = rank() == 0
-        metrics = Metrics(self.out, self.start) if first else None
+    def train(self, checkpoint: Path | None) -> RunResult:
+        """Fit, from a checkpoint or the start, then export; a signal or a lost worker is said in one line."""
+        first, start = rank() == 0, int(checkpoint.stem.removeprefix("step-")) if checkpoint else 0
+        metrics = Metrics(self.out, start) if first else None
         checkpoints = Checkpoints(self.out / "checkpoints", settled(self.config.train.checkpoint_every))
         stop = StopOnSignal(checkpoints)
         health = Health(metrics, settled(self.config.health.every), self.warmup)
         callbacks: list[L.Callback] = [health, *self._knn(metrics), checkpoints, stop]
         if metrics is not None:
             callbacks = [metrics, ProgressLine(settled(self.config.train.batch_size)), *callbacks]
-        loader = self._loader()
+        loader = self._loader(start)
         trainer = self._trainer(callbacks)
         try:
-            trainer.fit(self.module, loader, ckpt_path=self.checkpoint, weights_only=True)
+            trainer.fit(self.module, loader, ckpt_path=checkpoint, weights_only=True)
         except RuntimeError as error:
             failure = worker_failure(error) or lost_rank(error)
             if failure is None:
@@ -175,7 +174,7 @@ class _Run:
             raise SystemExit(0)  # the first rank writes what remains to be written
         return self._finish(health.verdict, len(loader.bad.files))
 
-    def _loader(self) -> Loader:
+    def _loader(self, start: int) -> Loader:
         train, data = self.config.train, self.config.data
         return build_loader(
             self.source,
@@ -183,7 +182,7 @@ class _Run:
             batch_size=settled(train.batch_size) // self.world,
             seed=train.seed,
             total_steps=self.total,
-            start_step=self.start,
+            start_step=start,
             rank=rank(),
             world=self.world,
             workers=settled(data.workers),

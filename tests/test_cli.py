@@ -156,7 +156,7 @@ def test_results_are_printed(here, calls, capsys):
     run("eval linear weights.pth --train images --val val")
     assert json.loads(capsys.readouterr().out) == {"knn": {"20": 74.5}}
     run("export images")
-    assert capsys.readouterr().out == "out: loaded by timm 1.0, outputs within 0 of the run's\nimport timm\n"
+    assert capsys.readouterr().out == "out: verified in timm 1.0, outputs within 0 of the run's\nimport timm\n"
 
 
 def test_list_methods_says_when_to_choose_which(capsys):

@@ -12,9 +12,9 @@ _FAMILIES = {
         rams_trans refiner regionvit rest shuffle swin_transformer swin_transformer_v2 swin_transformer_v2_cr t2t_vit
         tnt twins vision_transformer vision_transformer_relpos vision_transformer_sam vision_xformer vit_early_conv
         volo xcit""",
-    "hybrid": """byoanet cmt cotnet cpubone csatv2 edgenext efficientformer efficientformer_v2 efficientvim efficientvit_mit
-        efficientvit_msra iformer levit lowformer maxxvit mobilenetv5 mobilevit nextvit shvit swiftformer tiny_vit
-        visformer vision_transformer_hybrid vitamin""",
+    "hybrid": """byoanet cmt cotnet cpubone csatv2 edgenext efficientformer efficientformer_v2 efficientvim
+        efficientvit_mit efficientvit_msra iformer levit lowformer maxxvit mobilenetv5 mobilevit nextvit shvit
+        swiftformer tiny_vit visformer vision_transformer_hybrid vitamin""",
     "mlp": "linmapper mlp_mixer sequencer",  # Sequencer mixes with LSTMs: nearest to a mixer
     "convolutional": """byobnet convmixer convnext cspnet cspnext densenet dla dpn efficientnet fasternet fastvit
         focalnet ghostnet hardcorenas hgnet hrnet inception_next inception_resnet_v2 inception_v3 inception_v4 lcnetv2

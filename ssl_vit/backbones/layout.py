@@ -18,6 +18,7 @@ _MAP_BESIDE_FEATURES = {
     "Hiera": "tokens come in the order of mask units, not of space",
     "PoolingVisionTransformer": "features are the class tokens alone",
     "EfficientViM": "features are the hidden states of the stages",
+    "RegionViT": "features are the regional tokens alone",
 }
 
 

@@ -57,7 +57,7 @@ def create_backbone(
     """
     anatomy = _anatomy(name, image_size, model_args)
     args: dict[str, Argument] = dict(anatomy.build_args)
-    if anatomy.drops_paths:
+    if anatomy.info.drops_paths:
         args["drop_path_rate"] = drop_path
     elif drop_path:
         raise UserError(f"drop_path is {drop_path}, but {name} has no stochastic depth; set drop_path to 0")
@@ -85,8 +85,8 @@ def backbone_info(
 def list_backbones(pattern: str = "*") -> list[BackboneRow]:
     """Every name that matches a pattern with ``*`` and ``?``, sorted as timm sorts them.
 
-    >>> [row.name for row in list_backbones("vit_tiny_patch16_*")]
-    ['vit_tiny_patch16_224', 'vit_tiny_patch16_384', 'vit_tiny_patch16_dinov3', 'vit_tiny_patch16_dinov3_qkvb']
+    >>> [row.name for row in list_backbones("vit_tiny_patch16_???")]
+    ['vit_tiny_patch16_224', 'vit_tiny_patch16_384']
     """
     _import_families()
     names: list[str] = timm.list_models(pattern)

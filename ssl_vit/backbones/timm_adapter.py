@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_vit.backbones.anatomy import Anatomy, Argument, patch_embedding
+from ssl_vit.backbones.anatomy import Anatomy, patch_embedding
 from ssl_vit.backbones.backbone import Backbone, Features
 from ssl_vit.backbones.layout import TimmModel
 
@@ -25,7 +25,7 @@ class TimmBackbone(Backbone):
         self.model = model
         self.info = anatomy.info
         self.layout = anatomy.layout
-        self.timm_args: dict[str, Argument] = dict(anatomy.weight_args)
+        self.timm_args: dict[str, Any] = dict(anatomy.weight_args)
         self.mask_token: nn.Parameter | None = None
         self._mask: Tensor | None = None  # of the pass under way, for the hook
         embedding = patch_embedding(model)

@@ -19,6 +19,7 @@ from ssl_vit.config import FLAGS, RunConfig, check_data, check_out, dump, load_c
 from ssl_vit.config.problems import expected, known_keys, takes_text
 from ssl_vit.config.schema import DEFAULT_METHOD
 from ssl_vit.errors import UserError
+from ssl_vit.export import TARGETS
 from ssl_vit.methods import config_class, list_methods
 
 if TYPE_CHECKING:
@@ -114,14 +115,27 @@ def export(argv: list[str]) -> None:
     """Hand a run's weights on, in the layout of the library that loads them."""
     parser = Parser("export", str(export.__doc__))
     parser.add_argument("run", metavar="RUN", type=existing, help="folder of a run")
-    parser.add_argument("--to", default="timm", metavar="timm", help="the library that is to load them (timm)")
-    parser.add_argument("--out", type=new, metavar="DIR", help="folder for the weights (RUN/export)")
+    parser.add_argument("--to", default="timm", metavar="LIBRARY", help=f"what is to load them: {', '.join(TARGETS)}")
+    parser.add_argument("--out", type=new, metavar="DIR", help="folder for the weights (RUN/export-LIBRARY)")
     args = parser.parse(argv)
     from ssl_vit.export import api
 
     result = api.export(args.run, to=args.to, out=args.out)
-    say(f"{result.folder}: loaded by {result.consumer}, outputs within {result.max_difference:.1g} of the run's")
+    if result.max_difference is None:
+        say(f"{result.folder}: names checked for {result.consumer}, not loaded")
+    else:
+        say(f"{result.folder}: verified in {result.consumer}, outputs within {result.max_difference:.1g} of the run's")
     say(result.snippet)
+
+
+def inspect(argv: list[str]) -> None:
+    """Say what a file of weights is: whose, of which architecture, and what in it is no backbone."""
+    parser = Parser("inspect", str(inspect.__doc__))
+    parser.add_argument("weights", metavar="FILE", type=existing, help="a file of weights, or a folder with one")
+    args = parser.parse(argv)
+    from ssl_vit.checkpoints import inspection
+
+    say(str(inspection.inspect(args.weights)))
 
 
 def embed(argv: list[str]) -> None:
@@ -174,6 +188,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "pretrain": pretrain,
     "eval": evaluate,
     "export": export,
+    "inspect": inspect,
     "embed": embed,
     "list": list_names,
     "demo": demo,

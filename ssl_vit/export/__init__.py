@@ -1,1 +1,15 @@
-"""Weights in the layout that others load, one file per target, each proven by loading it."""
+"""Weights in the layout that others load, one file per target, each proven by loading it where that can be done."""
+
+from __future__ import annotations
+
+TARGETS = {  # what --to takes, and the file here that writes it; kept where importing it needs no torch
+    "timm": "timm",
+    "torchvision": "torchvision",
+    "torchvision-detection": "torchvision_detection",
+    "transformers": "transformers",
+    "detectron2": "detectron2",
+    "mmdet": "openmmlab",
+    "onnx": "onnx",
+    "torch-export": "torch_export",
+    "safetensors": "safetensors",
+}

@@ -1,16 +1,18 @@
-"""Hand the weights of a run to another library: copied, loaded there and compared before they appear."""
+"""Hand the weights of a run to another library: written, loaded there and compared before they appear."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
-from ssl_vit.errors import UserError
-from ssl_vit.export import timm
-
-TARGETS = {"timm": timm}
+from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.errors import RunFailed, UserError
+from ssl_vit.export import TARGETS, card, timm
+from ssl_vit.export.target import WEIGHTS, Target, Verified
 
 
 @dataclass(frozen=True)
@@ -18,21 +20,23 @@ class ExportResult:
     """Where the weights are, who has loaded them, and how to do it oneself."""
 
     folder: Path
-    consumer: str  # name and version of the library that loaded them
-    max_difference: float  # of its outputs from ours, relative to the largest value
-    snippet: str  # the Python that loads them
+    consumer: str  # name and version of the library that loaded them, or that their names were checked for
+    max_difference: float | None  # of its outputs from ours, relative to the largest value; None: not loaded
+    snippet: str  # the Python that loads them; it was run
+    keys: list[tuple[str, str]] = field(default_factory=list)  # timm's names and what they became
 
 
 def export(run: Path | str, to: str = "timm", out: Path | str | None = None) -> ExportResult:
-    """Verify the export of a run and, with ``out``, copy it there; a copy that does not verify never appears.
+    """Write a run's weights for another library, and let it load them; an export that does not verify never appears.
 
     Args:
         run: a run folder, which keeps its export in RUN/export.
-        to: the library that will load the weights.
-        out: a folder that does not exist yet; without it the export stays where it is.
+        to: the library that will load the weights, one of ``TARGETS``.
+        out: a folder that does not exist yet; without it RUN/export-TARGET, and for timm RUN/export as it is.
 
     Raises:
-        UserError: an unknown target, no export in the run, damaged weights, or ``out`` exists.
+        UserError: an unknown target, a library that is not installed or has no such architecture, no export in the
+            run, damaged weights, or ``out`` exists.
         RunFailed: the library cannot load the weights, or gives other outputs.
     """
     if to not in TARGETS:
@@ -41,13 +45,42 @@ def export(run: Path | str, to: str = "timm", out: Path | str | None = None) -> 
     source = Path(run) / "export"
     if not source.is_dir():
         raise UserError(f"{source}: not found; expected the folder of a run that has exported; finish or resume it")
-    target, backbone = TARGETS[to], timm.read(source)
+    backbone = timm.read(source)
+    if to == "timm":
+        return _for_timm(source, backbone, out)
+    target = cast(Target, importlib.import_module(f"ssl_vit.export.{TARGETS[to]}"))
+    folder = Path(out or Path(run) / f"export-{to}")
+    with timm.new_folder(folder) as staging:
+        description = timm.read_config(source).get("ssl_vit", {})
+        pairs = target.write(backbone, staging, description)
+        try:
+            verified = target.verify(staging, backbone)
+        except RunFailed as error:
+            raise RunFailed(f"--to {to}: {error}; nothing was written") from error
+        snippet = target.snippet(folder, backbone)
+        shapes = {key: tuple(value.shape) for key, value in backbone.model.state_dict().items()}
+        card.write(
+            staging, backbone.info, description, says(verified), snippet, [(*pair, shapes[pair[0]]) for pair in pairs]
+        )
+    return ExportResult(folder, verified.consumer, verified.max_difference, snippet, pairs)
+
+
+def says(verified: Verified) -> str:
+    """How far an export was checked, in words."""
+    if verified.max_difference is None:
+        return f"names checked for {verified.consumer}, not loaded"
+    return f"verified in {verified.consumer}, outputs within {verified.max_difference:.1g} of the run's"
+
+
+def _for_timm(source: Path, backbone: TimmBackbone, out: Path | str | None) -> ExportResult:
+    """The run's own export, or a copy of it."""
     if out is None:
-        verified = target.verify(source, backbone)
+        verified = timm.verify(source, backbone)
     else:
         with timm.new_folder(out) as staging:
-            for name in (timm.WEIGHTS, timm.CONFIG, timm.SUMS):
+            for name in (WEIGHTS, timm.CONFIG, timm.SUMS):
                 shutil.copyfile(source / name, staging / name)
-            verified = target.verify(staging, backbone)
+            verified = timm.verify(staging, backbone)
     folder = Path(out or source)
-    return ExportResult(folder, verified.consumer, verified.max_difference, target.snippet(folder))
+    keys: list[Any] = [(key, key) for key in backbone.model.state_dict()]
+    return ExportResult(folder, verified.consumer, verified.max_difference, timm.snippet(folder), keys)

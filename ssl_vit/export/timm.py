@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,11 @@ from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.backbones.registry import create_backbone
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.errors import RunFailed, UserError
+from ssl_vit.export.target import WEIGHTS as WEIGHTS
+from ssl_vit.export.target import Verified, weights_of
 
-WEIGHTS, CONFIG, SUMS = "model.safetensors", "config.json", "SHA256SUMS"
+CONFIG, SUMS = "config.json", "SHA256SUMS"
 _TOLERANCE = 1e-5  # of the largest value
-
-
-@dataclass(frozen=True)
-class Verified:
-    """Who loaded the weights, and how far the outputs were apart, relative to the largest value."""
-
-    consumer: str
-    max_difference: float
 
 
 def write(
@@ -51,19 +45,24 @@ def write(
         UserError: the folder exists already.
     """
     assert isinstance(backbone, TimmBackbone)  # the one adapter
-    weights = {key: value.detach().cpu().clone().contiguous() for key, value in backbone.model.state_dict().items()}
-    config = _config(backbone, mean, std, description)
+    backbone_config = config(backbone, mean, std, description)
     with new_folder(folder) as staging:
-        save_file(weights, staging / WEIGHTS, metadata={"format": "pt"})
-        (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        lines = [f"{sha256(staging / name)}  {name}\n" for name in (WEIGHTS, CONFIG)]
-        (staging / SUMS).write_text("".join(lines), encoding="utf-8")
+        fill(staging, backbone, backbone_config)
     return Path(folder)
 
 
-def _config(
+def fill(folder: Path, backbone: TimmBackbone, settings: Mapping[str, Any]) -> None:
+    """Write model.safetensors, config.json with these settings, and SHA256SUMS into a folder that exists."""
+    save_file(weights_of(backbone), folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in (WEIGHTS, CONFIG)]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def config(
     backbone: TimmBackbone, mean: tuple[float, ...], std: tuple[float, ...], description: Mapping[str, Any]
 ) -> dict[str, Any]:
+    """config.json: what timm needs to build the same model, and the description under "ssl_vit"."""
     model: Any = backbone.model  # what timm hangs on a model has no types
     own = model.pretrained_cfg
     model_args: dict[str, Any] = dict(backbone.timm_args)
@@ -167,14 +166,18 @@ def snippet(folder: Path | str) -> str:
     """The Python that loads the folder; our own families need this package, the others timm alone."""
     path = f"local-dir:{Path(folder).absolute()}"
     name = read_config(Path(folder))["architecture"]
-    module = timm.models.model_entrypoint(name).__module__
     lines = [
         "import timm",
         f"model = timm.create_model({path!r}, pretrained=True).eval()",
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
     ]
-    registers = [] if module.startswith("timm.") else [f"import {module}"]
-    return "\n".join(registers + lines)
+    return "\n".join(families_of(name) + lines)
+
+
+def families_of(name: str) -> list[str]:
+    """The import that registers an architecture in timm, where it is one of ours."""
+    module = timm.models.model_entrypoint(name).__module__
+    return [] if module.startswith("timm.") else [f"import {module}"]
 
 
 def check_sums(folder: Path) -> None:

@@ -1,0 +1,118 @@
+"""How the files of each method and library look from outside: where the backbone lies in them, under what prefix."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ssl_vit.checkpoints.reader import Document, tensors
+
+
+class Layout(NamedTuple):
+    """One kind of checkpoint."""
+
+    name: str
+    inside: tuple[str, ...]  # the entry that holds the weights, the first that is there; "" is the file itself
+    prefixes: tuple[str, ...]  # patterns of what stands before the backbone's names, the first that some name has
+    entries: tuple[str, ...] = ()  # what the file must have beside
+    marks: tuple[str, ...] = ()  # patterns, each of which some name of a weight must have
+
+
+_RANKS = r"(?:module\.|_orig_mod\.)*"  # what DistributedDataParallel and torch.compile put before names
+_TEACHER = ("teacher", "student")
+
+LAYOUTS = (  # the particular before the general
+    Layout(
+        "ssl_vit's checkpoint of a run",
+        ("state_dict",),
+        (r"method\.teacher\.(?:\w+\.)*?model\.", r"method\.(?:\w+\.)*?model\."),
+        marks=(r"^method\.",),
+    ),
+    Layout("iBOT (arXiv 2111.07832)", _TEACHER, (_RANKS + r"backbone\.",), ("teacher", "ibot_loss")),
+    Layout("iBOT (arXiv 2111.07832)", ("state_dict", ""), ("",), (), (r"^masked_embed$",)),
+    Layout(
+        "EsViT (arXiv 2106.09785)", _TEACHER, (_RANKS + r"backbone\.", _RANKS), ("teacher",), (r"^\S*head_dense\.",)
+    ),
+    Layout("DINO (arXiv 2104.14294)", _TEACHER, (_RANKS + r"backbone\.",), ("teacher", "dino_loss")),
+    Layout("EsViT (arXiv 2106.09785)", _TEACHER, (_RANKS,), ("teacher", "dino_loss")),
+    Layout("DINOv2 (arXiv 2304.07193)", ("teacher",), (r"backbone\.",), ("teacher",), (r"^(?:dino|ibot)_head\.",)),
+    Layout("DINOv2 (arXiv 2304.07193)", ("model", ""), ("",), (), (r"\bls1\.gamma$", r"^mask_token$")),
+    Layout("MoBY (arXiv 2105.04553)", ("model",), (_RANKS + r"encoder\.",), ("model",), (r"\bencoder_k\.",)),
+    Layout("BEiT, pretrained (arXiv 2106.08254)", ("model", ""), ("",), (), (r"^rel_pos_bias\.", r"^mask_token$")),
+    Layout("BEiT (arXiv 2106.08254)", ("model", "module", ""), ("",), (), (r"^blocks\.0\.attn\.q_bias$",)),
+    Layout(
+        "DETReg (arXiv 2106.04550)", ("model",), (r"backbone\.0\.body\.",), ("model",), (r"^feature_embed\.layers\.",)
+    ),
+    Layout("DETR or Deformable DETR", ("model",), (r"backbone\.0\.body\.",), ("model",), (r"^backbone\.0\.body\.",)),
+    Layout("MoCo v3 (arXiv 2104.02057)", ("state_dict",), (_RANKS + r"base_encoder\.",), (), (r"\bbase_encoder\.",)),
+    Layout("MAE (arXiv 2111.06377)", ("model", ""), ("",), (), (r"^decoder_blocks\.", r"^mask_token$")),
+    Layout(
+        "transformers",
+        ("",),
+        (r"(?:vit|dinov2|beit|swin|resnet|convnext|pvt_v2)\.", ""),
+        marks=(r"\bembeddings\.patch_embeddings\.|\bembedder\.embedder\.|\bpatch_embedding\.layer_norm\.",),
+    ),
+    Layout(
+        "solo-learn",
+        ("state_dict",),
+        (r"backbone\.",),
+        ("state_dict",),
+        (r"^backbone\.", r"^(?:momentum_backbone|classifier|momentum_classifier)\."),
+    ),
+    Layout(
+        "MMPretrain or MMDetection",
+        ("state_dict",),
+        (r"backbone\.",),
+        ("state_dict",),
+        (r"^backbone\.(?:layers\.0\.ln1|stages\.0\.blocks\.0\.attn\.w_msa|layers\.0\.1\.0\.attn\.attn)\b",),
+    ),
+    Layout(
+        "lightly",
+        ("state_dict",),
+        (r"teacher_backbone\.(?:vit\.)?", r"(?:student_)?backbone\.(?:vit\.)?"),
+        ("state_dict",),
+        (r"^(?:student_|teacher_)?backbone\.", r"^(?:\w+_)?(?:projection_head|prediction_head|head)(?:_momentum)?\."),
+    ),
+    Layout(
+        "Lightning",
+        ("state_dict",),
+        (r"(?:model|backbone|encoder|net)\.", ""),
+        ("state_dict", "pytorch-lightning_version"),
+    ),
+    Layout("torchvision", ("",), ("",), (), (r"^encoder\.layers\.encoder_layer_0\.|^features\.0\.0\.",)),
+    Layout("torchvision or timm", ("",), ("",), (), (r"^layer1\.0\.conv1\.", r"^fc\.")),
+    Layout(
+        "a larger model", ("state_dict", "model", ""), (r"(?:module\.)?backbone\.",), (), (r"^(?:module\.)?backbone\.",)
+    ),
+    Layout("timm", ("state_dict", "model", ""), (_RANKS,)),
+)
+
+
+class Found(NamedTuple):
+    """A layout, the backbone's weights without their prefix, and the other names."""
+
+    layout: str
+    state: dict[str, Tensor]
+    left: list[str]
+
+
+def recognise(document: Document) -> Found | None:
+    """The first layout that fits, and what it holds; None for a document without weights."""
+    for layout in LAYOUTS:
+        inside = next((entry for entry in layout.inside if not entry or isinstance(document.get(entry), dict)), None)
+        if inside is None or not all(entry in document for entry in layout.entries):
+            continue
+        state = tensors(document[inside] if inside else document)
+        if not all(_some(mark, state) for mark in layout.marks):
+            continue
+        for prefix in map(re.compile, layout.prefixes):
+            if found := {key[match.end() :]: value for key, value in state.items() if (match := prefix.match(key))}:
+                return Found(layout.name, found, [key for key in state if not prefix.match(key)])
+    return None
+
+
+def _some(pattern: str, keys: Collection[str]) -> bool:
+    return any(re.search(pattern, key) for key in keys)

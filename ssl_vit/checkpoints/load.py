@@ -1,0 +1,100 @@
+"""Putting the weights of any known file into a backbone: renamed, positions resized, and then every key must fit."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from timm.models import model_entrypoint
+from torch import Tensor
+
+from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.checkpoints.inspection import POSITIONS, Inspection, inspect, of_backbone
+from ssl_vit.checkpoints.reader import architecture_beside
+from ssl_vit.errors import UserError
+
+_log = logging.getLogger("ssl_vit")
+
+
+def load(backbone: TimmBackbone, path: str | Path) -> Inspection:
+    """Load a checkpoint of any layout that :func:`inspect` knows, strictly; what was done to it goes to the log.
+
+    Positions are resized to the backbone's grid; a head, a decoder or a projector is left over.
+
+    Raises:
+        UserError: an unreadable file, another architecture, or the first key that doesn't fit, with both shapes.
+    """
+    found = inspect(path)
+    name = backbone.info.name
+    if (architecture := architecture_beside(found.file) or name) != name:
+        raise UserError(f"{found.file}: weights of {architecture}, expected {name}; choose --backbone {architecture}")
+    expected: dict[str, Tensor] = backbone.model.state_dict()
+    state, notes = _fit(backbone, found, expected)
+    _compare(found.file, name, state, expected)
+    backbone.model.load_state_dict(state, strict=True)
+    _log.info("%s: %s, names of %s; left over: %s", found.file, found.layout, found.names, len(found.left))
+    for note in notes:
+        _log.info("%s: %s", found.file, note)
+    return found
+
+
+def _fit(
+    backbone: TimmBackbone, found: Inspection, expected: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The state as the model wants it, and what was changed, in words."""
+    notes: list[str] = []
+    fitted = dict(found.state)
+    if not _same_shapes(fitted, expected):
+        fitted = _official(backbone, found)
+    for key, value in fitted.items():
+        if key in found.state and value.shape != (before := found.state[key]).shape:
+            if POSITIONS.search(key) is None:
+                fitted[key] = before  # timm would resize a patch embedding too, and hide another architecture
+            else:
+                notes.append(f"{key} resized from {tuple(before.shape)} to {tuple(value.shape)}")
+    for kind in ("weight", "bias"):
+        if f"fc_norm.{kind}" in expected and f"fc_norm.{kind}" not in fitted and f"norm.{kind}" in fitted:
+            fitted[f"fc_norm.{kind}"] = fitted.pop(f"norm.{kind}")
+            notes.append(f"norm.{kind}, of every token, is now fc_norm.{kind}, of their mean")
+    for key in fitted.keys() & expected.keys():
+        if expected[key].shape == (*fitted[key].shape, 1, 1):  # a linear layer that is a 1 × 1 convolution here
+            fitted[key] = fitted[key][..., None, None]
+    counters = [key for key in expected if key.endswith("num_batches_tracked") and key not in fitted]
+    if counters:
+        fitted |= {key: torch.zeros_like(expected[key]) for key in counters}
+        notes.append(f"{len(counters)} counters of batch norm start at 0")
+    return fitted, notes
+
+
+def _same_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    return state.keys() == expected.keys() and all(state[key].shape == expected[key].shape for key in expected)
+
+
+def _official(backbone: TimmBackbone, found: Inspection) -> dict[str, Tensor]:
+    """Through the family's own map from its official names, where it has one."""
+    family = vars(sys.modules[model_entrypoint(backbone.info.name).__module__])
+    ours, timms = family.get("load_official"), family.get("checkpoint_filter_fn")
+    try:
+        if ours is not None:
+            return of_backbone(ours(found.own))
+        return dict(timms(dict(found.state), backbone.model)) if timms is not None else dict(found.state)
+    except (KeyError, IndexError, RuntimeError, AttributeError, AssertionError, ValueError):
+        return dict(found.state)  # of another architecture: the comparison that follows says where
+
+
+def _compare(file: Path, name: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """The first key that doesn't fit is the user's error."""
+    for key, value in expected.items():
+        if key not in state:
+            raise UserError(f"{file}: {key} {tuple(value.shape)} of {name} is missing; is it another model's file?")
+        if state[key].shape != value.shape:
+            found, wanted = tuple(state[key].shape), tuple(value.shape)
+            raise UserError(
+                f"{file}: {key} is {found}, {name} expects {wanted}; match image_size and model_args to the file"
+            )
+    for key, value in state.items():
+        if key not in expected:
+            raise UserError(f"{file}: {key} {tuple(value.shape)} is not part of {name}; is it another model's file?")

@@ -1,0 +1,102 @@
+"""Opening files of weights without running what is in them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ssl_vit.errors import UserError
+
+
+class _Settings(dict[str, Any]):
+    """Stands for the settings classes that trainers pickle beside their weights; holds what it is given."""
+
+    def __setstate__(self, state: Any) -> None:
+        self["state"] = state
+
+
+# What may lie in a checkpoint besides tensors and plain values; none of it runs anything.
+_HARMLESS: list[Any] = [argparse.Namespace, defaultdict, dict, pathlib.PosixPath]
+_HARMLESS += [(_Settings, name) for name in ("yacs.config.CfgNode", "lightning_fabric.utilities.data.AttributeDict")]
+_HARMLESS += [
+    (_Settings, f"{package}.utilities.parsing.AttributeDict") for package in ("pytorch_lightning", "lightning")
+]
+
+Document = dict[str, Any]
+
+
+def read(path: str | Path) -> tuple[Path, Document]:
+    """The file of weights that `path` means, and all that is in it; nothing in it is run.
+
+    path: a .safetensors, .pth, .pt, .ckpt or .bin file, or a folder of timm's or transformers' with one.
+
+    Raises:
+        UserError: no such file, not readable as weights, or a pickle that asks for more than tensors and plain values.
+    """
+    file = _file(Path(path))
+    try:
+        if file.suffix == ".safetensors":
+            return file, dict(load_file(file))
+        with torch.serialization.safe_globals(_HARMLESS):
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: not readable as weights ({said}); give a .safetensors or .pth file") from error
+    except Exception as error:  # torch raises pickle's errors, of several types, for what weights_only forbids
+        raise UserError(
+            f"{file}: refused, nothing was run: {_forbidden(file, error)}; save the model's state_dict alone"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: holds a {type(content).__name__}, expected a dict of tensors; save the state_dict")
+    return file, content
+
+
+def _file(path: Path) -> Path:
+    if not path.is_dir():
+        if not path.is_file():
+            raise UserError(f"{path}: no such file or folder; give a .safetensors or .pth file, or a folder with one")
+        return path
+    for folder in (path / "export", path):  # of a run, or timm's or transformers' own
+        for name in ("model.safetensors", "pytorch_model.bin"):
+            if (folder / name).is_file():
+                return folder / name
+    raise UserError(f"{path}: holds neither model.safetensors nor pytorch_model.bin; give a file of weights")
+
+
+def _forbidden(file: Path, error: Exception) -> str:
+    """What a pickle asks for, found without running it; a file that is no pickle at all has no such list."""
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            wanted = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    except Exception:  # too old or too broken to be looked through: what torch said must do
+        wanted = []
+    if wanted:
+        return f"the pickle asks for {', '.join(wanted[:3])}{' …' * (len(wanted) > 3)}, which could run code"
+    return " ".join(str(error).split())[:200]
+
+
+def tensors(document: Document) -> dict[str, Tensor]:
+    """The tensors of a document that lie at its top."""
+    return {key: value for key, value in document.items() if isinstance(value, Tensor)}
+
+
+def architecture_beside(file: Path) -> str | None:
+    """The name that a config.json in timm's layout gives for the weights beside it."""
+    config = file.parent / "config.json"
+    if not config.is_file():
+        return None
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{config}: not JSON ({error}); restore or remove it") from error
+    name = content.get("architecture") if isinstance(content, dict) else None
+    return name if isinstance(name, str) else None

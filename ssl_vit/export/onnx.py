@@ -1,0 +1,61 @@
+"""The backbone as an ONNX graph with a free batch size, checked in onnxruntime (``pip install ssl_vit[onnx]``)."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.errors import RunFailed, UserError
+from ssl_vit.export.outputs import Outputs, names, trace
+from ssl_vit.export.target import Pairs, Verified, probe, run_snippet, verified
+
+FILE = "model.onnx"
+_OPSET = 20
+
+
+def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> Pairs:
+    """model.onnx: images [B, 3, H, W] -> pooled, patches, pyramid_0, …; B is free."""
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"--to onnx: {package} is not installed; pip install 'ssl_vit[onnx]'")
+    traced, outputs = trace(backbone), names(backbone)
+    try:
+        program = torch.onnx.export(
+            traced, (), input_names=["images"], output_names=outputs, opset_version=_OPSET, dynamo=True, verbose=False
+        )
+    except Exception as error:  # of any type: an operation that ONNX has no word for
+        said = " ".join(str(error).split())[:200]
+        raise RunFailed(f"{backbone.info.name}: torch {torch.__version__} can't write it as ONNX: {said}") from error
+    assert program is not None  # with dynamo=True it never is
+    program.save(str(folder / FILE))
+    return []
+
+
+def snippet(folder: Path, backbone: TimmBackbone) -> str:
+    """A session; its outputs come in the order of ``names``."""
+    return "\n".join(
+        [
+            "import onnxruntime",
+            f"session = onnxruntime.InferenceSession({str(Path(folder).absolute() / FILE)!r})",
+            "names = [output.name for output in session.get_outputs()]",
+            "embed = lambda images: dict(zip(names, session.run(None, {'images': images})))",
+        ]
+    )
+
+
+def verify(folder: Path, backbone: TimmBackbone) -> Verified:
+    """Run the snippet on a batch of another size than the one it was traced with, and compare every output."""
+    import onnxruntime
+
+    consumer = f"onnxruntime {onnxruntime.__version__}"
+    embed = run_snippet(snippet(folder, backbone), consumer)["embed"]
+    images = probe(backbone, batch=3)
+    with torch.inference_mode():
+        expected = Outputs(backbone)(images)
+    found = embed(images.numpy())
+    return verified(consumer, expected, [torch.from_numpy(found[name]) for name in names(backbone)])

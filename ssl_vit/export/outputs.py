@@ -1,0 +1,53 @@
+"""A backbone as one function of images, for formats that keep the computation and not only the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.errors import RunFailed
+from ssl_vit.export.target import frozen, probe
+
+
+class Outputs(nn.Module):
+    """[B, 3, H, W] -> pooled [B, D], patches [B, D, H/s, W/s], then the pyramid, finest first; H and W are fixed."""
+
+    def __init__(self, backbone: TimmBackbone) -> None:
+        super().__init__()
+        self.backbone = frozen(backbone)
+        for module in self.backbone.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False  # type: ignore[assignment]  # a plain flag of timm's, not a parameter
+        with torch.inference_mode():
+            self.features_ndim = getattr(self.backbone.model.forward_features(probe(backbone)), "ndim", 0)
+            self.grid = self.backbone(probe(backbone)).patches.shape[-2:]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """images: [B, 3, H, W] normalised."""
+        model: Any = self.backbone.model
+        layout = self.backbone.layout
+        if layout.levels or layout.beside or self.features_ndim != 3:
+            return *self.backbone(images), *self.backbone.pyramid(images)
+        # Tokens of a single scale: one pass, and the number of images stays free.
+        tokens = model.forward_features(images)
+        patches = tokens[:, layout.prefix :].transpose(1, 2).unflatten(2, self.grid)
+        return layout.pool(model, tokens, patches), patches, patches.clone()
+
+
+def trace(backbone: TimmBackbone) -> ExportedProgram:
+    """The program of ``Outputs`` with a free number of images; RunFailed where torch can't follow the model."""
+    batch = ({0: torch.export.Dim("batch")},)
+    try:
+        return torch.export.export(Outputs(backbone), (probe(backbone),), dynamic_shapes=batch)
+    except Exception as error:  # of any type: whatever torch meets in the model that it can't follow
+        said = " ".join(str(error).split())[:200]
+        raise RunFailed(f"{backbone.info.name}: torch {torch.__version__} can't trace it: {said}") from error
+
+
+def names(backbone: TimmBackbone) -> list[str]:
+    """What the outputs are called."""
+    return ["pooled", "patches", *(f"pyramid_{level}" for level in range(len(backbone.info.stages)))]

@@ -1,0 +1,45 @@
+"""One file that says all about itself: timm's names, and in its metadata what trained it and how to feed it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+
+from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.export import timm
+from ssl_vit.export.target import WEIGHTS, Pairs, Verified, frozen, probe, run_snippet, save, verified, weights_of
+
+
+def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> Pairs:
+    """model.safetensors whose metadata has timm's config.json and the description as JSON, under "config"."""
+    config = timm.config(backbone, backbone.info.mean, backbone.info.std, description)
+    save(weights_of(backbone), folder, {"config": json.dumps(config)})
+    return [(key, key) for key in weights_of(backbone)]
+
+
+def snippet(folder: Path, backbone: TimmBackbone) -> str:
+    """timm's model from the metadata; our own families need this package, the others timm alone."""
+    imports = timm.families_of(backbone.info.name)
+    return "\n".join(
+        [
+            "; ".join(["import json, timm, safetensors", *imports]),
+            f"file = safetensors.safe_open({str(Path(folder).absolute() / WEIGHTS)!r}, 'pt')",
+            "config = json.loads(file.metadata()['config'])",
+            "model = timm.create_model(config['architecture'], num_classes=0, **config['model_args']).eval()",
+            "model.load_state_dict({key: file.get_tensor(key) for key in file.keys()})",
+        ]
+    )
+
+
+def verify(folder: Path, backbone: TimmBackbone) -> Verified:
+    """Run the snippet and compare what the model gives."""
+    consumer = f"safetensors {safetensors.__version__}"
+    model = run_snippet(snippet(folder, backbone), consumer)["model"]
+    images, ours = probe(backbone), frozen(backbone)
+    with torch.inference_mode():
+        return verified(consumer, [ours.model(images)], [model(images)])

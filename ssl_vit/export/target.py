@@ -1,0 +1,122 @@
+"""What every target of an export has in common: a probe, a comparison, and running the snippet it hands out."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.checkpoints.keymap import KeyMap, Mapped
+from ssl_vit.errors import RunFailed, UserError
+
+WEIGHTS = "model.safetensors"
+TOLERANCE = 1e-4  # of the largest value: another library adds up in another order
+
+Pairs = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Who loaded the weights, and how far the outputs were apart, relative to the largest value.
+
+    Without a difference nobody loaded them: their names and shapes were held against the library's.
+    """
+
+    consumer: str
+    max_difference: float | None
+
+
+class Target(Protocol):
+    """A library that weights are written for; one file each."""
+
+    def write(self, backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> Pairs:
+        """Fill an empty folder; which of timm's names became which. UserError for what the library has no place for.
+
+        description: of the run that trained the weights, for targets that have a place for it.
+        """
+        ...
+
+    def snippet(self, folder: Path, backbone: TimmBackbone) -> str:
+        """The Python that loads the folder, five lines at most."""
+        ...
+
+    def verify(self, folder: Path, backbone: TimmBackbone) -> Verified:
+        """Run the snippet and compare what it loads with the backbone; RunFailed where they differ."""
+        ...
+
+
+def rename(backbone: TimmBackbone, maps: Mapping[str, KeyMap], library: str, family: str, drop: set[str]) -> Mapped:
+    """The backbone's weights under the library's names; UserError where it has no such family or no such weight."""
+    name = backbone.info.name
+    if family not in maps:
+        raise UserError(f"{name}: {library} has no {family} among {', '.join(maps)}; use --to timm or --to onnx")
+    mapped = maps[family].export(weights_of(backbone))
+    for key in mapped.left:
+        if key not in drop:
+            raise UserError(f"{name}: {key} has no place in {library}'s {family}; use --to timm or --to onnx")
+    return mapped
+
+
+def weights_of(backbone: TimmBackbone) -> dict[str, Tensor]:
+    """The state dict on the CPU, each tensor in memory of its own."""
+    return {key: value.detach().cpu().clone().contiguous() for key, value in backbone.model.state_dict().items()}
+
+
+def save(state: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write model.safetensors."""
+    tensors = {key: value.clone().contiguous() for key, value in state.items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", **(metadata or {})})
+
+
+def run_snippet(code: str, consumer: str) -> dict[str, Any]:
+    """The names that our own snippet defines; RunFailed where it can't be run."""
+    names: dict[str, Any] = {}
+    try:
+        exec(code, names)
+    except Exception as error:  # whatever the library raises means that the export is useless
+        said = " ".join(str(error).split())
+        raise RunFailed(f"{consumer} cannot load this export: {said}") from error
+    return names
+
+
+def frozen(backbone: TimmBackbone) -> TimmBackbone:
+    """A copy on the CPU for inference, so that a model in training is left as it is."""
+    return copy.deepcopy(backbone).cpu().eval()
+
+
+def probe(backbone: TimmBackbone, batch: int = 2) -> Tensor:
+    """Images of noise, [batch, 3, H, W]."""
+    return torch.randn(batch, 3, *backbone.info.size, generator=torch.Generator().manual_seed(0))
+
+
+def verified(consumer: str, expected: Sequence[Tensor], found: Sequence[Tensor]) -> Verified:
+    """Compare outputs one by one; RunFailed where one has another shape, or differs by more than the tolerance."""
+    for ours, theirs in zip(expected, found, strict=True):
+        if ours.shape != theirs.shape:
+            raise RunFailed(f"{consumer} gives an output of {tuple(theirs.shape)}, expected {tuple(ours.shape)}")
+    largest = max(difference(ours, theirs) for ours, theirs in zip(expected, found, strict=True))
+    if largest > TOLERANCE:
+        raise RunFailed(f"outputs differ by {largest:.1e} of the largest after loading with {consumer}")
+    return Verified(consumer, largest)
+
+
+def difference(expected: Tensor, found: Tensor) -> float:
+    """Largest difference relative to the largest value; infinite for NaN."""
+    apart = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-12))
+    return math.inf if math.isnan(apart) else apart
+
+
+def same_weights(consumer: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Verified:
+    """Names checked, not loaded: every weight is there under its name, and turns back into ours."""
+    for key in sorted(expected.keys() | found.keys()):
+        if key not in expected or key not in found or not torch.equal(expected[key], found[key]):
+            raise RunFailed(f"{key} is not the same when read back from the export for {consumer}")
+    return Verified(consumer, None)

@@ -1,0 +1,105 @@
+"""Any backbone under torchvision's detectors: its pyramid with a feature pyramid network (arXiv 1612.03144) on top."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.errors import RunFailed
+from ssl_vit.export import timm
+from ssl_vit.export.target import Pairs, Verified, frozen, probe, run_snippet, verified, weights_of
+
+_STRIDES = (4, 8, 16, 32)  # of the maps that torchvision's detectors are made for
+_RATIOS = (0.5, 1.0, 2.0)  # height over width of anchors
+
+
+class BackboneWithFPN(nn.Module):
+    """What FasterRCNN, MaskRCNN and RetinaNet take as their backbone, with torchvision's names: ``body`` and ``fpn``.
+
+    >>> from ssl_vit.backbones.registry import create_backbone
+    >>> backbone = BackboneWithFPN(create_backbone("resnet18"), out_channels=64)
+    >>> {level: tuple(map.shape) for level, map in backbone(torch.zeros(1, 3, 64, 64)).items()}
+    {'0': (1, 64, 16, 16), '1': (1, 64, 8, 8), '2': (1, 64, 4, 4), '3': (1, 64, 2, 2), 'pool': (1, 64, 1, 1)}
+    """
+
+    def __init__(self, backbone: TimmBackbone, out_channels: int = 256) -> None:
+        super().__init__()
+        self.body: nn.Module = backbone.model  # the weights under "body."
+        self._layout = backbone.layout
+        stages = backbone.info.stages
+        kept = [index for index, stage in enumerate(stages) if stage.stride in _STRIDES]
+        self.kept = kept or [len(stages) - 1]  # of the backbone's stages
+        self.fpn = FeaturePyramidNetwork([stages[i].channels for i in self.kept], out_channels, LastLevelMaxPool())
+        self.out_channels = out_channels
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The backbone's maps that the pyramid network is given, [B, C_i, H/s_i, W/s_i], finest first."""
+        maps = self._layout.pyramid(self.body, images)
+        return [maps[index] for index in self.kept]
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """[B, 3, H, W] -> {"0": [B, out_channels, H/4, W/4], …, "pool": one coarser}."""
+        maps = OrderedDict((str(level), map_) for level, map_ in enumerate(self.maps(images)))
+        pyramid: dict[str, Tensor] = self.fpn(maps)
+        return pyramid
+
+
+def faster_rcnn(folder: Path | str, num_classes: int, **options: Any) -> FasterRCNN:
+    """A Faster R-CNN (arXiv 1506.01497) on the backbone of an export; all but the backbone is still to be trained.
+
+    num_classes: with the background as one of them; options: those of torchvision's FasterRCNN. It takes images in
+    [0, 1] of any size, and gives boxes in pixels.
+    """
+    backbone = timm.read(folder)
+    info, body = backbone.info, BackboneWithFPN(backbone)
+    levels = len(body.kept) + 1
+    options.setdefault(
+        "rpn_anchor_generator", AnchorGenerator(tuple((32 * 2**i,) for i in range(levels)), (_RATIOS,) * levels)
+    )
+    options |= {"image_mean": info.mean, "image_std": info.std}
+    if info.any_size:
+        options["size_divisible"] = math.lcm(32, info.multiple)
+    else:
+        options |= {"fixed_size": info.size[::-1], "size_divisible": 1}
+    return FasterRCNN(body, num_classes, **options)
+
+
+def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> Pairs:
+    """timm's folder, which ``faster_rcnn`` reads; the detector's names are timm's after ``backbone.body.``."""
+    timm.fill(folder, backbone, timm.config(backbone, backbone.info.mean, backbone.info.std, description))
+    return [(key, f"backbone.body.{key}") for key in weights_of(backbone)]
+
+
+def snippet(folder: Path, backbone: TimmBackbone) -> str:
+    """A Faster R-CNN with two classes, of which one is the background."""
+    return "\n".join(
+        [
+            "from ssl_vit.export.torchvision_detection import faster_rcnn",
+            f"model = faster_rcnn({str(Path(folder).absolute())!r}, num_classes=2)",
+        ]
+    )
+
+
+def verify(folder: Path, backbone: TimmBackbone) -> Verified:
+    """Run the snippet, compare the maps inside with ours, and let the detector look at an image."""
+    consumer = f"torchvision {torchvision.__version__} (Faster R-CNN)"
+    model: Any = run_snippet(snippet(folder, backbone), consumer)["model"].eval()
+    model.transform.min_size, model.transform.max_size = (min(backbone.info.size),), max(backbone.info.size)  # quicker
+    ours, images = BackboneWithFPN(frozen(backbone)), probe(backbone)
+    with torch.inference_mode():
+        found = verified(consumer, ours.maps(images), model.backbone.maps(images))
+        [seen] = model([torch.rand(3, *backbone.info.size, generator=torch.Generator().manual_seed(0))])
+    if not bool(torch.isfinite(seen["boxes"]).all()):
+        raise RunFailed(f"{consumer} finds boxes that are not finite")
+    return found

@@ -1,0 +1,232 @@
+"""Backbones by name: what is asked for is what comes, and what can't be is refused with the way out."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ssl_vit.backbones import backbone_info, create_backbone, list_backbones
+from ssl_vit.backbones.kinds import kind_by_layers, kind_of
+from ssl_vit.errors import UserError
+
+VIT: dict[str, Any] = {"patch_size": 8, "img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
+NAME = "vit_tiny_patch16_224"
+
+
+def images(size: int = 32) -> Tensor:
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def test_same_seed_gives_timms_weights() -> None:
+    torch.manual_seed(3)
+    ours = create_backbone(NAME, model_args=VIT)
+    torch.manual_seed(3)
+    theirs = timm.create_model(NAME, num_classes=0, **VIT)
+    for (name, value), (_, expected) in zip(ours.model.state_dict().items(), theirs.state_dict().items(), strict=True):
+        assert torch.equal(value, expected), name
+    assert ours.timm_args == VIT
+
+
+def test_image_size_is_what_timm_needs_to_take_the_weights() -> None:
+    backbone = create_backbone(NAME, image_size=(64, 96), model_args={"depth": 1})
+    assert backbone.timm_args == {"depth": 1, "img_size": (64, 96)}
+    assert backbone.info.size == (64, 96)
+    assert backbone.model.pos_embed.shape == (1, 1 + 4 * 6, 192)
+    assert create_backbone(NAME, image_size=224, model_args={"depth": 1}).timm_args == {"depth": 1}
+    assert create_backbone("resnet18", image_size=96).timm_args == {}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        ({"name": "vit_tiny_patch16_225"}, "vit_tiny_patch16_225: no such backbone; did you mean vit_tiny_patch16_224"),
+        ({"model_args": {"patchsize": 8}}, "model_args.patchsize: .* did you mean 'patch_size'"),
+        ({"model_args": {"num_classes": 10}}, "model_args.num_classes: not for the user to set"),
+        ({"model_args": {"drop_path_rate": 0.1}}, "use drop_path"),
+        ({"model_args": {"embed_dim": 50}}, "timm can't build it with .*embed_dim=50"),
+        ({"model_args": {"img_size": 32}, "image_size": 64}, "give one of them"),
+        ({"image_size": 100}, "can't take images of 100×100 pixels"),
+        ({"name": "vgg11", "drop_path": 0.1}, "vgg11 has no stochastic depth; set drop_path to 0"),
+        ({"name": "hrnet_w18_small", "model_args": {"no_such": 1}}, "model_args.no_such: hrnet_w18_small has no such"),
+    ],
+)
+def test_refused(kwargs: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        create_backbone(**{"name": NAME, **kwargs})
+
+
+def test_drop_path_reaches_the_blocks() -> None:
+    rates = [block.drop_path1 for block in create_backbone(NAME, drop_path=0.2, model_args=VIT).model.blocks]
+    assert [getattr(rate, "drop_prob", 0.0) for rate in rates] == pytest.approx([0.0, 0.2])
+    assert isinstance(create_backbone(NAME, model_args=VIT).model.blocks[1].drop_path1, nn.Identity)
+
+
+def test_info_costs_no_weights_and_tells_the_truth() -> None:
+    info = backbone_info("vit_base_patch16_224")
+    assert (info.parameters, info.dim, info.patch, info.kind) == (85_798_656, 768, 16, "transformer")
+    assert (info.any_size, info.multiple, info.family) == (True, 16, "vision_transformer")
+    # Swin-T without a head, as published for EsViT (arXiv 2106.09785)
+    assert backbone_info("swin_tiny_patch4_window7_224").parameters == 27_519_354
+    assert backbone_info("beit_base_patch16_224").any_size is False
+
+
+def test_list_is_cheap_for_many_and_full_for_few() -> None:
+    everything = list_backbones()
+    assert {row.name for row in everything} == set(timm.list_models())
+    assert all(row.info is None for row in everything)
+    (row,) = list_backbones("test_resnet")
+    assert row.info is not None
+    assert (row.family, row.kind, row.info.dim) == ("resnet", "convolutional", 96)
+    with pytest.raises(UserError, match="no backbone has such a name; did you mean"):
+        list_backbones("resmet*")
+
+
+def test_every_timm_family_has_a_kind() -> None:
+    modules = {name: timm.models.model_entrypoint(name).__module__ for name in timm.list_models()}
+    unknown = [
+        name for name, module in modules.items() if module.startswith("timm.") and not kind_of(name, module[12:])
+    ]
+    assert unknown == []
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("test_vit", "transformer"), ("test_resnet", "convolutional"), ("gmlp_ti16_224", "mlp")]
+)
+def test_kind_of_a_family_that_nobody_knows(name: str, kind: str) -> None:
+    with torch.device("meta"):
+        assert kind_by_layers(timm.create_model(name)) == kind
+
+
+def test_weights_come_back_from_every_kind_of_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = timm.create_model(NAME, num_classes=7, **VIT)
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "model.pth")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": NAME}))
+    for path in (tmp_path, tmp_path / "model.safetensors", tmp_path / "model.pth"):
+        backbone = create_backbone(NAME, model_args=VIT, weights=path)
+        for key, value in backbone.model.state_dict().items():
+            assert torch.equal(value, source.state_dict()[key]), key
+
+
+def test_left_out_head_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_file(timm.create_model(NAME, num_classes=7, **VIT).state_dict(), tmp_path / "a.safetensors")
+    create_backbone(NAME, model_args=VIT, weights=tmp_path / "a.safetensors")
+    assert "left out the keys of its head: head.bias, head.weight" in caplog.text
+
+
+class Anything:
+    """Something that a file of weights must not hold."""
+
+
+def test_wrong_weights_are_refused(tmp_path: Path) -> None:
+    good = timm.create_model(NAME, num_classes=0, **VIT).state_dict()
+    files: dict[str, Any] = {
+        "missing": {key: value for key, value in good.items() if key != "cls_token"},
+        "shape": {**good, "pos_embed": torch.zeros(1, 26, 48)},
+        "extra": {**good, "tail": torch.zeros(3)},
+        "number": {**good, "epoch": 3},
+        "object": {"model": Anything()},
+    }
+    for stem, content in files.items():
+        torch.save(content, tmp_path / f"{stem}.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    (tmp_path / "broken.safetensors").write_bytes(b"123")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet50"}))
+    says = {
+        "missing.pth": "cls_token (1, 1, 48) of vit_tiny_patch16_224 is missing",
+        "shape.pth": "pos_embed is (1, 26, 48), vit_tiny_patch16_224 expects (1, 17, 48)",
+        "extra.pth": "tail (3,) is not part of vit_tiny_patch16_224",
+        "number.pth": "expected a dict of tensors",
+        "object.pth": "holds more than tensors",
+        "text.pth": "save the model's state_dict",
+        "broken.safetensors": "not readable as weights",
+        "absent.pth": "no such file",
+        "": "weights of resnet50, expected vit_tiny_patch16_224",
+    }
+    for file, sentence in says.items():
+        with pytest.raises(UserError, match=re.escape(sentence)):
+            create_backbone(NAME, model_args=VIT, weights=tmp_path / file)
+
+
+def test_copies_of_a_masked_backbone_have_their_own_token() -> None:
+    student = create_backbone(NAME, model_args=VIT, masked=True).eval()
+    assert student.mask_token is not None
+    assert not [key for key in student.model.state_dict() if "mask" in key]
+    teacher = copy.deepcopy(student)
+    hidden = torch.ones(2, 4, 4, dtype=torch.bool)
+    before = teacher(images(), hidden).pooled
+    with torch.no_grad():
+        student.mask_token.add_(1.0)
+    assert torch.equal(teacher(images(), hidden).pooled, before)
+    assert not torch.allclose(student(images(), hidden).pooled, before)
+    student(images(), hidden).pooled.sum().backward()
+    assert student.mask_token.grad is not None
+    assert student.mask_token.grad.norm() > 0
+
+
+def test_masks_need_the_token() -> None:
+    with pytest.raises(ValueError, match="masked=True"):
+        create_backbone(NAME, model_args=VIT)(images(), torch.ones(2, 4, 4, dtype=torch.bool))
+
+
+def test_masked_patch_becomes_the_token() -> None:
+    """Where the token is what the patches would be embedded as, hiding them changes nothing."""
+    backbone = create_backbone(NAME, model_args=VIT, masked=True).eval()
+    flat = torch.zeros(2, 3, 32, 32)  # every patch is embedded as the bias
+    assert backbone.mask_token is not None
+    backbone.mask_token.data.copy_(backbone.model.patch_embed.proj.bias)
+    mask = torch.zeros(2, 4, 4, dtype=torch.bool)
+    mask[0, 1, 2] = mask[1, 3, 0] = True
+    torch.testing.assert_close(backbone(flat, mask).pooled, backbone(flat).pooled)
+    plain = create_backbone(NAME, model_args=VIT).eval()
+    plain.model.load_state_dict(backbone.model.state_dict())
+    assert torch.equal(backbone(images()).pooled, plain(images()).pooled)
+
+
+def test_coarse_mask_covers_several_patches_of_swin() -> None:
+    args = {"embed_dim": 24, "depths": (2, 2, 1, 1)}
+    backbone = create_backbone("swin_tiny_patch4_window7_224", image_size=64, model_args=args, masked=True).eval()
+    coarse = torch.zeros(2, 2, 2, dtype=torch.bool)
+    coarse[:, 1, 0] = True
+    fine = coarse.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    assert torch.equal(backbone(images(64), coarse).pooled, backbone(images(64), fine).pooled)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "pit_ti_224", "hiera_tiny_224", "test_mambaout"])
+def test_one_pass_a_forward(name: str) -> None:
+    backbone = create_backbone(name, image_size=64).eval()
+    passes: list[str] = []
+    first = next(module for module in backbone.model.modules() if isinstance(module, nn.Conv2d))
+    first.register_forward_hook(lambda *_: passes.append(name))
+    backbone(images(64))
+    assert passes == [name]
+
+
+def test_names_of_other_packages() -> None:
+    @timm.models.register_model
+    def somebodys_resnet(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return timm.create_model("test_resnet", **kwargs)
+
+    backbone = create_backbone("somebodys_resnet", image_size=64)
+    assert (backbone.info.family, backbone.info.kind, backbone.info.dim) == ("test_registry", "convolutional", 96)
+    timm.models._registry._clear_model_entries("somebodys_resnet")
+    timm.models._registry._model_entrypoints.pop("somebodys_resnet")
+
+
+@pytest.mark.slow
+def test_names_can_be_made() -> None:
+    """Every fortieth name, and what is said of it, without its weights."""
+    with torch.device("meta"):
+        for name in timm.list_models()[::40]:
+            backbone = create_backbone(name)
+            assert backbone.info.dim == backbone(torch.zeros(2, 3, *backbone.info.size)).pooled.shape[1], name

@@ -1,0 +1,259 @@
+"""Every layout, from the names that the official code writes, into our backbone: strictly, and each to its place."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from timm.models import model_entrypoint
+
+from ssl_vit.backbones.registry import create_backbone, list_backbones
+from ssl_vit.checkpoints.inspection import inspect
+from ssl_vit.checkpoints.load import load
+from tests.checkpoints.files import dino_head, filled, number, official, save, shapes_of, trainer
+from tests.golden.names import NAMES
+from tests.golden.verify import compare, image_input, official_weights
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+list_backbones("vit_tiny_patch16_224")  # our families are in timm's registry from here on
+
+VIT = ("vit_tiny_patch16_224", {"depth": 2})
+SWIN = ("swin_tiny_patch4_window7_224", {"depths": (2, 2, 2, 2)})
+BEIT = ("beit_base_patch16_224", {"depth": 2})
+RESNET = ("resnet50", {"layers": (1, 1, 1, 1)})
+DINOV2 = ("vit_small_patch14_dinov2", {"depth": 4})
+
+
+def vit_shapes():
+    return official("dino_vit")
+
+
+def resnet_shapes():
+    return shapes_of(create_backbone(RESNET[0], model_args=RESNET[1]))
+
+
+def dino():
+    student = filled(vit_shapes(), "module.backbone.") | dino_head("module.", 192)
+    teacher = filled(vit_shapes(), "backbone.") | dino_head("", 192)
+    return trainer(student=student, teacher=teacher, dino_loss={"center": torch.zeros(1, 65536)})
+
+
+def esvit():
+    teacher = filled(official("esvit_swin")) | dino_head("", 768) | dino_head("", 768, "head_dense")
+    return trainer(student=filled(official("esvit_swin"), "module."), teacher=teacher, dino_loss={})
+
+
+def moby():
+    return trainer(
+        model=filled(official("moby")), lr_scheduler={}, max_accuracy=0.0, config={"DATA": {"BATCH_SIZE": 64}}
+    )
+
+
+def beit_pretrain():
+    return trainer(model=filled(official("beit_pretrain")), scaler={})
+
+
+def beit_finetune():
+    return trainer(model=filled(official("beit_finetune")))
+
+
+def detreg():
+    return trainer(model=filled(official("detreg")), lr_scheduler={})
+
+
+def moco_v3():
+    state = {}
+    for side in ("base_encoder", "momentum_encoder"):
+        state |= filled(vit_shapes() | {"head.0.weight": [4096, 192], "head.1.weight": [4096]}, f"module.{side}.")
+    return {"arch": "vit_tiny", "state_dict": state | filled({"module.predictor.0.weight": [4096, 256]})}
+
+
+def mae():
+    decoder = {"mask_token": [1, 1, 512], "decoder_embed.weight": [512, 192], "decoder_pos_embed": [1, 197, 512]}
+    decoder |= {"decoder_blocks.0.norm1.weight": [512], "decoder_norm.weight": [512], "decoder_pred.weight": [768, 512]}
+    return trainer(model=filled(vit_shapes() | decoder))
+
+
+def ibot():
+    return dino() | {"dino_loss": None, "ibot_loss": {"center2": torch.zeros(1, 1, 8192)}}
+
+
+def dinov2_chunks():
+    shapes = shapes_of(create_backbone(DINOV2[0], model_args=DINOV2[1]))
+    chunked = {re.sub(r"^blocks\.(\d)", r"blocks.1.\1", key): shape for key, shape in shapes.items()}
+    chunked["blocks.0.0.norm1.weight"] = chunked.pop("blocks.1.0.norm1.weight")
+    teacher = filled(chunked | {"mask_token": [1, 384]}, "backbone.")
+    return {"teacher": teacher | filled({"dino_head.mlp.0.weight": [2048, 384], "ibot_head.mlp.0.weight": [2048, 384]})}
+
+
+def dinov2():
+    return filled(shapes_of(create_backbone(DINOV2[0], model_args=DINOV2[1])) | {"mask_token": [1, 384]})
+
+
+def resnet_with_head():
+    return filled(resnet_shapes() | {"fc.weight": [1000, 2048], "fc.bias": [1000]})
+
+
+def lightning():
+    return {"state_dict": filled(vit_shapes(), "model."), "pytorch-lightning_version": "2.6.0", "epoch": 1}
+
+
+def ours():
+    backbone = create_backbone(VIT[0], model_args=VIT[1], masked=True)
+    state = {}
+    for side in ("student", "teacher"):
+        shapes = {key: list(value.shape) for key, value in backbone.state_dict().items()}
+        state |= filled(shapes, f"method.{side}.backbone.") | filled({"last.weight": [8, 8]}, f"method.{side}.head.")
+    return {"state_dict": state, "pytorch-lightning_version": "2.6.6"}
+
+
+def lightly_vit():
+    state = filled(vit_shapes(), "teacher_backbone.vit.") | filled(vit_shapes(), "student_backbone.vit.")
+    return {"state_dict": state | filled({"student_head.layers.0.weight": [2048, 192]})}
+
+
+SEQUENCE = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
+
+
+def lightly_resnet():
+    state = {key.replace(name := key.split(".")[0], SEQUENCE[name], 1): s for key, s in resnet_shapes().items()}
+    heads = {"projection_head.layers.0.weight": [512, 2048], "backbone_momentum.0.weight": [64, 3, 7, 7]}
+    return {"state_dict": filled(state, "backbone.") | filled(heads), "pytorch-lightning_version": "2.0"}
+
+
+def solo_learn():
+    state = filled(resnet_shapes(), "backbone.") | filled(resnet_shapes(), "momentum_backbone.")
+    return {"state_dict": state | filled({"classifier.weight": [10, 2048]}), "pytorch-lightning_version": "1.9"}
+
+
+def same(key):
+    return key
+
+
+def swin_name(key):
+    return re.sub(r"layers\.(\d)\.downsample", lambda match: f"layers.{int(match[1]) - 1}.downsample", key)
+
+
+def beit_pretrain_name(key):
+    key = key.replace("fc_norm.", "norm.")
+    return "rel_pos_bias.relative_position_bias_table" if "bias_table" in key else key
+
+
+def chunk_name(key):
+    key = re.sub(r"^blocks\.(\d)", r"blocks.1.\1", key).replace("blocks.1.0.norm1.weight", "blocks.0.0.norm1.weight")
+    return f"backbone.{key}"
+
+
+def sequence_name(key):
+    name = key.split(".")[0]
+    return f"backbone.{key.replace(name, SEQUENCE[name], 1)}"
+
+
+CASES = {  # what is written, what it is called, whose backbone it fits, and timm's name -> the name in the file
+    "dino": (dino, "DINO", VIT, "backbone.{}".format),
+    "esvit": (esvit, "EsViT", SWIN, swin_name),
+    "moby": (moby, "MoBY", SWIN, lambda key: f"encoder.{swin_name(key)}"),
+    "beit_pretrain": (beit_pretrain, "BEiT, pretrained", BEIT, beit_pretrain_name),
+    "beit_finetune": (beit_finetune, "BEiT", BEIT, same),
+    "detreg": (detreg, "DETReg", RESNET, "backbone.0.body.{}".format),
+    "moco_v3": (moco_v3, "MoCo v3", VIT, "module.base_encoder.{}".format),
+    "mae": (mae, "MAE", VIT, same),
+    "ibot": (ibot, "iBOT", VIT, "backbone.{}".format),
+    "dinov2_chunks": (dinov2_chunks, "DINOv2", DINOV2, chunk_name),
+    "dinov2": (dinov2, "DINOv2", DINOV2, same),
+    "timm": (lambda: filled(vit_shapes()), "timm", VIT, same),
+    "torchvision": (resnet_with_head, "torchvision or timm", RESNET, same),
+    "lightning": (lightning, "Lightning", VIT, "model.{}".format),
+    "ssl_vit": (ours, "ssl_vit's checkpoint of a run", VIT, "method.teacher.backbone.model.{}".format),
+    "lightly_vit": (lightly_vit, "lightly", VIT, "teacher_backbone.vit.{}".format),
+    "lightly_resnet": (lightly_resnet, "lightly", RESNET, sequence_name),
+    "solo_learn": (solo_learn, "solo-learn", RESNET, "backbone.{}".format),
+}
+LEFT = {  # names that must be said to be no backbone
+    "dino": "head.last_layer.weight_g",
+    "esvit": "head_dense.mlp.0.weight",
+    "moby": "predictor.linear_out.weight",
+    "beit_pretrain": "lm_head.weight",
+    "beit_finetune": "head.weight",
+    "detreg": "transformer.level_embed",
+    "moco_v3": "module.momentum_encoder.cls_token",
+    "mae": "decoder_blocks.0.norm1.weight",
+    "dinov2": "mask_token",
+    "torchvision": "fc.weight",
+    "ssl_vit": "method.student.backbone.mask_token",
+    "solo_learn": "classifier.weight",
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_weight_gets_to_its_place(case, tmp_path):
+    write, layout, (name, args), official_name = CASES[case]
+    backbone = create_backbone(name, model_args=args)
+    found = load(backbone, save(tmp_path, write()))
+    assert found.layout.split(" (")[0] == layout
+    for key, value in backbone.model.state_dict().items():
+        expected = 0 if case == "detreg" and "num_batches" in key else number(official_name(key))
+        wanted = torch.tensor(expected).to(value.dtype).expand(value.shape)
+        torch.testing.assert_close(value, wanted, msg=key, rtol=1e-6, atol=0)
+    if case in LEFT:
+        assert LEFT[case] in found.left
+
+
+def test_a_whole_model_is_named(tmp_path):
+    shapes = shapes_of(create_backbone("vit_tiny_patch16_224"))
+    found = inspect(save(tmp_path, dino() | {"teacher": filled(shapes, "backbone.") | dino_head("", 192)}))
+    assert found.architecture == "vit_tiny_patch16_224"
+    assert str(found).splitlines() == [
+        f"{tmp_path / 'checkpoint.pth'}: DINO (arXiv 2104.14294), names of timm",
+        "backbone: 150 tensors, 5,524,416 values",
+        "fits: vit_tiny_patch16_224",
+        "left over: head (3)",
+    ]
+
+
+def test_positions_are_resized_and_it_is_said(tmp_path, caplog):
+    backbone = create_backbone("vit_tiny_patch16_224", image_size=96, model_args={"depth": 2})
+    state = filled(vit_shapes())
+    columns = torch.arange(14.0).repeat(14)[:, None].expand(196, 192)  # position = its column, 0 to 13
+    state["pos_embed"] = torch.cat([torch.zeros(1, 192), columns])[None].clone()
+    with caplog.at_level("INFO", "ssl_vit"):
+        load(backbone, save(tmp_path, state))
+    grid = backbone.model.pos_embed[0, 1:, 0].detach().unflatten(0, (6, 6))
+    assert torch.allclose(grid, grid[:1])  # the same in every row
+    steps = grid[0].diff()  # 14 columns in 6: 14 / 6 apart, but for the edges
+    torch.testing.assert_close(steps[1:-1], torch.full((3,), 14 / 6), rtol=0.05, atol=0)
+    assert "pos_embed resized from (1, 197, 192) to (1, 37, 192)" in caplog.text
+
+
+def smallest_of_each_family():
+    """The goldens of our own families, the smallest of each."""
+    found = {}
+    for file in sorted(GOLDEN.glob("*.json")):
+        golden = json.loads(file.read_text())
+        name = NAMES.get(golden["case"], {}).get(golden["variant"])
+        if isinstance(name, str) and not model_entrypoint(name).__module__.startswith("timm."):
+            found.setdefault(golden["case"], []).append((golden["params"], name, golden))
+    return [pytest.param(*min(variants, key=lambda each: each[0])[1:], id=case) for case, variants in found.items()]
+
+
+@pytest.mark.parametrize(("name", "golden"), smallest_of_each_family())
+def test_official_files_of_our_own_families(name, golden, tmp_path):
+    backbone = create_backbone(name)
+    state = dict.fromkeys(golden["buffers"], torch.zeros(3, 3)) | filled(golden["keys"])
+    found = load(backbone, save(tmp_path, {"state_dict": state}))
+    values = {number(key) for key in golden["keys"]}
+    for key, value in backbone.model.named_parameters():
+        assert any(abs(float(value.detach().flatten()[0]) - each) < 1e-6 for each in values), key
+    assert all(key in golden["keys"] for key in found.left)
+
+
+def test_an_official_file_gives_the_official_outputs(tmp_path):
+    golden = json.loads((GOLDEN / "cswin__CSWin_64_12211_tiny_224.json").read_text())
+    weights = official_weights(golden)
+    backbone = create_backbone("cswin_tiny_224").eval()
+    load(backbone, save(tmp_path, weights))
+    with torch.inference_mode():
+        pooled = backbone(image_input(golden["input"])).pooled
+    deviation, _ = compare(pooled @ weights["head.weight"].T + weights["head.bias"], golden)
+    assert deviation < 1e-4

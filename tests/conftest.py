@@ -1,0 +1,28 @@
+"""One small labelled set of images and one whole run on it, which many tests look at and none may change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.eval.conftest import folder_of
+from tests.runs import command, finish
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train: 3 x 16 images; val: 3 x 8 others."""
+    path = tmp_path_factory.mktemp("pictures")
+    folder_of(path / "train", 16)
+    folder_of(path / "val", 8, seed=1)
+    return path
+
+
+@pytest.fixture(scope="session")
+def whole_run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 30 steps that nothing interrupted, with k-NN on the way; beside it what it said, as ``said``."""
+    folder = tmp_path_factory.mktemp("whole")
+    code = finish(command(pictures / "train", folder / "run", "--val", str(pictures / "val")), folder / "said")
+    assert code == 0, (folder / "said").read_text()
+    return folder / "run"

@@ -1,0 +1,141 @@
+"""Real ``ssl-vit`` processes and what they leave: forked from a server that has imported everything once."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ssl_vit.cli import main
+
+_fork = multiprocessing.get_context("forkserver")
+_fork.set_forkserver_preload(["ssl_vit.experiment"])
+
+SETTINGS = {  # every one that "auto" would choose and that matters here
+    "backbone.name": "vit_tiny_patch16_224",
+    "backbone.args": "{patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}",
+    "backbone.image_size": 32,
+    "backbone.drop_path": 0.2,
+    "method.out_dim": 64,
+    "method.hidden_dim": 32,
+    "method.bottleneck_dim": 16,
+    "method.head_norm": "batch",
+    "method.centering": "sinkhorn",
+    "method.teacher_temp": 0.04,
+    "method.warmup_teacher_temp": 0.04,
+    "method.momentum": 0.9,
+    "method.local_crops": 2,
+    "method.local_size": 16,
+    "optim.lr": 1e-3,
+    "optim.warmup_epochs": 1.0,
+    "train.batch_size": 8,
+    "train.epochs": 5,
+    "train.precision": "32-true",
+    "train.checkpoint_every": 5,
+    "health.every": 4,
+    "health.knn_every": 2.0,
+    "data.workers": 2,
+}
+STEPS = 30  # of 48 images, 8 a step
+
+
+def command(data: Path, out: Path, *more: str, **changes: object) -> list[str]:
+    """The arguments of ``ssl-vit pretrain`` for a tiny model; changes: "method__momentum" for method.momentum."""
+    settings = SETTINGS | {key.replace("__", "."): value for key, value in changes.items()}
+    sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    return ["pretrain", str(data), "--out", str(out), *sets, *more]
+
+
+class Trap(NamedTuple):
+    """A signal that a process gets from itself, so that it comes at the same moment on any machine."""
+
+    number: signal.Signals
+    step: int
+    saving: bool = False  # between the checkpoint of that step and its checksum, not before the step's metrics
+
+
+def start(argv: list[str], log: Path, *traps: Trap) -> ForkServerProcess:
+    """A process of its own that runs the command; what it says goes to the end of ``log``."""
+    process = _fork.Process(target=_run, args=(argv, str(log), traps))
+    process.start()
+    return process
+
+
+def finish(argv: list[str], log: Path, *traps: Trap) -> int | None:
+    """Run the command to its end, or to the test's time-out; the exit code, negative for a signal."""
+    process = start(argv, log, *traps)
+    try:
+        process.join()
+    finally:
+        process.kill()
+    return process.exitcode
+
+
+def _run(argv: list[str], log: str, traps: tuple[Trap, ...]) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    for trap in traps:
+        _lay(trap)
+    sys.exit(main(argv))
+
+
+def _lay(trap: Trap) -> None:
+    from ssl_vit.training import callbacks, checkpoint
+
+    write, checksum_of = callbacks.Metrics.write, checkpoint.checksum_of
+
+    def trapped_write(metrics: callbacks.Metrics, step: int, row: dict[str, Any]) -> None:
+        if step == trap.step:
+            os.kill(os.getpid(), trap.number)
+        write(metrics, step, row)
+
+    def trapped_checksum_of(path: Path) -> Path:
+        if path == checkpoint.checkpoint_path(path.parent, trap.step) and path.exists():
+            os.kill(os.getpid(), trap.number)
+        return checksum_of(path)
+
+    if trap.saving:
+        checkpoint.checksum_of = trapped_checksum_of
+    else:
+        callbacks.Metrics.write = trapped_write  # type: ignore[method-assign]  # in the child alone
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    """Look until something has happened, or to the test's time-out."""
+    while not happened():
+        time.sleep(0.05)
+
+
+def steps_done(out: Path) -> int:
+    """Steps of a run, by its metrics."""
+    path = out / "metrics.jsonl"
+    return path.read_text().count("grad_norm") if path.exists() else 0
+
+
+def rows(out: Path) -> list[dict[str, float]]:
+    """All lines of a run's metrics."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(out: Path) -> list[float]:
+    """The loss of every step."""
+    return [row["loss"] for row in rows(out) if "grad_norm" in row]
+
+
+def weights(out: Path) -> bytes:
+    """The exported file."""
+    return (out / "export" / "model.safetensors").read_bytes()
+
+
+def files(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file below a folder: when it was written and what it holds."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in found}

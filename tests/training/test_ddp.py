@@ -1,0 +1,89 @@
+"""Two processes of the real command, over gloo on CPU cores: the same numbers as one, and no orphans."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.runs import command, finish, losses, steps_done, wait_for
+
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
+
+MARK = "SSL_VIT_TEST_RUN"  # in the environment of every process of a run, however it was started
+WITHOUT_BATCH_NORM = {"method__head_norm": "none", "method__centering": "mean"}
+WITH_BATCH_NORM = {"method__head_norm": "batch", "method__centering": "sinkhorn"}
+
+
+@pytest.fixture
+def mark() -> Iterator[str]:
+    """Names the processes of this test; none outlives it."""
+    name = uuid.uuid4().hex
+    yield name
+    for pid in processes(name):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def processes(mark: str) -> dict[int, str]:
+    """The living processes of a run: pid to LOCAL_RANK, "0" where there is none."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = dict(word.partition("=")[::2] for word in (folder / "environ").read_text().split("\0"))
+            if words.get(MARK) == mark:
+                found[int(folder.name)] = words.get("LOCAL_RANK", "0")
+    return found
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def two_processes(argv: list[str], said: Path, mark: str) -> subprocess.Popen[bytes]:
+    environment = os.environ | {MARK: mark, "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "ssl_vit", *argv, "--devices", "2"]
+    with said.open("wb") as file:
+        return subprocess.Popen(line, stdout=file, stderr=file, env=environment)
+
+
+@pytest.mark.parametrize("changes", [WITHOUT_BATCH_NORM, WITH_BATCH_NORM], ids=["centre", "sinkhorn-batch-norm"])
+def test_two_processes_learn_what_one_does(changes: dict[str, str], pictures: Path, tmp_path: Path, mark: str) -> None:
+    """The same images a step, half of them in each process: every loss to 1e-5."""
+    changes = changes | {"backbone__drop_path": 0.0, "train__epochs": 2}
+    run = two_processes(command(pictures / "train", tmp_path / "two", **changes), tmp_path / "said2", mark)
+    assert finish(command(pictures / "train", tmp_path / "one", **changes), tmp_path / "said1") == 0
+    assert run.wait() == 0, (tmp_path / "said2").read_text()
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == 12
+    assert max(one) - min(one) > 0.01, "nothing is compared where nothing changes"
+    assert two == pytest.approx(one, rel=0, abs=1e-5)
+    assert (tmp_path / "two" / "COMPLETE").exists()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_killed_rank_takes_the_others_with_it(rank: str, pictures: Path, tmp_path: Path, mark: str) -> None:
+    out, said = tmp_path / "run", tmp_path / "said"
+    run = two_processes(command(pictures / "train", out, train__epochs=500, data__workers=1), said, mark)
+    wait_for(lambda: steps_done(out) >= 7 or run.poll() is not None)
+    assert run.poll() is None, said.read_text()
+    second = [pid for pid, its in processes(mark).items() if its == "1" and parent(pid) == run.pid]
+    (victim,) = second if rank == "1" else [run.pid]
+    os.kill(victim, signal.SIGKILL)
+    code = run.wait()
+    wait_for(lambda: not processes(mark))
+    assert list((out / "checkpoints").glob("*.sha256"))
+    assert not (out / "COMPLETE").exists()
+    # Rank 0 learns it from its next collective, if it is not killed before that as the last one left.
+    assert code in ((1, -signal.SIGKILL) if rank == "1" else (-signal.SIGKILL,))
+    if code == 1:
+        assert "another process of this run was lost" in said.read_text().splitlines()[-1]
+        assert "Traceback" not in said.read_text()
