@@ -403,3 +403,10 @@ def test_ready_recipes_load(recipe: Path) -> None:
     config = load_config(files, flags={"data.path": "images"})
     lr = 0.03 if config.optim.optimizer == "sgd" else {"vit_base_patch16_224": 7.5e-4}.get(config.backbone.name, 5e-4)
     assert config.optim.lr == pytest.approx(lr * config.train.batch_size / 256)  # the official linear rule
+
+
+def test_words_written_out_find_their_initials() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(sets=["optim.learning_rate=0.1", "optim.weight_decays=0.1"], flags={"data.path": "images"})
+    assert "optim.learning_rate: unknown key; did you mean optim.lr?" in caught.value.problems[0]
+    assert "did you mean optim.weight_decay?" in caught.value.problems[1]

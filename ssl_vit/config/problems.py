@@ -113,6 +113,8 @@ def _what(path: KeyPath, detail: Any, keys: Mapping[KeyPath, FieldInfo], tree: M
 def _nearest(path: KeyPath, keys: list[KeyPath]) -> str:
     def closeness(key: KeyPath) -> float:
         same_section = 0.1 if key[:-1] == path[:-1] else 0.0
+        if key[-1] == "".join(word[:1] for word in path[-1].lower().split("_")):  # learning_rate is lr
+            return 1.0 + same_section
         return difflib.SequenceMatcher(None, path[-1].lower(), key[-1]).ratio() + same_section
 
     if tuple(path[-1].split(".")) in keys:
