@@ -27,8 +27,7 @@ UNPADDED = {"inception_resnet_v2", "inception_v3", "inception_v4", "xception"}  
 def backbone(request: pytest.FixtureRequest) -> TimmBackbone:
     name, kwargs = cheapest()[request.param]
     torch.manual_seed(0)
-    made = create_backbone(name, **kwargs, masked=True)
-    made.eval()
+    made: TimmBackbone = create_backbone(name, **kwargs, masked=True).eval()
     return made
 
 
