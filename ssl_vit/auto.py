@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +26,7 @@ from ssl_vit.errors import UserError
 from ssl_vit.methods.base_config import Situation
 from ssl_vit.training.speed import bfloat16_is_fast
 
+Colour = tuple[float, float, float]  # red, green, blue of images in [0, 1]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WIDE = 48  # characters of a setting in a table; what is longer pushes only its own reason
 SMALL_SIDE = 112  # pixels of the short side below which images count as small
@@ -45,31 +48,28 @@ class Facts:
 
     images: int
     side: int  # median short side, pixels
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    colours: Callable[[], tuple[Colour, Colour]]  # mean and deviation, measured on the first call: it decodes images
     gpus: int
     cpus: int
     bfloat16: bool  # whether it is quicker than float32
 
 
-def gather_facts(source: Source, config: RunConfig) -> Facts:
-    """Headers of some images, pixels of some, and the devices; UserError where no image of the sample can be read."""
+def gather_facts(source: Source) -> Facts:
+    """What the headers of some images and the devices say; UserError where no image of the sample can be read."""
     sides = scan(source)["sides"]
     if sides is None:
         raise UserError(f"{source.root}: none of the images looked at could be read; check the files")
-    mean, std = _colours(source)
     return Facts(
         images=len(source),
         side=sides["short"]["median"],
-        mean=mean,
-        std=std,
+        colours=partial(_colours, source),
         gpus=torch.cuda.device_count(),
         cpus=os.cpu_count() or 1,
         bfloat16=bfloat16_is_fast(),
     )
 
 
-def _colours(source: Source, sample: int = 128) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def _colours(source: Source, sample: int = 128) -> tuple[Colour, Colour]:
     """Mean and deviation of red, green, blue over evenly spaced images, in [0, 1], rounded to be read by people."""
     sums, squares, pixels = np.zeros(3), np.zeros(3), 0
     for index in np.unique(np.linspace(0, len(source) - 1, sample).round().astype(int)).tolist():
@@ -91,7 +91,6 @@ def resolve_config(config: RunConfig, facts: Facts) -> tuple[RunConfig, list[Dec
     _choose_model(resolver, facts)
     part = resolver.tree["backbone"]
     info = backbone_info(part["name"], image_size=part["image_size"], model_args=part["args"])
-    _choose_data(resolver, facts)
     _choose_run(resolver, facts, info)
     given = Situation(
         images=facts.images,
@@ -107,11 +106,13 @@ def resolve_config(config: RunConfig, facts: Facts) -> tuple[RunConfig, list[Dec
     )
     for key, (value, why) in config.method.choose(given).items():
         resolver.decide(key, value, why)
+    chosen = RunConfig.model_validate(resolver.tree)
+    chosen.method.check(given)
+    _refuse(chosen, info)
+    _choose_data(resolver, facts)  # last, as it decodes images: all that can be refused has been
     resolved = RunConfig.model_validate(resolver.tree)
     open_keys = [f"{a}.{b}" for a, part in resolver.tree.items() for b, value in part.items() if value == "auto"]
     assert not open_keys, f"the recipe of {resolved.method.name} does not decide {open_keys}"
-    resolved.method.check(given)
-    _refuse(resolved, info)
     return resolved, resolver.decisions
 
 
@@ -159,10 +160,12 @@ def _choose_model(resolver: _Resolver, facts: Facts) -> None:
 
 
 def _choose_data(resolver: _Resolver, facts: Facts) -> None:
-    usual = max(abs(a - b) for a, b in zip(facts.mean + facts.std, IMAGENET_MEAN + IMAGENET_STD, strict=True)) < 0.1
-    why = "as ImageNet's, from which yours hardly differ" if usual else "measured on your images"
-    resolver.decide("data.mean", list(IMAGENET_MEAN if usual else facts.mean), why)
-    resolver.decide("data.std", list(IMAGENET_STD if usual else facts.std), why)
+    if "auto" in (resolver.get("data.mean"), resolver.get("data.std")):
+        mean, std = facts.colours()
+        usual = max(abs(a - b) for a, b in zip(mean + std, IMAGENET_MEAN + IMAGENET_STD, strict=True)) < 0.1
+        why = "as ImageNet's, from which yours hardly differ" if usual else "measured on your images"
+        resolver.decide("data.mean", list(IMAGENET_MEAN if usual else mean), why)
+        resolver.decide("data.std", list(IMAGENET_STD if usual else std), why)
     devices = facts.gpus or 1
     workers = min(8, max(1, facts.cpus // devices - (0 if facts.gpus else 1)))
     resolver.decide("data.workers", workers, f"{facts.cpus} CPU cores, {devices} of them busy with training")

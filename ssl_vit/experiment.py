@@ -20,6 +20,7 @@ import torch
 import ssl_vit
 from ssl_vit.auto import Decision, gather_facts, resolve_config, table
 from ssl_vit.backbones import create_backbone
+from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.config import RunConfig, check_data, check_out, dump, load_config
 from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch, worker_failure
 from ssl_vit.data.scan import scan
@@ -37,7 +38,7 @@ from ssl_vit.training.health import Verdict
 from ssl_vit.training.module import Pretraining, Recipe
 from ssl_vit.training.progress import ProgressLine
 from ssl_vit.training.ranks import die_with_parent, lost_rank, rank
-from ssl_vit.training.speed import spell_out_attention
+from ssl_vit.training.speed import fused_again, spell_out_attention
 
 log = logging.getLogger("ssl_vit")
 
@@ -76,7 +77,7 @@ class RunResult:
 def resolve(config: RunConfig) -> tuple[RunConfig, list[Decision]]:
     """The configuration without "auto", and why each value was chosen; trains nothing."""
     check_data(config)
-    return resolve_config(config, gather_facts(open_source(config.data.path), config))
+    return resolve_config(config, gather_facts(open_source(config.data.path)))
 
 
 def pretrain(config: RunConfig, out: Path | str, *, resume: bool = False, overwrite: bool = False) -> RunResult:
@@ -98,7 +99,7 @@ def pretrain(config: RunConfig, out: Path | str, *, resume: bool = False, overwr
     if (out / "COMPLETE").exists() and resume:
         return _completed(out)
     source = open_source(config.data.path)
-    resolved, decisions = resolve_config(config, gather_facts(source, config))
+    resolved, decisions = resolve_config(config, gather_facts(source))
     require(source, settled(resolved.train.batch_size))
     if resume:
         _check_same(resolved, source, out)
@@ -123,8 +124,8 @@ class _Run:
         torch.manual_seed(train.seed)
         self.method = build_method(config)
         self.module = Pretraining(self.method, self._recipe(), self.per_epoch, self.total)
-        if settled(train.precision) == "bf16-mixed" and not torch.cuda.is_available():
-            spell_out_attention(self.method)
+        explicit = settled(train.precision) == "bf16-mixed" and not torch.cuda.is_available()
+        self.spelled_out = spell_out_attention(self.method) if explicit else []
         if settled(train.compile):
             self.method.compile()
 
@@ -202,7 +203,12 @@ class _Run:
             std=settled(self.config.data.std),
         )
         every = max(1, round(settled(self.config.health.knn_every) * self.per_epoch))
-        return [OnlineKnn(metrics, every, score)]
+
+        def scored(backbone: Backbone) -> dict[str, float]:
+            with fused_again(self.spelled_out):
+                return score(backbone)
+
+        return [OnlineKnn(metrics, every, scored)]
 
     def _trainer(self, callbacks: list[L.Callback]) -> L.Trainer:
         train = self.config.train

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from tests.eval.conftest import folder_of
-from tests.runs import command, finish
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: several test processes share few cores
+
+from tests.eval.conftest import folder_of  # noqa: E402 - after the line above
+from tests.runs import command, finish  # noqa: E402 - likewise
 
 
 @pytest.fixture(scope="session")

@@ -111,7 +111,7 @@ def _lay(trap: Trap) -> None:
 def wait_for(happened: Callable[[], bool]) -> None:
     """Look until something has happened, or to the test's time-out."""
     while not happened():
-        time.sleep(0.05)
+        time.sleep(0.002)
 
 
 def steps_done(out: Path) -> int:

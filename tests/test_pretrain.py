@@ -183,7 +183,6 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="the images' mean colour is measured before the backbone is looked at")
 def test_what_cannot_work_is_refused_before_a_picture_is_decoded(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

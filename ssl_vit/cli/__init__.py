@@ -6,6 +6,7 @@ import dataclasses
 import fnmatch
 import io
 import json
+import os
 import re
 import sys
 import textwrap
@@ -80,7 +81,8 @@ def pretrain(argv: list[str]) -> None:
 
     if args.out is None and (args.resume or not args.print_config):
         parser.error("--out RUN is required")
-    if args.out is not None and not args.print_config:
+    other_rank = os.environ.get("LOCAL_RANK", "0") != "0"  # it finds the run that the first one has just made
+    if args.out is not None and not args.print_config and not other_rank:
         check_out(args.out, resume=args.resume, overwrite=args.overwrite)
     files = [args.out / "config.yaml", *args.config] if args.resume else args.config
     given = {key: value for key in FLAGS.values() if (value := vars(args)[key]) is not None}

@@ -9,6 +9,7 @@ import random
 import resource
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from ssl_vit.training.checkpoint import (
     newest_checkpoint,
     prune,
 )
+from tests.runs import wait_for
 
 pytestmark = pytest.mark.fault
 
@@ -42,6 +44,14 @@ def load(path: Path | None) -> int:
     return int(checkpoint["step"])
 
 
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def changed(folder: Path, before: set[str]) -> bool:
+    return names(folder) != before
+
+
 def save_for_ever(folder: Path, first: int) -> None:
     torch.set_num_threads(1)  # a forked process has lost the threads of its parent
     try:
@@ -56,10 +66,12 @@ def test_kill_9_at_any_moment_leaves_a_whole_one(tmp_path: Path) -> None:
     moments, newest, caught_writing = random.Random(0), 0, 0
     save(tmp_path, 0)
     for _ in range(30):
+        before = names(tmp_path)
         child = os.fork()
         if child == 0:
             save_for_ever(tmp_path, newest + 1)  # never comes back
-        time.sleep(moments.uniform(0.0, 0.06))
+        wait_for(partial(changed, tmp_path, before))
+        time.sleep(max(0.0, moments.uniform(-0.01, 0.03)))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         caught_writing += any(tmp_path.glob(".*"))
