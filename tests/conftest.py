@@ -9,8 +9,8 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: several test processes share few cores
 
-from tests.eval.conftest import folder_of  # noqa: E402 - after the line above
-from tests.runs import command, finish  # noqa: E402 - likewise
+from tests.eval.conftest import folder_of
+from tests.runs import command, finish
 
 
 @pytest.fixture(scope="session")
