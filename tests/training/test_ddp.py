@@ -15,7 +15,7 @@ import pytest
 
 from tests.runs import command, finish, losses, steps_done, wait_for
 
-pytestmark = [pytest.mark.dist, pytest.mark.slow]
+pytestmark = pytest.mark.dist
 
 MARK = "SSL_VIT_TEST_RUN"  # in the environment of every process of a run, however it was started
 WITHOUT_BATCH_NORM = {"method__head_norm": "none", "method__centering": "mean"}
