@@ -23,7 +23,7 @@ from ssl_vit.data.decode import BadImage, decode
 from ssl_vit.data.scan import scan
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
-from ssl_vit.methods.base_config import Situation
+from ssl_vit.methods.base_config import Situation, settled
 from ssl_vit.training.speed import bfloat16_is_fast
 
 Colour = tuple[float, float, float]  # red, green, blue of images in [0, 1]
@@ -203,8 +203,9 @@ def _batch_size(facts: Facts, image_size: int, world: int) -> int:
 
 def _refuse(config: RunConfig, info: BackboneInfo) -> None:
     """What the method asks of the backbone is checked against what the backbone can do, before any image is read."""
-    for view in config.method.views(config.backbone.image_size).views:  # type: ignore[arg-type]  # resolved by now
-        fits = view.size == config.backbone.image_size or (info.any_size and view.size % info.multiple == 0)
+    size = settled(config.backbone.image_size)
+    for view in config.method.views(size).views:
+        fits = view.size == size or (info.any_size and view.size % info.multiple == 0)
         if not fits:
             able = f"multiples of {info.multiple}" if info.any_size else f"{info.size[0]} pixels only"
             raise UserError(
