@@ -47,6 +47,12 @@ class Parser(argparse.ArgumentParser):
         say(self.format_help().rstrip())
 
 
+def add_weights(parser: Parser) -> None:
+    """The arguments that name a network with its weights."""
+    parser.add_argument("weights", metavar="RUN|WEIGHTS", type=existing, help="folder of a run, or a file of weights")
+    parser.add_argument("--backbone", metavar="NAME", help="the network, where a file of weights doesn't say it")
+
+
 def existing(text: str) -> Path:
     """Type of an argument that names a file or folder."""
     if not os.path.exists(text):

@@ -1,0 +1,55 @@
+"""``ssl-vit list``: the backbones and the methods that there are."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ssl_vit.cli.parser import Parser, one_of, say
+from ssl_vit.cli.tables import aligned
+from ssl_vit.errors import UserError
+from ssl_vit.methods import config_class, list_methods
+
+if TYPE_CHECKING:
+    from ssl_vit.backbones.registry import BackboneRow
+
+
+def list_names(argv: list[str]) -> None:
+    """List the backbones or the methods that there are."""
+    parser = Parser("list", str(list_names.__doc__))
+    kinds = ("backbones", "methods")
+    parser.add_argument("kind", metavar="|".join(kinds), type=one_of(*kinds), help="what to list")
+    parser.add_argument("pattern", metavar="PATTERN", nargs="?", default="*", help="a shell pattern, as in '*swin*'")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    args = parser.parse(argv)
+    if args.kind == "methods":
+        facts = ("idea", "needs", "choose_when")
+        rows = shown = [
+            {"name": name} | {fact: getattr(config_class(name), fact) for fact in facts}
+            for name in fnmatch.filter(list_methods(), args.pattern)
+        ]
+    else:
+        from ssl_vit.backbones import list_backbones
+
+        found = list_backbones(args.pattern)
+        rows, shown = [dataclasses.asdict(row) for row in found], [_backbone_line(row) for row in found]
+    if not rows:
+        raise UserError(f"no {args.kind} match {args.pattern!r}; expected a shell pattern, as in '*swin*'")
+    say(json.dumps(rows, indent=2) if args.json else aligned(shown, sys.stdout))
+
+
+def _backbone_line(row: BackboneRow) -> dict[str, Any]:
+    """A line of the table; what needs the network built is there only where few were asked for."""
+    line: dict[str, Any] = {"name": row.name, "family": row.family, "kind": row.kind}
+    if row.info:
+        height, width = row.info.size
+        line |= {
+            "parameters": f"{row.info.parameters:,}",
+            "features": row.info.dim,
+            "stride": row.info.stages[-1].stride,
+        }
+        line["pixels"] = f"{height}x{width}" + (" or others" if row.info.any_size else "")
+    return line

@@ -1,0 +1,79 @@
+"""``ssl-vit pretrain``: flags, files and ``--set`` become one configuration, and that a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+from ssl_vit.cli.parser import Parser, say
+from ssl_vit.cli.tables import aligned
+from ssl_vit.config import FLAGS, RunConfig, check_data, check_out, dump, load_config
+from ssl_vit.config.problems import expected, known_keys, takes_text
+from ssl_vit.config.schema import DEFAULT_METHOD
+
+METAVARS = {"--method": "NAME", "--backbone": "NAME", "--val": "DIR", "--precision": "P"}  # the others take a number
+
+
+def pretrain(argv: list[str]) -> None:
+    """Pretrain a backbone on a folder of images without labels."""
+    parser = Parser("pretrain", str(pretrain.__doc__), _settings(argv))
+    keys = known_keys()
+    for flag, key in FLAGS.items():
+        field = keys[tuple(key.split("."))]
+        words = field.description or ""
+        if not takes_text(field):
+            words += f" ({expected(field.annotation, field.metadata)})"
+        if flag.startswith("-"):
+            parser.add_argument(flag, dest=key, metavar=METAVARS.get(flag, "N"), help=words)
+        else:
+            parser.add_argument(key, metavar=flag, help=words)
+    parser.add_argument("--out", type=Path, metavar="RUN", help="folder of the run; made by it")
+    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
+    parser.add_argument("--set", action="append", default=[], metavar="key.path=value", help="any setting listed below")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own settings")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run in --out and start again")
+    parser.add_argument("--print-config", action="store_true", help="print every setting, and why; train nothing")
+    args = parser.parse(argv)
+
+    if args.out is None and (args.resume or not args.print_config):
+        parser.error("--out RUN is required")
+    other_rank = os.environ.get("LOCAL_RANK", "0") != "0"  # it finds the run that the first one has just made
+    if args.out is not None and not args.print_config and not other_rank:
+        check_out(args.out, resume=args.resume, overwrite=args.overwrite)
+    files = [args.out / "config.yaml", *args.config] if args.resume else args.config
+    given = {key: value for key in FLAGS.values() if (value := vars(args)[key]) is not None}
+    config = load_config(files, args.set, given)
+    check_data(config)
+    if args.print_config:
+        _print_config(config)
+        return
+    from ssl_vit import experiment
+
+    say(str(experiment.pretrain(config, args.out, resume=args.resume, overwrite=args.overwrite)))
+
+
+def _settings(argv: list[str]) -> str:
+    """Every setting of the schema, with those of the method that the command line chooses."""
+    chosen = re.search(r"--method[= ](\S+)", " ".join(argv))
+    lines = ["settings, for --config FILE and --set key.path=value:"]
+    for path, field in known_keys(chosen[1] if chosen else DEFAULT_METHOD).items():
+        if len(path) > 1:
+            default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
+            lines.append(f"  {'.'.join(path)}: {expected(field.annotation, field.metadata)} ({default})")
+            text = " ".join((field.description or "").split())
+            lines += textwrap.wrap(text, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def _print_config(config: RunConfig) -> None:
+    """The resolved configuration on stdout; where each value is from, and how to change it, on stderr."""
+    from ssl_vit import experiment
+
+    resolved, reasons = experiment.resolve(config)
+    titles = ("key", "value", "why", "how to override")
+    print(aligned([dict(zip(titles, reason, strict=True)) for reason in reasons], sys.stderr), file=sys.stderr)
+    say(dump(resolved).rstrip())
