@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ssl_vit.backbones import families
 from ssl_vit.methods.heads import DINOHead
-from tests.golden import moby
+from tests.golden import detectors, moby
 
 Entry = str | Callable[[], nn.Module]
 
@@ -49,6 +49,11 @@ NAMES: dict[str, dict[str, Entry]] = {
             *("cotnet50", "cotnet101", "cotnext50_2x48d", "cotnext101_2x48d"),
             *(f"se_cotnetd_{depth}" for depth in (50, 101, 152)),
         )
+    },
+    "detr": {"detr_resnet50": detectors.detr},
+    "detreg": {
+        "detreg_pretrain_defdetr": partial(detectors.deformable, 512),
+        "defdetr_finetune_coco": partial(detectors.deformable, None),
     },
     "dino": {
         **{
@@ -121,6 +126,7 @@ NAMES: dict[str, dict[str, Entry]] = {
         for size in ("nano_12", "tiny_12", "tiny_24", "small_12", "small_24", "medium_24", "large_24")
         for patch in (16, 8)
     },
+    "yolos": {f"yolos_{size}": partial(detectors.yolos, size) for size in detectors.YOLOS},
 }
 
 
@@ -130,7 +136,11 @@ def _pooled(model: nn.Module, images: Tensor) -> Tensor:
 
 
 # What a golden holds of models whose official forward gives something else than ours does: case -> our counterpart.
-OUTPUTS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {"rams": _pooled}
+OUTPUTS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "rams": _pooled,
+    "detr": detectors.logits,
+    "detreg": detectors.first_logits,
+}
 
 
 @cache

@@ -1,0 +1,1 @@
+"""Detectors that predict a set of boxes: DETR, Deformable DETR and YOLOS, on any backbone."""
