@@ -27,7 +27,8 @@ class DetectionViT(nn.Module):
     ) -> None:
         super().__init__()
         dim, patch = vit.embed_dim, vit.patch_embed.patch_size
-        assert vit.cls_token is not None and vit.pos_embed is not None
+        assert vit.cls_token is not None
+        assert vit.pos_embed is not None
         self.patch_embed, self.blocks, self.norm = vit.patch_embed, vit.blocks, vit.norm
         self.patch_embed.strict_img_size = False
         self.cls_token: nn.Parameter = vit.cls_token
