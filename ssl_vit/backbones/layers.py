@@ -92,7 +92,7 @@ def to_tokens(x: Tensor) -> Tensor:
 
 def to_map(x: Tensor, size: Size) -> Tensor:
     """[B, H*W, D] -> [B, D, H, W]."""
-    return x.transpose(1, 2).reshape(len(x), -1, *size)
+    return x.transpose(1, 2).reshape(x.shape[0], -1, *size)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -43,7 +43,8 @@ class Layout:
         if last.ndim == 4:
             return features, last.permute(0, 3, 1, 2) if self.channels_last else last
         grid = _grid(last.shape[1] - self.prefix, (images.shape[-2], images.shape[-1]), self.stride)
-        return features, last[:, self.prefix :].transpose(1, 2).reshape(len(last), -1, *grid)
+        patches = last[:, self.prefix :].transpose(1, 2)
+        return features, patches.reshape(patches.shape[0], -1, *grid)  # len() would fix the number when traced
 
     def read(self, model: TimmModel, images: Tensor) -> Features:
         """Pooled and patches in one pass; images: [B, 3, H, W]."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -22,20 +20,12 @@ class Outputs(nn.Module):
         for module in self.backbone.modules():
             if hasattr(module, "fused_attn"):
                 module.fused_attn = False  # type: ignore[assignment]  # a plain flag of timm's, not a parameter
-        with torch.inference_mode():
-            self.features_ndim = getattr(self.backbone.model.forward_features(probe(backbone)), "ndim", 0)
-            self.grid = self.backbone(probe(backbone)).patches.shape[-2:]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """images: [B, 3, H, W] normalised."""
-        model: Any = self.backbone.model
-        layout = self.backbone.layout
-        if layout.levels or layout.beside or self.features_ndim != 3:
-            return *self.backbone(images), *self.backbone.pyramid(images)
-        # Tokens of a single scale: one pass, and the number of images stays free.
-        tokens = model.forward_features(images)
-        patches = tokens[:, layout.prefix :].transpose(1, 2).unflatten(2, self.grid)
-        return layout.pool(model, tokens, patches), patches, patches.clone()
+        pooled, patches = self.backbone(images)
+        several = bool(self.backbone.layout.levels)  # with one scale the pyramid is the patches, and one pass is enough
+        return pooled, patches, *(self.backbone.pyramid(images) if several else [patches.clone()])
 
 
 def trace(backbone: TimmBackbone) -> ExportedProgram:

@@ -52,7 +52,7 @@ class CrossAttention(nn.Module):
         """[B, H, W, D] -> [B, H, W, D]."""
         window = (WINDOW, WINDOW)
         windows = (
-            to_windows(x, window).view(len(x), -1, WINDOW**2, x.shape[-1]).permute(0, 3, 1, 2)
+            to_windows(x, window).view(x.shape[0], -1, WINDOW**2, x.shape[-1]).permute(0, 3, 1, 2)
         )  # [B, D, windows, 49]
         out = self.proj(F.scaled_dot_product_attention(*self.qkv(windows).chunk(3, dim=-1)))
         return from_windows(out.permute(0, 2, 3, 1).flatten(0, 1), window, (x.shape[1], x.shape[2]))

@@ -68,7 +68,7 @@ class CoT(nn.Module):
         static = self.key_embed(x)
         both = torch.stack((x, static), dim=2).flatten(1, 2) if self.groups > 1 else torch.cat((x, static), dim=1)
         dynamic = F.silu(self.bn(local_conv(self.conv1x1(x), self.embed(both), self.groups)))
-        gates = self.se((dynamic + static).mean((2, 3), keepdim=True)).reshape(len(x), -1, 2).softmax(dim=-1)
+        gates = self.se((dynamic + static).mean((2, 3), keepdim=True)).reshape(x.shape[0], -1, 2).softmax(dim=-1)
         x = dynamic * gates[:, :, 0, None, None] + static * gates[:, :, 1, None, None]
         return x
 

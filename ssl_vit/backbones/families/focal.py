@@ -122,7 +122,7 @@ class RingAttention(FocalAttention):
     def near(self, tokens: Tensor) -> Tensor:
         """[B, H, W, C] -> the tokens of each window and its ring, [B, windows, N, C]."""
         if not self.ring:
-            return to_windows(tokens, WINDOW).view(len(tokens), -1, 49, tokens.shape[-1])
+            return to_windows(tokens, WINDOW).view(tokens.shape[0], -1, 49, tokens.shape[-1])
         tokens = F.pad(tokens.permute(0, 3, 1, 2), (RING,) * 4, mode="circular")
         patches = tokens.unfold(2, WINDOW[0] + 2 * RING, WINDOW[0]).unfold(3, WINDOW[1] + 2 * RING, WINDOW[1])
         return patches.flatten(4)[..., self.patch].flatten(2, 3).permute(0, 2, 3, 1)
@@ -137,7 +137,7 @@ class RingAttention(FocalAttention):
         inside = self.far(torch.ones_like(pooled[:1, ..., :1])).permute(1, 0, 3, 2)  # [windows, 1, 1, focus * focus]
         far = self.relative_position_bias_table_to_windows[:, self.index] + OUTSIDE * (1 - inside)
         biases = [self.position(WINDOW)] + ([self.relative_position_bias_table_to_neighbors] if self.ring else [])
-        bias = torch.cat([*(bias.expand(len(far), -1, -1, -1) for bias in biases), far], dim=3)
+        bias = torch.cat([*(bias.expand(far.shape[0], -1, -1, -1) for bias in biases), far], dim=3)
         return torch.cat((self.near(tokens), self.far(pooled)), dim=2), bias
 
 

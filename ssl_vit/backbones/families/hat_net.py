@@ -91,7 +91,7 @@ class Attention(nn.Module):
         mask = None
         if down or right:
             inside = F.pad(qkv.new_ones(1, 1, height, width, dtype=torch.bool), (0, right, 0, down))
-            mask = to_cells(inside, cell).flatten(2).repeat(len(qkv), 1, 1)[:, None]  # [B * cells, 1, 1, h*w]
+            mask = to_cells(inside, cell).flatten(2).repeat(qkv.shape[0], 1, 1)[:, None]  # [B * cells, 1, 1, h*w]
             qkv = F.pad(qkv, (0, right, 0, down))
         out = attend(to_cells(qkv, cell).chunk(3, dim=1), self.head_dim, self.first, mask)
         return from_cells(out, padded)[..., :height, :width]

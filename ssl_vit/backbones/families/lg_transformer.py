@@ -63,7 +63,7 @@ class PathAttention(nn.Module):
         bias: Tensor = position(window)
         if full[0] % window[0] or full[1] % window[1] or (top, left) != (0, 0):
             inside = to_windows(F.pad(x.new_ones(1, *size, 1), (0, 0, left, 0, top, 0)), window)
-            bias = (bias + HIDDEN * (1 - inside.transpose(1, 2)[:, None])).repeat(len(x), 1, 1, 1)
+            bias = (bias + HIDDEN * (1 - inside.transpose(1, 2)[:, None])).repeat(x.shape[0], 1, 1, 1)
         qkv = to_windows(F.pad(self.qkv(x), (0, 0, left, 0, top, 0)), window)
         q, k, v = qkv.view(*qkv.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         out = merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=bias))

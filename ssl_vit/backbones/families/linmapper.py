@@ -64,7 +64,7 @@ class DepthwiseMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[windows, 49, D] -> [windows, 49, D]."""
-        maps: Tensor = self.conv(x.transpose(1, 2).reshape(len(x), -1, *WINDOW))
+        maps: Tensor = self.conv(x.transpose(1, 2).reshape(x.shape[0], -1, *WINDOW))
         return maps.flatten(2).transpose(1, 2)
 
 

@@ -75,7 +75,7 @@ class PVTStage(TokenStage):
         size = (x.shape[-2], x.shape[-1])
         if self.cls_token is None:
             return self.run(to_tokens(x) + resize_positions(self.pos_embed, self.built, size), size), size
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
         x = to_tokens(x) + resize_positions(self.pos_embed[:, 1:], self.built, size)
         return self.run(torch.cat([cls, x], dim=1), size), size
 

@@ -77,7 +77,9 @@ def zoom(images: Tensor, boxes: Tensor) -> Tensor:
     Bilinear, the corners of the box on the corners of the image.
     """
     height, width = images.shape[-2:]
-    grid = F.affine_grid(torch.eye(2, 3).expand(len(images), 2, 3), [len(images), 1, height, width], align_corners=True)
+    grid = F.affine_grid(
+        torch.eye(2, 3).expand(images.shape[0], 2, 3), [images.shape[0], 1, height, width], align_corners=True
+    )
     grid = grid.to(images)
     top, left, bottom, right = boxes.to(images.dtype).T[..., None, None]
     x = left + (grid[..., 0] + 1) / 2 * (right - left)

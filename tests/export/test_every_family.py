@@ -1,0 +1,50 @@
+"""Our own families as programs: any number of images, every output, whatever it was traced with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from timm.models import model_entrypoint
+
+from ssl_vit.backbones.registry import create_backbone
+from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.export import onnx
+from ssl_vit.export.outputs import trace
+from tests.families import cheapest
+
+OURS = [family for family, (name, _) in cheapest().items() if "ssl_vit" in model_entrypoint(name).__module__]
+QUICK = {"pvt", "rest", "t2t_vit", "augvit"}  # tokens with and without a class token, in stages and in one scale
+
+
+def smallest(family: str) -> TimmBackbone:
+    torch.manual_seed(0)
+    name, kwargs = cheapest()[family]
+    return create_backbone(name, **kwargs).eval()
+
+
+@pytest.mark.parametrize(
+    "family", [family if family in QUICK else pytest.param(family, marks=pytest.mark.slow) for family in OURS]
+)
+def test_the_number_of_images_stays_free(family: str) -> None:
+    backbone = smallest(family)
+    images = torch.randn(3, 3, *backbone.info.size)
+    program = trace(backbone).module()
+    with torch.inference_mode():
+        expected, found = [*backbone(images), *backbone.pyramid(images)], program(images)
+    assert len(found) == len(expected)
+    for ours, theirs in zip(expected, found, strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.export
+@pytest.mark.parametrize("family", OURS)
+def test_onnxruntime_gives_our_outputs(family: str, tmp_path: Path) -> None:
+    """Traced with two images and run on three: pooled, patches and every map."""
+    backbone = smallest(family)
+    onnx.write(backbone, tmp_path, {})
+    found = onnx.verify(tmp_path, backbone)
+    assert found.max_difference is not None
+    assert found.max_difference < 1e-4
