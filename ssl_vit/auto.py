@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ssl_vit.backbones import backbone_info
+from ssl_vit.backbones import backbone_info, create_backbone
 from ssl_vit.backbones.backbone import BackboneInfo
+from ssl_vit.checkpoints.inspection import Inspection
+from ssl_vit.checkpoints.load import fit
 from ssl_vit.config import RunConfig
 from ssl_vit.data.decode import BadImage, decode
 from ssl_vit.data.scan import scan
@@ -85,9 +87,16 @@ def _colours(source: Source, sample: int = 128) -> tuple[Colour, Colour]:
     return tuple(mean.round(3).tolist()), tuple(std.round(3).tolist())
 
 
-def resolve_config(config: RunConfig, facts: Facts) -> tuple[RunConfig, list[Decision]]:
-    """Replace every "auto"; UserError where the backbone cannot do what the method needs."""
+def resolve_config(
+    config: RunConfig, facts: Facts, weights: Inspection | None = None
+) -> tuple[RunConfig, list[Decision]]:
+    """Replace every "auto"; weights: those that the run is to start from.
+
+    UserError where the backbone cannot do what the method needs, or the weights are of another one.
+    """
     resolver = _Resolver(config)
+    if weights is not None:
+        _choose_model_of(resolver, weights)
     _choose_model(resolver, facts)
     part = resolver.tree["backbone"]
     info = backbone_info(part["name"], image_size=part["image_size"], model_args=part["args"])
@@ -109,6 +118,11 @@ def resolve_config(config: RunConfig, facts: Facts) -> tuple[RunConfig, list[Dec
     chosen = RunConfig.model_validate(resolver.tree)
     chosen.method.check(given)
     _refuse(chosen, info)
+    if weights is not None:
+        with torch.device("meta"):
+            backbone = create_backbone(part["name"], image_size=part["image_size"], model_args=part["args"])
+            _, notes = fit(backbone, weights)
+        resolver.decisions.append(Decision("backbone.weights", weights.file, "; ".join(notes), "--weights FILE"))
     _choose_data(resolver, facts)  # last, as it decodes images: all that can be refused has been
     resolved = RunConfig.model_validate(resolver.tree)
     open_keys = [f"{a}.{b}" for a, part in resolver.tree.items() for b, value in part.items() if value == "auto"]
@@ -133,6 +147,22 @@ class _Resolver:
             return
         self.tree[section][name] = value
         self.decisions.append(Decision(key, value, why, f"--set {key}=…"))
+
+
+def _choose_model_of(resolver: _Resolver, weights: Inspection) -> None:
+    """Backbone, its arguments and crop size as the file of weights says them, where nothing else was chosen."""
+    if resolver.get("backbone.name") == "auto" and weights.architecture is None:
+        raise UserError(f"{weights.file}: does not say its architecture; add --backbone NAME")
+    resolver.decide("backbone.name", weights.architecture, f"what {weights.file} holds")
+    said, part = weights.description, resolver.tree["backbone"]
+    if said is None or said.name != part["name"]:
+        return
+    if said.model_args and not part["args"]:
+        part["args"] |= said.model_args
+        resolver.decisions.append(
+            Decision("backbone.args", said.model_args, f"as in {weights.file}", "--set backbone.args.depth=…")
+        )
+    resolver.decide("backbone.image_size", said.size[0], f"of the images that {weights.file} was trained on")
 
 
 def _choose_model(resolver: _Resolver, facts: Facts) -> None:

@@ -21,6 +21,8 @@ import ssl_vit
 from ssl_vit.auto import Decision, gather_facts, resolve_config, table
 from ssl_vit.backbones import create_backbone
 from ssl_vit.backbones.backbone import Backbone
+from ssl_vit.checkpoints.inspection import Inspection, inspect
+from ssl_vit.checkpoints.load import put
 from ssl_vit.config import RunConfig, check_data, check_out, dump, load_config
 from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch, worker_failure
 from ssl_vit.data.scan import scan
@@ -77,7 +79,7 @@ class RunResult:
 def resolve(config: RunConfig) -> tuple[RunConfig, list[Decision]]:
     """The configuration without "auto", and why each value was chosen; trains nothing."""
     check_data(config)
-    return resolve_config(config, gather_facts(open_source(config.data.path)))
+    return resolve_config(config, gather_facts(open_source(config.data.path)), _weights(config))
 
 
 def pretrain(config: RunConfig, out: Path | str, *, resume: bool = False, overwrite: bool = False) -> RunResult:
@@ -99,11 +101,12 @@ def pretrain(config: RunConfig, out: Path | str, *, resume: bool = False, overwr
     if (out / "COMPLETE").exists() and resume:
         return _completed(out)
     source = open_source(config.data.path)
-    resolved, decisions = resolve_config(config, gather_facts(source))
+    weights = None if resume else _weights(config)  # a run that is resumed has them in its checkpoint
+    resolved, decisions = resolve_config(config, gather_facts(source), weights)
     require(source, settled(resolved.train.batch_size))
     if resume:
         _check_same(resolved, source, out)
-    run = _Run(resolved, out, source)  # a backbone that can't be built is refused before anything is written
+    run = _Run(resolved, out, source, weights)  # a backbone that can't be built is refused before anything is written
     if first:
         if overwrite and out.exists():
             shutil.rmtree(out)
@@ -114,7 +117,7 @@ def pretrain(config: RunConfig, out: Path | str, *, resume: bool = False, overwr
 class _Run:
     """The parts of one run, wired together."""
 
-    def __init__(self, config: RunConfig, out: Path, source: Source) -> None:
+    def __init__(self, config: RunConfig, out: Path, source: Source, weights: Inspection | None) -> None:
         self.config, self.out, self.source = config, out, source
         train = config.train
         self.world = settled(train.devices) * train.nodes
@@ -122,7 +125,7 @@ class _Run:
         self.total = settled(train.epochs) * self.per_epoch
         self.warmup = round(settled(config.optim.warmup_epochs) * self.per_epoch)
         torch.manual_seed(train.seed)
-        self.method = build_method(config)
+        self.method = build_method(config, weights)
         self.module = Pretraining(self.method, self._recipe(), self.per_epoch, self.total)
         explicit = settled(train.precision) == "bf16-mixed" and not torch.cuda.is_available()
         self.spelled_out = spell_out_attention(self.method) if explicit else []
@@ -252,8 +255,11 @@ class _Run:
         return result
 
 
-def build_method(config: RunConfig) -> Method:
-    """The method around its backbone, with random weights from torch's current seed; the config must be resolved."""
+def build_method(config: RunConfig, weights: Inspection | None = None) -> Method:
+    """The method around its backbone with these weights, or random ones from torch's current seed.
+
+    The config must be resolved.
+    """
     part = config.backbone
     backbone = create_backbone(
         settled(part.name),
@@ -262,7 +268,14 @@ def build_method(config: RunConfig) -> Method:
         model_args=part.args,
         masked=config.method.masks,
     )
+    if weights is not None:
+        put(backbone, weights)
     return method_class(config.method.name)(config.method, backbone, settled(part.image_size))
+
+
+def _weights(config: RunConfig) -> Inspection | None:
+    """What the run is to start from, read and not yet loaded."""
+    return inspect(config.backbone.weights) if config.backbone.weights is not None else None
 
 
 def _completed(out: Path) -> RunResult:

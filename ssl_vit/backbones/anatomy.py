@@ -31,8 +31,8 @@ _NOT_YOURS = {  # constructor arguments that the adapter sets, with what to do i
     "dtype": "weights are float32, leave it out",
     "drop_path_rate": "use drop_path",
     "features_only": "the pyramid is always there, leave it out",
-    "pretrained": "pass a file as weights",
-    "checkpoint_path": "pass the file as weights",
+    "pretrained": "load_weights reads a file",
+    "checkpoint_path": "load_weights reads a file",
 }
 
 

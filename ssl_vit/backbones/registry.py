@@ -8,7 +8,6 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import timm
 from timm.models import model_entrypoint
@@ -18,7 +17,6 @@ from ssl_vit.backbones.anatomy import Anatomy, Argument, build, examine
 from ssl_vit.backbones.backbone import BackboneInfo
 from ssl_vit.backbones.kinds import kind_of
 from ssl_vit.backbones.timm_adapter import TimmBackbone
-from ssl_vit.backbones.weights import load_weights
 from ssl_vit.errors import UserError
 
 _FEW = 60  # names in a table whose models are looked at, at about a second each
@@ -40,16 +38,15 @@ def create_backbone(
     image_size: int | tuple[int, int] | None = None,
     drop_path: float = 0.0,
     model_args: Mapping[str, Argument] | None = None,
-    weights: str | Path | None = None,
     masked: bool = False,
 ) -> TimmBackbone:
-    """Any name of :func:`list_backbones` as a backbone with random weights, or with those of a file.
+    """Any name of :func:`list_backbones` as a backbone with random weights.
 
     image_size: pixels, one number or (height, width); the published size without. drop_path: the rate of stochastic
-    depth. model_args: what timm's constructor takes, such as ``{"patch_size": 8}``. weights: a .safetensors or .pth
-    file or a folder in timm's layout, loaded strictly. masked: own the mask token that masked images need.
+    depth. model_args: what timm's constructor takes, such as ``{"patch_size": 8}``. masked: own the mask token that
+    masked images need. ``ssl_vit.load_weights`` puts the weights of a file into it.
 
-    Errors: UserError for an unknown name, key, size or file, and for stochastic depth where there is none.
+    Errors: UserError for an unknown name, key or size, and for stochastic depth where there is none.
 
     >>> backbone = create_backbone("vit_tiny_patch16_224", model_args={"depth": 1})
     >>> backbone.info.dim, backbone.info.patch, backbone.info.any_size, backbone.info.multiple
@@ -61,10 +58,7 @@ def create_backbone(
         args["drop_path_rate"] = drop_path
     elif drop_path:
         raise UserError(f"drop_path is {drop_path}, but {name} has no stochastic depth; set drop_path to 0")
-    model = build(name, args)
-    if weights is not None:
-        load_weights(model, name, weights)
-    return TimmBackbone(model, anatomy, masked)
+    return TimmBackbone(build(name, args), anatomy, masked)
 
 
 def backbone_info(

@@ -6,14 +6,16 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import timm
 import torch
 from torch import Tensor
 
-from ssl_vit.checkpoints.layouts import recognise
-from ssl_vit.checkpoints.reader import architecture_beside, read
+from ssl_vit.checkpoints.description import Colour, Description, described, prepared
+from ssl_vit.checkpoints.layouts import IMAGENET, OF_IMAGENET, recognise
+from ssl_vit.checkpoints.reader import read
 from ssl_vit.checkpoints.vocabularies import to_timm
 from ssl_vit.errors import UserError
 
@@ -50,21 +52,36 @@ class Inspection:
     file: Path
     layout: str  # who saved it
     names: str  # whose names the backbone's weights have
-    architecture: str | None  # a name of `ssl-vit list backbones` whose every weight is there, with its shape
+    description: Description | None  # what the file says of itself
     left: list[str]  # names that are no part of the backbone, as they are in the file
     state: dict[str, Tensor] = field(repr=False)  # the backbone's, under timm's names
     own: dict[str, Tensor] = field(repr=False)  # the same before they were renamed, with a head where there is one
 
+    @cached_property
+    def architecture(self) -> str | None:
+        """A name of `ssl-vit list backbones`: what the file says, or whose every weight is there with its shape."""
+        return self.description.name if self.description else _architecture(self.state)
+
+    @property
+    def colours(self) -> tuple[Colour, Colour] | None:
+        """Mean and deviation of the images that it was trained on, as far as the file or its layout says."""
+        if self.description:
+            return self.description.mean, self.description.std
+        return prepared(self.file) or (IMAGENET if self.layout.split(" (")[0] in OF_IMAGENET else None)
+
     def __str__(self) -> str:
         parameters = sum(value.numel() for value in self.state.values())
-        groups = Counter(key.split(".")[0] for key in self.left)
-        left = ", ".join(f"{name} ({count})" for name, count in groups.items()) or "nothing"
         return (
             f"{self.file}: {self.layout}, names of {self.names}\n"
             f"backbone: {len(self.state)} tensors, {parameters:,} values\n"
             f"fits: {self.architecture or 'no architecture that is tried; name it with --backbone'}\n"
-            f"left over: {left}"
+            f"left over: {self.groups() or 'nothing'}"
         )
+
+    def groups(self) -> str:
+        """What is left over, counted by the first part of the names."""
+        counts = Counter(key.split(".")[0] for key in self.left)
+        return ", ".join(f"{name} ({count})" for name, count in counts.items())
 
 
 def inspect(path: str | Path) -> Inspection:
@@ -86,9 +103,7 @@ def inspect(path: str | Path) -> Inspection:
     if not state:
         raise UserError(f"{file}: {found.layout}, but no weight of a backbone; give the file that holds the backbone")
     left = [*found.left, *mapped.left, *beside]
-    return Inspection(
-        file, found.layout, names, architecture_beside(file) or _architecture(state), left, state, found.state
-    )
+    return Inspection(file, found.layout, names, described(file, document), left, state, found.state)
 
 
 def of_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ssl_vit.checkpoints.description import OURS
 from ssl_vit.checkpoints.reader import Document, tensors
 
 
@@ -23,14 +24,9 @@ class Layout(NamedTuple):
 
 _RANKS = r"(?:module\.|_orig_mod\.)*"  # what DistributedDataParallel and torch.compile put before names
 _TEACHER = ("teacher", "student")
+_OUR_RUN = "ssl_vit's checkpoint of a run"
 
 LAYOUTS = (  # the particular before the general
-    Layout(
-        "ssl_vit's checkpoint of a run",
-        ("state_dict",),
-        (r"method\.teacher\.(?:\w+\.)*?model\.", r"method\.(?:\w+\.)*?model\."),
-        marks=(r"^method\.",),
-    ),
     Layout("iBOT (arXiv 2111.07832)", _TEACHER, (_RANKS + r"backbone\.",), ("teacher", "ibot_loss")),
     Layout("iBOT (arXiv 2111.07832)", ("state_dict", ""), ("",), (), (r"^masked_embed$",)),
     Layout(
@@ -90,6 +86,10 @@ LAYOUTS = (  # the particular before the general
     Layout("timm", ("state_dict", "model", ""), (_RANKS,)),
 )
 
+OF_IMAGENET = {"DINO", "iBOT", "EsViT", "DINOv2", "MoBY", "MoCo v3", "MAE", "DETReg", "DETR or Deformable DETR"}
+"""Layouts whose authors normalise images with ImageNet's mean and deviation, whatever timm says of the architecture."""
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
 
 class Found(NamedTuple):
     """A layout, the backbone's weights without their prefix, and the other names."""
@@ -101,6 +101,8 @@ class Found(NamedTuple):
 
 def recognise(document: Document) -> Found | None:
     """The first layout that fits, and what it holds; None for a document without weights."""
+    if isinstance(ours := document.get(OURS), dict) and isinstance(document.get("state_dict"), dict):
+        return _under(re.compile(re.escape(str(ours.get("exported")))), tensors(document["state_dict"]), _OUR_RUN)
     for layout in LAYOUTS:
         inside = next((entry for entry in layout.inside if not entry or isinstance(document.get(entry), dict)), None)
         if inside is None or not all(entry in document for entry in layout.entries):
@@ -109,9 +111,15 @@ def recognise(document: Document) -> Found | None:
         if not all(_some(mark, state) for mark in layout.marks):
             continue
         for prefix in map(re.compile, layout.prefixes):
-            if found := {key[match.end() :]: value for key, value in state.items() if (match := prefix.match(key))}:
-                return Found(layout.name, found, [key for key in state if not prefix.match(key)])
+            if found := _under(prefix, state, layout.name):
+                return found
     return None
+
+
+def _under(prefix: re.Pattern[str], state: dict[str, Tensor], layout: str) -> Found | None:
+    """The weights whose names begin so, without that beginning."""
+    found = {key[match.end() :]: value for key, value in state.items() if (match := prefix.match(key))}
+    return Found(layout, found, [key for key in state if not prefix.match(key)]) if found else None
 
 
 def _some(pattern: str, keys: Collection[str]) -> bool:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from timm.models import model_entrypoint
 from torch import Tensor
 
+from ssl_vit.backbones.registry import create_backbone
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.checkpoints.inspection import POSITIONS, Inspection, inspect, of_backbone
-from ssl_vit.checkpoints.reader import architecture_beside
 from ssl_vit.errors import UserError
 
 _log = logging.getLogger("ssl_vit")
@@ -28,23 +29,67 @@ def load(backbone: TimmBackbone, path: str | Path) -> Inspection:
         UserError: an unreadable file, another architecture, or the first key that doesn't fit, with both shapes.
     """
     found = inspect(path)
-    name = backbone.info.name
-    if (architecture := architecture_beside(found.file) or name) != name:
-        raise UserError(f"{found.file}: weights of {architecture}, expected {name}; choose --backbone {architecture}")
-    expected: dict[str, Tensor] = backbone.model.state_dict()
-    state, notes = _fit(backbone, found, expected)
-    _compare(found.file, name, state, expected)
-    backbone.model.load_state_dict(state, strict=True)
-    _log.info("%s: %s, names of %s; left over: %s", found.file, found.layout, found.names, len(found.left))
-    for note in notes:
+    for note in put(backbone, found):
         _log.info("%s: %s", found.file, note)
     return found
+
+
+def restore(path: str | Path, name: str | None = None) -> TimmBackbone:
+    """The backbone that a file or folder holds; its info has the size, mean and deviation that it was trained with.
+
+    name: timm's name of the architecture, where neither the file says it nor its weights are a published model's.
+
+    Raises:
+        UserError: as :func:`load`, and for a file whose architecture is not known.
+    """
+    found = inspect(path)
+    said = found.description
+    if said is not None and name not in (None, said.name):
+        raise UserError(f"--backbone {name}: {found.file} holds {said.name}; leave --backbone out")
+    if said is not None:
+        backbone = create_backbone(said.name, image_size=said.size, model_args=said.model_args)
+    elif name := name or found.architecture:
+        backbone = create_backbone(name)
+    else:
+        raise UserError(f"{found.file}: a weights file does not say its architecture; add --backbone NAME")
+    for note in put(backbone, found):
+        _log.info("%s: %s", found.file, note)
+    mean, std = found.colours or (backbone.info.mean, backbone.info.std)
+    backbone.info = replace(backbone.info, mean=mean, std=std)
+    return backbone
+
+
+def put(backbone: TimmBackbone, found: Inspection) -> list[str]:
+    """Load what was found, strictly; what was changed, in words. UserError as :func:`fit`."""
+    state, notes = fit(backbone, found)
+    backbone.model.load_state_dict(state, strict=True)
+    return notes
+
+
+def fit(backbone: TimmBackbone, found: Inspection) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights as the backbone wants them, and whose they were and what was changed, in words.
+
+    The backbone is not changed, and may be on the meta device.
+
+    Raises:
+        UserError: another architecture, or the first key that doesn't fit, with both shapes.
+    """
+    said, name = found.description, backbone.info.name
+    if said is not None and said.name != name:
+        raise UserError(f"{found.file}: weights of {said.name}, expected {name}; choose --backbone {said.name}")
+    expected: dict[str, Tensor] = backbone.model.state_dict()
+    if _same_shapes(found.own, expected):
+        state, notes = dict(found.own), list[str]()
+    else:
+        state, notes = _fit(backbone, found, expected)
+    _compare(found.file, name, state, expected)
+    left = f"; left over: {found.groups()}" if found.left else ""
+    return state, [f"{found.layout}, names of {found.names}: {len(state)} tensors{left}", *notes]
 
 
 def _fit(
     backbone: TimmBackbone, found: Inspection, expected: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The state as the model wants it, and what was changed, in words."""
     notes: list[str] = []
     fitted = dict(found.state)
     if not _same_shapes(fitted, expected):
@@ -62,11 +107,21 @@ def _fit(
     for key in fitted.keys() & expected.keys():
         if expected[key].shape == (*fitted[key].shape, 1, 1):  # a linear layer that is a 1 × 1 convolution here
             fitted[key] = fitted[key][..., None, None]
+    heads = [key for key in fitted.keys() - expected.keys() if _of_classifier(backbone, key)]
+    if heads:
+        fitted = {key: value for key, value in fitted.items() if key not in heads}
+        notes.append(f"left out its classifier: {', '.join(sorted(heads))}")
     counters = [key for key in expected if key.endswith("num_batches_tracked") and key not in fitted]
     if counters:
         fitted |= {key: torch.zeros_like(expected[key]) for key in counters}
         notes.append(f"{len(counters)} counters of batch norm start at 0")
     return fitted, notes
+
+
+def _of_classifier(backbone: TimmBackbone, key: str) -> bool:
+    """By the names that timm has for this model's classifier."""
+    names = getattr(backbone.model, "pretrained_cfg", {}).get("classifier") or ()
+    return any(key.startswith(f"{name}.") for name in ((names,) if isinstance(names, str) else names))
 
 
 def _same_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ssl_vit.errors import UserError
@@ -32,6 +30,7 @@ _HARMLESS += [
 ]
 
 Document = dict[str, Any]
+METADATA = "__metadata__"  # the entry of a safetensors that holds no tensor, as in the file itself
 
 
 def read(path: str | Path) -> tuple[Path, Document]:
@@ -42,10 +41,10 @@ def read(path: str | Path) -> tuple[Path, Document]:
     Raises:
         UserError: no such file, not readable as weights, or a pickle that asks for more than tensors and plain values.
     """
-    file = _file(Path(path))
+    file = weights_file(path)
     try:
         if file.suffix == ".safetensors":
-            return file, dict(load_file(file))
+            return file, _safetensors(file)
         with torch.serialization.safe_globals(_HARMLESS):
             content = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
@@ -60,7 +59,14 @@ def read(path: str | Path) -> tuple[Path, Document]:
     return file, content
 
 
-def _file(path: Path) -> Path:
+def _safetensors(file: Path) -> Document:
+    with safe_open(file, "pt") as opened:
+        return {METADATA: opened.metadata() or {}, **{key: opened.get_tensor(key) for key in opened.keys()}}  # noqa: SIM118  # it is no dict
+
+
+def weights_file(path: str | Path) -> Path:
+    """The file of weights that `path` means: itself, or the one in a run's, timm's or transformers' folder."""
+    path = Path(path)
     if not path.is_dir():
         if not path.is_file():
             raise UserError(f"{path}: no such file or folder; give a .safetensors or .pth file, or a folder with one")
@@ -69,7 +75,9 @@ def _file(path: Path) -> Path:
         for name in ("model.safetensors", "pytorch_model.bin"):
             if (folder / name).is_file():
                 return folder / name
-    raise UserError(f"{path}: holds neither model.safetensors nor pytorch_model.bin; give a file of weights")
+    raise UserError(
+        f"{path}: holds neither model.safetensors nor pytorch_model.bin; give a finished run, or a file of weights"
+    )
 
 
 def _forbidden(file: Path, error: Exception) -> str:
@@ -87,16 +95,3 @@ def _forbidden(file: Path, error: Exception) -> str:
 def tensors(document: Document) -> dict[str, Tensor]:
     """The tensors of a document that lie at its top."""
     return {key: value for key, value in document.items() if isinstance(value, Tensor)}
-
-
-def architecture_beside(file: Path) -> str | None:
-    """The name that a config.json in timm's layout gives for the weights beside it."""
-    config = file.parent / "config.json"
-    if not config.is_file():
-        return None
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{config}: not JSON ({error}); restore or remove it") from error
-    name = content.get("architecture") if isinstance(content, dict) else None
-    return name if isinstance(name, str) else None

@@ -15,7 +15,8 @@ from ssl_vit.config import FLAGS, RunConfig, check_data, check_out, dump, load_c
 from ssl_vit.config.problems import expected, known_keys, takes_text
 from ssl_vit.config.schema import DEFAULT_METHOD
 
-METAVARS = {"--method": "NAME", "--backbone": "NAME", "--val": "DIR", "--precision": "P"}  # the others take a number
+METAVARS = {"--method": "NAME", "--backbone": "NAME", "--weights": "FILE", "--val": "DIR", "--precision": "P"}
+# The others take a number.
 
 
 def pretrain(argv: list[str]) -> None:
@@ -47,7 +48,7 @@ def pretrain(argv: list[str]) -> None:
     files = [args.out / "config.yaml", *args.config] if args.resume else args.config
     given = {key: value for key in FLAGS.values() if (value := vars(args)[key]) is not None}
     config = load_config(files, args.set, given)
-    check_data(config)
+    check_data(config, resume=args.resume)
     if args.print_config:
         _print_config(config)
         return

@@ -17,6 +17,7 @@ FLAGS = {
     "DATA": "data.path",
     "--method": "method.name",
     "--backbone": "backbone.name",
+    "--weights": "backbone.weights",
     "--epochs": "train.epochs",
     "--batch-size": "train.batch_size",
     "--val": "data.val",

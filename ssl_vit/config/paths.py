@@ -9,13 +9,18 @@ from ssl_vit.config.schema import RunConfig
 from ssl_vit.errors import UserError
 
 
-def check_data(config: RunConfig) -> None:
-    """UserError if the images, or the labelled folder, aren't there."""
-    data, val = config.data.path, config.data.val
+def check_data(config: RunConfig, *, resume: bool = False) -> None:
+    """UserError if the images, the labelled folder or the weights to start from aren't there.
+
+    A run that is resumed has its weights in a checkpoint of its own.
+    """
+    data, val, weights = config.data.path, config.data.val, config.backbone.weights
     if not os.path.exists(data):
         raise UserError(f"{data}: no such folder; expected images to learn from (DATA), relative to {os.getcwd()}")
     if val is not None and not os.path.isdir(val):
         raise UserError(f"{val}: no such folder; expected one sub-folder of images a class (--val)")
+    if weights is not None and not resume and not os.path.exists(weights):
+        raise UserError(f"{weights}: no such file or folder; expected weights to start from (--weights)")
 
 
 def check_new(path: Path) -> None:

@@ -44,7 +44,7 @@ def expected(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     if origin is Literal:
         return " or ".join(map(str, inside))
     if origin is tuple:
-        return f"[{', '.join(expected(each) for each in inside)}]"
+        return f"[{', '.join('…' if each is ... else expected(each) for each in inside)}]"
     if annotation not in _NAMES:
         return "keys and values" if origin is dict else "a section of keys"
     rules = [rule for item in metadata for rule in (item.metadata if isinstance(item, FieldInfo) else [item])]

@@ -50,7 +50,11 @@ class BackboneConfig(Section):
 
     name: Auto[Text] = "auto"
     """Name of the network, as `ssl-vit list backbones` prints it."""
-    args: dict[str, int | float | bool | str] = Field(default_factory=dict)
+    weights: Text | None = None
+    """File or folder of weights to start from, of any layout that `ssl-vit inspect` knows; random ones without."""
+    args: dict[str, int | float | bool | str | Annotated[tuple[int, ...], Field(strict=False)]] = Field(
+        default_factory=dict
+    )
     """Further arguments of that network, by name."""
     image_size: Auto[Count] = "auto"
     """Side of a global crop, pixels."""

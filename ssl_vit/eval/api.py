@@ -16,50 +16,32 @@ import torch
 
 from ssl_vit import __version__
 from ssl_vit.backbones.backbone import Backbone
-from ssl_vit.backbones.registry import create_backbone
+from ssl_vit.checkpoints.load import restore
+from ssl_vit.checkpoints.reader import weights_file
 from ssl_vit.data.sources import Source, open_source
 from ssl_vit.errors import UserError
 from ssl_vit.eval.features import FeatureSet, extract
 from ssl_vit.eval.knn import knn
 from ssl_vit.eval.linear import linear
-from ssl_vit.export.timm import CONFIG, WEIGHTS, read, sha256
+from ssl_vit.export.timm import SUMS, check_sums, sha256
 
 _SEED = 0
 
 
 def load(weights: Path | str, backbone: str | None = None) -> Backbone:
-    """The backbone of a run folder, of a folder in timm's layout, or of a weights file of the named backbone.
+    """The backbone of a run folder, or of a file or folder of weights of any layout that ``ssl-vit inspect`` knows.
 
-    Loading is strict and executes nothing. The info of a backbone from a folder has the mean, deviation and size that
-    it was trained with.
+    Loading is strict and executes nothing. The info of the backbone has the mean, deviation and size that it was
+    trained with, as far as the file says them. backbone: timm's name, where the file doesn't say the architecture.
 
     Raises:
         UserError: nothing of that kind there, a file without a backbone's name, or weights that don't fit.
     """
-    found = _find(Path(weights))
-    if found.is_dir():
-        loaded = read(found)
-        if backbone is not None and backbone != loaded.info.name:
-            raise UserError(f"--backbone {backbone}: {found} holds {loaded.info.name}; leave --backbone out")
-        return loaded
-    if backbone is None:
-        raise UserError(f"{found}: a weights file does not say its architecture; add --backbone NAME")
-    return create_backbone(backbone, weights=found)
-
-
-def _find(path: Path) -> Path:
-    """The folder in timm's layout, or the weights file, that ``path`` means."""
-    for folder in (path / "export", path):
-        if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
-            return folder
-    if path.is_dir():
-        raise UserError(
-            f"{path}: neither a run with export/{WEIGHTS} nor a folder with {WEIGHTS} and {CONFIG}; "
-            "finish the run, or pass a weights file and --backbone NAME"
-        )
-    if not path.is_file():
-        raise UserError(f"{path}: not found; expected a run folder, a timm folder or a weights file")
-    return path
+    for folder in (Path(weights) / "export", Path(weights)):
+        if (folder / SUMS).is_file():
+            check_sums(folder)
+            return restore(folder, backbone)
+    return restore(weights, backbone)
 
 
 def evaluate(
@@ -75,10 +57,10 @@ def evaluate(
     Args:
         kind: gives ``{"knn": {"10": …, "20": …, "100": …, "200": …}}`` or ``{"linear": {"top1": …, "lr": …}}``, and
             ``"protocol"``: all that the numbers depend on.
-        weights: a run folder, a folder in timm's layout, or a weights file.
+        weights: a run folder, or a file or folder of weights that ``ssl-vit inspect`` knows.
         train: a folder with a sub-folder of images for each class.
         val: the same classes, other images.
-        backbone: timm's name of the architecture, for a weights file.
+        backbone: timm's name of the architecture, for a weights file that doesn't say it.
         json: a file that the result is also written to.
 
     Raises:
@@ -101,7 +83,7 @@ def evaluate(
         "images": {"train": len(sides[0].files), "val": len(sides[1].files)},
         "left_out": {"train": sides[0].protocol["left_out"], "val": sides[1].protocol["left_out"]},
         "classes": len(sources[0].classes),
-        "weights_sha256": _weights_sha256(weights),
+        "weights_sha256": sha256(weights_file(weights)),
         "versions": {
             "ssl_vit": __version__,
             "timm": timm.__version__,
@@ -211,11 +193,6 @@ def _every_class(found: FeatureSet, source: Source) -> None:
     empty = [source.classes[i] for i in np.flatnonzero(counts == 0)]
     if empty:
         raise UserError(f"{source.root}: no readable image of {', '.join(empty[:5])}; add images or remove the folder")
-
-
-def _weights_sha256(weights: Path | str) -> str:
-    found = _find(Path(weights))
-    return sha256(found / WEIGHTS if found.is_dir() else found)
 
 
 def _write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:

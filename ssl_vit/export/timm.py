@@ -10,7 +10,6 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from ssl_vit.backbones.backbone import Backbone
-from ssl_vit.backbones.registry import create_backbone
 from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.checkpoints.load import restore
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export.target import WEIGHTS as WEIGHTS
 from ssl_vit.export.target import Verified, weights_of
@@ -98,18 +97,10 @@ def read(folder: Path | str) -> TimmBackbone:
     Raises:
         UserError: a file is missing, damaged or changed since it was written, or the weights are another model's.
     """
-    folder = Path(folder)
-    check_sums(folder)
-    config = read_config(folder)
-    try:
-        trained = config["pretrained_cfg"]
-        mean, std, size = (tuple(trained[key]) for key in ("mean", "std", "input_size"))
-        name, model_args = config["architecture"], config.get("model_args", {})
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / CONFIG}: {error} is missing; expected timm's hub layout; export again") from None
-    backbone = create_backbone(name, model_args=model_args, weights=folder / WEIGHTS)
-    backbone.info = replace(backbone.info, mean=mean, std=std, size=size[1:])
-    return backbone
+    check_sums(Path(folder))
+    if "architecture" not in read_config(Path(folder)):
+        raise UserError(f"{Path(folder) / CONFIG}: architecture is missing; expected timm's hub layout; export again")
+    return restore(folder)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -11,8 +11,11 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.checkpoints.description import OURS
 from ssl_vit.data.loader import Batch, to_views
 from ssl_vit.errors import RunFailed
+from ssl_vit.export import timm
 from ssl_vit.methods.method import Method, Progress, Step
 from ssl_vit.schedules import cosine, warmup_cosine
 from ssl_vit.training.optim import clip_gradients, make_optimizer, set_hyperparameters
@@ -50,6 +53,14 @@ class Pretraining(L.LightningModule):
         self.last: Step | None = None
         self.loss = float("nan")  # of the last step, mean over ranks
         self.progress = Progress(0, total_steps, per_epoch)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Beside the weights: which of them are the backbone that is exported, and what it is."""
+        backbone = self.method.exported()
+        assert isinstance(backbone, TimmBackbone)  # the one adapter
+        place = next(name for name, module in self.named_modules() if module is backbone.model)
+        config = timm.config(backbone, self.recipe.mean, self.recipe.std, {})
+        checkpoint[OURS] = {"exported": f"{place}.", "config": config}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimiser; its learning rate and weight decay are set before every step."""

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ssl_vit.backbones import backbone_info, create_backbone, list_backbones
@@ -106,58 +102,6 @@ def test_kind_of_a_family_that_nobody_knows(name: str, kind: str) -> None:
         assert kind_by_layers(timm.create_model(name)) == kind
 
 
-def test_weights_come_back_from_every_kind_of_file(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    source = timm.create_model(NAME, num_classes=7, **VIT)
-    save_file(source.state_dict(), tmp_path / "model.safetensors")
-    torch.save({"state_dict": source.state_dict()}, tmp_path / "model.pth")
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": NAME}))
-    for path in (tmp_path, tmp_path / "model.safetensors", tmp_path / "model.pth"):
-        backbone = create_backbone(NAME, model_args=VIT, weights=path)
-        for key, value in backbone.model.state_dict().items():
-            assert torch.equal(value, source.state_dict()[key]), key
-
-
-def test_left_out_head_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    save_file(timm.create_model(NAME, num_classes=7, **VIT).state_dict(), tmp_path / "a.safetensors")
-    create_backbone(NAME, model_args=VIT, weights=tmp_path / "a.safetensors")
-    assert "left out the keys of its head: head.bias, head.weight" in caplog.text
-
-
-class Anything:
-    """Something that a file of weights must not hold."""
-
-
-def test_wrong_weights_are_refused(tmp_path: Path) -> None:
-    good = timm.create_model(NAME, num_classes=0, **VIT).state_dict()
-    files: dict[str, Any] = {
-        "missing": {key: value for key, value in good.items() if key != "cls_token"},
-        "shape": {**good, "pos_embed": torch.zeros(1, 26, 48)},
-        "extra": {**good, "tail": torch.zeros(3)},
-        "number": {**good, "epoch": 3},
-        "object": {"model": Anything()},
-    }
-    for stem, content in files.items():
-        torch.save(content, tmp_path / f"{stem}.pth")
-    (tmp_path / "text.pth").write_text("no weights")
-    (tmp_path / "broken.safetensors").write_bytes(b"123")
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet50"}))
-    says = {
-        "missing.pth": "cls_token (1, 1, 48) of vit_tiny_patch16_224 is missing",
-        "shape.pth": "pos_embed is (1, 26, 48), vit_tiny_patch16_224 expects (1, 17, 48)",
-        "extra.pth": "tail (3,) is not part of vit_tiny_patch16_224",
-        "number.pth": "expected a dict of tensors",
-        "object.pth": "holds more than tensors",
-        "text.pth": "save the model's state_dict",
-        "broken.safetensors": "not readable as weights",
-        "absent.pth": "no such file",
-        "": "weights of resnet50, expected vit_tiny_patch16_224",
-    }
-    for file, sentence in says.items():
-        with pytest.raises(UserError, match=re.escape(sentence)):
-            create_backbone(NAME, model_args=VIT, weights=tmp_path / file)
-
-
 def test_copies_of_a_masked_backbone_have_their_own_token() -> None:
     student = create_backbone(NAME, model_args=VIT, masked=True).eval()
     assert student.mask_token is not None
@@ -169,7 +113,7 @@ def test_copies_of_a_masked_backbone_have_their_own_token() -> None:
         student.mask_token.add_(1.0)
     assert torch.equal(teacher(images(), hidden).pooled, before)
     assert not torch.allclose(student(images(), hidden).pooled, before)
-    student(images(), hidden).pooled.sum().backward()
+    student(images(), hidden).pooled[:, 0].sum().backward()  # the sum over channels is 0, by layer norm
     assert student.mask_token.grad is not None
     assert student.mask_token.grad.norm() > 0
 

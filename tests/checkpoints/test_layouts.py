@@ -99,15 +99,6 @@ def lightning():
     return {"state_dict": filled(vit_shapes(), "model."), "pytorch-lightning_version": "2.6.0", "epoch": 1}
 
 
-def ours():
-    backbone = create_backbone(VIT[0], model_args=VIT[1], masked=True)
-    state = {}
-    for side in ("student", "teacher"):
-        shapes = {key: list(value.shape) for key, value in backbone.state_dict().items()}
-        state |= filled(shapes, f"method.{side}.backbone.") | filled({"last.weight": [8, 8]}, f"method.{side}.head.")
-    return {"state_dict": state, "pytorch-lightning_version": "2.6.6"}
-
-
 def lightly_vit():
     state = filled(vit_shapes(), "teacher_backbone.vit.") | filled(vit_shapes(), "student_backbone.vit.")
     return {"state_dict": state | filled({"student_head.layers.0.weight": [2048, 192]})}
@@ -165,7 +156,6 @@ CASES = {  # what is written, what it is called, whose backbone it fits, and tim
     "timm": (lambda: filled(vit_shapes()), "timm", VIT, same),
     "torchvision": (resnet_with_head, "torchvision or timm", RESNET, same),
     "lightning": (lightning, "Lightning", VIT, "model.{}".format),
-    "ssl_vit": (ours, "ssl_vit's checkpoint of a run", VIT, "method.teacher.backbone.model.{}".format),
     "lightly_vit": (lightly_vit, "lightly", VIT, "teacher_backbone.vit.{}".format),
     "lightly_resnet": (lightly_resnet, "lightly", RESNET, sequence_name),
     "solo_learn": (solo_learn, "solo-learn", RESNET, "backbone.{}".format),
@@ -181,7 +171,6 @@ LEFT = {  # names that must be said to be no backbone
     "mae": "decoder_blocks.0.norm1.weight",
     "dinov2": "mask_token",
     "torchvision": "fc.weight",
-    "ssl_vit": "method.student.backbone.mask_token",
     "solo_learn": "classifier.weight",
 }
 
