@@ -11,6 +11,7 @@ from timm.models import model_entrypoint
 from ssl_vit.backbones.registry import create_backbone, list_backbones
 from ssl_vit.checkpoints.inspection import inspect
 from ssl_vit.checkpoints.load import load
+from ssl_vit.errors import UserError
 from tests.checkpoints.files import dino_head, filled, number, official, save, shapes_of, trainer
 from tests.golden.names import NAMES
 from tests.golden.verify import compare, image_input, official_weights
@@ -63,32 +64,28 @@ def detreg():
 
 
 def moco_v3():
-    state = {}
-    for side in ("base_encoder", "momentum_encoder"):
-        state |= filled(vit_shapes() | {"head.0.weight": [4096, 192], "head.1.weight": [4096]}, f"module.{side}.")
-    return {"arch": "vit_tiny", "state_dict": state | filled({"module.predictor.0.weight": [4096, 256]})}
+    return {"epoch": 1, "arch": "vit_tiny", "state_dict": filled(official("moco_v3")), "optimizer": {}}
 
 
 def mae():
-    decoder = {"mask_token": [1, 1, 512], "decoder_embed.weight": [512, 192], "decoder_pos_embed": [1, 197, 512]}
-    decoder |= {"decoder_blocks.0.norm1.weight": [512], "decoder_norm.weight": [512], "decoder_pred.weight": [768, 512]}
-    return trainer(model=filled(vit_shapes() | decoder))
+    return trainer(model=filled(official("mae")), scaler={})
 
 
 def ibot():
-    return dino() | {"dino_loss": None, "ibot_loss": {"center2": torch.zeros(1, 1, 8192)}}
+    sides = {side: filled(shapes) for side, shapes in official("ibot").items()}
+    return trainer(**sides, dino_loss=None, ibot_loss={"center2": torch.zeros(1, 1, 8192)}, fp16_scaler={})
 
 
 def dinov2_chunks():
-    shapes = shapes_of(create_backbone(DINOV2[0], model_args=DINOV2[1]))
-    chunked = {re.sub(r"^blocks\.(\d)", r"blocks.1.\1", key): shape for key, shape in shapes.items()}
-    chunked["blocks.0.0.norm1.weight"] = chunked.pop("blocks.1.0.norm1.weight")
-    teacher = filled(chunked | {"mask_token": [1, 384]}, "backbone.")
-    return {"teacher": teacher | filled({"dino_head.mlp.0.weight": [2048, 384], "ibot_head.mlp.0.weight": [2048, 384]})}
+    """As in training: blocks in two chunks, of which the first has one."""
+    chunked = {re.sub(r"^blocks\.(\d)", r"blocks.1.\1", key): shape for key, shape in official("dinov2").items()}
+    chunked = {key.replace("blocks.1.0.", "blocks.0.0."): shape for key, shape in chunked.items()}
+    heads = {f"{name}.mlp.0.weight": [2048, 384] for name in ("dino_head", "ibot_head")}
+    return {"teacher": filled(chunked, "backbone.") | filled(heads)}
 
 
 def dinov2():
-    return filled(shapes_of(create_backbone(DINOV2[0], model_args=DINOV2[1])) | {"mask_token": [1, 384]})
+    return filled(official("dinov2"))
 
 
 def resnet_with_head():
@@ -114,8 +111,13 @@ def lightly_resnet():
 
 
 def solo_learn():
+    """BYOL's module: projectors are nn.Sequential of linear, batch norm, ReLU, linear."""
     state = filled(resnet_shapes(), "backbone.") | filled(resnet_shapes(), "momentum_backbone.")
-    return {"state_dict": state | filled({"classifier.weight": [10, 2048]}), "pytorch-lightning_version": "1.9"}
+    heads = {"classifier.weight": [10, 2048], "classifier.bias": [10]}
+    for name, first in (("projector", 2048), ("momentum_projector", 2048), ("predictor", 256)):
+        heads |= {f"{name}.0.weight": [4096, first], f"{name}.0.bias": [4096], f"{name}.3.weight": [256, 4096]}
+        heads |= {f"{name}.1.{kind}": [4096] for kind in ("weight", "bias", "running_mean", "running_var")}
+    return {"state_dict": state | filled(heads), "pytorch-lightning_version": "1.9"}
 
 
 def same(key):
@@ -132,7 +134,7 @@ def beit_pretrain_name(key):
 
 
 def chunk_name(key):
-    key = re.sub(r"^blocks\.(\d)", r"blocks.1.\1", key).replace("blocks.1.0.norm1.weight", "blocks.0.0.norm1.weight")
+    key = re.sub(r"^blocks\.(\d)", r"blocks.1.\1", key).replace("blocks.1.0.", "blocks.0.0.")
     return f"backbone.{key}"
 
 
@@ -187,6 +189,25 @@ def test_each_weight_gets_to_its_place(case, tmp_path):
         torch.testing.assert_close(value, wanted, msg=key, rtol=1e-6, atol=0)
     if case in LEFT:
         assert LEFT[case] in found.left
+
+
+ONE = {"vit": "blocks.1.mlp.fc2.bias", "beit": "blocks.1.mlp.fc2.bias", "swin": "layers.1.blocks.0.mlp.fc2.bias"}
+ONE |= {"resnet50": "layer2.0.bn2.bias"}  # a weight of each kind that nothing resizes
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("case", CASES)
+def test_a_wrong_one_is_refused_by_its_first_key_and_both_shapes(case, tmp_path):
+    write, _, (name, args), official_name = CASES[case]
+    document, key = write(), ONE[name.split("_")[0]]
+    for state in (document, *(entry for entry in document.values() if isinstance(entry, dict))):
+        if official_name(key) in state:
+            state[official_name(key)] = torch.zeros(7)
+    backbone = create_backbone(name, model_args=args)
+    expected = tuple(backbone.model.state_dict()[key].shape)
+    with pytest.raises(UserError, match=re.escape(f"{key} is (7,), {name} expects {expected}")) as refusal:
+        load(backbone, save(tmp_path, document))
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_whole_model_is_named(tmp_path):

@@ -1,4 +1,7 @@
-"""Every target, opened by its own library: the same features, or a refusal that says what to do."""
+"""Every target, opened by its own library: the same features, or a refusal that says what to do.
+
+``pytest -m export -rP tests/export/test_targets.py`` lists who loaded what, whose names were checked, and refusals.
+"""
 
 import importlib
 import importlib.util
@@ -23,6 +26,7 @@ from ssl_vit.export.timm import write
 from tests.export.models import MODELS, fresh, model
 
 LOADED = {  # by the library itself
+    "timm": set(MODELS),
     "torchvision": {"ViT", "Swin", "ResNet", "ResNet, bottlenecks", "ConvNeXt"},
     "torchvision-detection": set(MODELS),
     "transformers": set(MODELS) - {"ours"},
@@ -52,29 +56,34 @@ def run_of(tmp_path):
 def test_the_library_gives_our_features(run_of, name, target):
     run = run_of(name)
     if name not in LOADED[target]:
-        with pytest.raises(UserError, match=r"use --to "):
+        with pytest.raises(UserError, match=r"use --to ") as refusal:
             export(run, target)
+        print(f"{target} × {name}: refused: {refusal.value}")
         assert sorted(entry.name for entry in run.iterdir()) == ["export"]
         return
     result = export(run, target)
     assert result.max_difference < 1e-4
-    assert result.folder == run / f"export-{target}"
+    assert result.folder == run / ("export" if target == "timm" else f"export-{target}")
     assert len(result.snippet.splitlines()) <= 5
-    print(f"{name}: loaded by {result.consumer}")
+    print(f"{target} × {name}: loaded by {result.consumer}, features within {result.max_difference:.1g}")
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("target", NAMED)
 def test_where_nothing_can_be_loaded_it_is_said(run_of, name, target, capsys):
     run = run_of(name)
     if name not in NAMED[target]:
         assert main(["export", str(run), "--to", target]) == 2
-        assert "use --to timm or --to onnx" in capsys.readouterr().err
+        refusal = capsys.readouterr().err.strip()
+        assert "use --to timm or --to onnx" in refusal
+        print(f"{target} × {name}: refused: {refusal}")
         return
     assert main(["export", str(run), "--to", target]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].endswith(", not loaded")
     assert printed[0].startswith(f"{run / f'export-{target}'}: names checked for ")
+    print(f"{target} × {name}: {printed[0].partition(': ')[2]}")
 
 
 @pytest.mark.export
@@ -85,6 +94,7 @@ def test_where_nothing_can_be_loaded_it_is_said(run_of, name, target, capsys):
 def test_the_computation_itself_is_kept(run_of, name, target):
     result = export(run_of(name), target)
     assert result.max_difference < 1e-4
+    print(f"{target} × {name}: loaded by {result.consumer}, outputs within {result.max_difference:.1g}")
     images = torch.randn(5, 3, *model(name).info.size)  # neither the number traced nor the number verified
     names: dict = {}
     exec(result.snippet, names)
@@ -272,7 +282,7 @@ def test_a_library_that_is_missing_is_named_with_its_extra(run_of, monkeypatch, 
 
 
 def test_every_target_is_tested_and_in_the_help(capsys):
-    assert set(TARGETS) == {"timm", *LOADED, *NAMED, "onnx", "torch-export"}
+    assert set(TARGETS) == {*LOADED, *NAMED, "onnx", "torch-export"}
     with pytest.raises(SystemExit):
         main(["export", "--help"])
     printed = "".join(capsys.readouterr().out.split())
