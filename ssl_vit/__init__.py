@@ -12,7 +12,7 @@ _HOMES = {
     "RunConfig": "ssl_vit.config:RunConfig",
     "UserError": "ssl_vit.errors:UserError",
     "create_backbone": "ssl_vit.backbones:create_backbone",
-    "embed": "ssl_vit.eval.api:embed",
+    "embed": "ssl_vit.eval.embed:embed",
     "evaluate": "ssl_vit.eval.api:evaluate",
     "export_run": "ssl_vit.export.api:export",  # not "export": that is the package beside it
     "list_backbones": "ssl_vit.backbones:list_backbones",

@@ -18,9 +18,11 @@ from ssl_vit.config import RunConfig, load_config
 from ssl_vit.data.decode import decode
 from ssl_vit.data.sources import Source, open_source
 from ssl_vit.errors import UserError
-from ssl_vit.eval.api import load
 from ssl_vit.eval.features import FeatureSet, extract
 from ssl_vit.eval.knn import knn
+from ssl_vit.eval.protocol import Side
+from ssl_vit.eval.readout import Readout
+from ssl_vit.eval.weights import load
 from ssl_vit.experiment import build_method, pretrain, resolve
 from ssl_vit.methods.base_config import settled
 from ssl_vit.report.figures import demo_figure, save
@@ -64,28 +66,16 @@ def _random_start(config: RunConfig) -> Backbone:
 
 
 def _features(backbone: Backbone, train: Source, val: Source) -> tuple[FeatureSet, FeatureSet]:
-    info = backbone.info
-
-    def of(source: Source) -> FeatureSet:
-        return extract(
-            backbone,
-            source,
-            batch_size=64,
-            workers=0,
-            device="cpu",
-            image_size=info.size[0],
-            mean=info.mean,
-            std=info.std,
-        )
-
-    return of(train), of(val)
+    readout = Readout.of(backbone.info)
+    return extract(backbone, train, readout, device="cpu"), extract(backbone, val, readout, device="cpu")
 
 
 def raw_pixels(source: Source) -> FeatureSet:
     """The images themselves as features: what no learning at all is worth."""
     images = np.stack([decode(source.path(i)).reshape(-1) for i in range(len(source))]).astype(np.float32)
     names = [source.name(i) for i in range(len(source))]
-    return FeatureSet(images, source.labels.astype(np.int64), names, {"encoder": "raw pixels"})
+    side = Side(len(source), 0, str(source.fingerprint["sha256"]))
+    return FeatureSet(images, source.labels.astype(np.int64), names, side)
 
 
 def _score(train: FeatureSet, val: FeatureSet) -> float:

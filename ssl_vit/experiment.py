@@ -29,6 +29,8 @@ from ssl_vit.data.scan import scan
 from ssl_vit.data.sources import Source, open_source, require
 from ssl_vit.errors import UserError
 from ssl_vit.eval.online import OnlineScore
+from ssl_vit.eval.protocol import Protocol
+from ssl_vit.eval.readout import Readout
 from ssl_vit.export import timm as timm_export
 from ssl_vit.export.api import ExportResult, export
 from ssl_vit.methods import method_class
@@ -198,16 +200,12 @@ class _Run:
     def _knn(self, metrics: Metrics | None) -> list[L.Callback]:
         if self.config.data.val is None:
             return []
-        score = OnlineScore(
-            self.source,
-            open_source(self.config.data.val),
-            image_size=settled(self.config.backbone.image_size),
-            mean=settled(self.config.data.mean),
-            std=settled(self.config.data.std),
-        )
+        size, data = settled(self.config.backbone.image_size), self.config.data
+        readout = Readout(size, settled(data.mean), settled(data.std))
+        score = OnlineScore(self.source, open_source(self.config.data.val), readout, _role(self.method))
         every = max(1, round(settled(self.config.health.knn_every) * self.per_epoch))
 
-        def scored(backbone: Backbone) -> dict[str, float]:
+        def scored(backbone: Backbone) -> tuple[dict[str, float], Protocol]:
             with fused_again(self.spelled_out):
                 return score(backbone)
 
@@ -243,6 +241,7 @@ class _Run:
         description = {
             "version": ssl_vit.__version__,
             "method": self.config.method.name,
+            "encoder": _role(self.method),
             "steps": self.total,
             "images": len(self.source),
             "verdict": verdict.kind if verdict else None,
@@ -276,6 +275,11 @@ def build_method(config: RunConfig, weights: Inspection | None = None) -> Method
 def _weights(config: RunConfig) -> Inspection | None:
     """What the run is to start from, read and not yet loaded."""
     return inspect(config.backbone.weights) if config.backbone.weights is not None else None
+
+
+def _role(method: Method) -> str:
+    """Which of a method's networks is exported and scored: what is trained is the student."""
+    return "student" if any(weight.requires_grad for weight in method.exported().parameters()) else "teacher"
 
 
 def _completed(out: Path) -> RunResult:

@@ -50,7 +50,8 @@ def calls(monkeypatch):
                 reasons,
             ),
         },
-        "eval.api": {"evaluate": note("evaluate", {"knn": {"20": 74.5}}), "embed": note("embed", "features.npz")},
+        "eval.api": {"evaluate": note("evaluate", {"knn": {"20": 74.5}})},
+        "eval.embed": {"embed": note("embed", "features.npz")},
         "export.api": {"export": note("export", exported)},
         "demo": {"demo": note("demo")},
     }
@@ -133,14 +134,21 @@ def test_print_config_gives_yaml_on_stdout_and_the_reasons_on_stderr(here, calls
     ("line", "name", "args", "options"),
     [
         (
-            "eval knn weights.pth --backbone vit --train images --val val --json scores.json",
+            "eval knn weights.pth --backbone vit --train images --val val --k 5 --layers last2 --json scores.json",
             "evaluate",
             ["knn", "weights.pth"],
-            {"train": "images", "val": "val", "backbone": "vit", "json": "scores.json"},
+            {"train": "images", "val": "val", "backbone": "vit", "json": "scores.json", "features": None, "seed": "0"}
+            | {"k": "(5,)", "temperature": "(0.07,)", "layers": "(-2, -1)"}
+            | {"pooling": "model", "precision": "float32"},
         ),
         ("export images", "export", ["images"], {"to": "timm", "out": None}),
         ("export images --to timm --out new", "export", ["images"], {"to": "timm", "out": "new"}),
-        ("embed images val --out new.npz", "embed", ["images", "val", "new.npz"], {"backbone": None}),
+        (
+            "embed images val --out new.npz",
+            "embed",
+            ["images", "val", "new.npz"],
+            {"backbone": None, "layers": "(-1,)", "pooling": "model", "precision": "float32"},
+        ),
         ("demo", "demo", ["ssl-vit-demo"], {}),
         ("demo --out new", "demo", ["new"], {}),
     ],
@@ -226,9 +234,15 @@ def test_list_backbones_prints_the_registrys_rows(monkeypatch, capsys):
         ("pretrain images --out r --method dina", "method.name: unknown method 'dina'; did you mean dino? (--method)"),
         ("pretrain images --out r --epochs 1.5", "train.epochs: expected an integer ≥ 1 or auto, got 1.5 (--epochs)"),
         ("pretrain images --out r --config none.yaml", "none.yaml: no such file"),
-        ("eval knm weights.pth --train images --val val", "argument knn|linear: unknown 'knm'; did you mean knn?"),
+        (
+            "eval knm weights.pth --train images --val val",
+            "unknown score 'knm'; did you mean knn?; see ssl-vit eval --help",
+        ),
         ("eval knn none --train images --val val", "argument RUN|WEIGHTS: none: no such file or folder"),
-        ("eval knn weights.pth --train images", "the following arguments are required: --val; see ssl-vit eval --help"),
+        (
+            "eval knn weights.pth --train images",
+            "the following arguments are required: --val; see ssl-vit eval knn --help",
+        ),
         (
             "eval knn weights.pth --train images --val val --json no/a.json",
             "argument --json: no: no such folder; make it",

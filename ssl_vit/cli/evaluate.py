@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from ssl_vit.cli.parser import Parser, add_weights, existing, new_file, one_of, say
+from ssl_vit.cli.parser import Parser, add_weights, existing, nearest, new_file, one_of, say
+from ssl_vit.errors import UserError
+from ssl_vit.eval.kinds import KINDS, POOLINGS, PRECISIONS, Option, layers
 
 
 def evaluate(argv: list[str]) -> None:
-    """Score features on labelled images, by k-NN or a linear classifier."""
-    parser = Parser("eval", str(evaluate.__doc__))
-    parser.add_argument("kind", metavar="knn|linear", type=one_of("knn", "linear"), help="how to score")
+    """Score weights on images: k-NN, linear, robustness and others."""
+    listed = "\n".join(["kinds:", *(f"  {name:16}{kind.help}" for name, kind in KINDS.items())])
+    if not argv or argv[0] in ("-h", "--help"):
+        parser = Parser("eval", str(evaluate.__doc__), listed + "\n\n`ssl-vit eval KIND --help` lists its settings.")
+        parser.add_argument("kind", metavar="KIND", help="how to score, see below")
+        parser.parse(argv)
+    name, *rest = argv
+    if name not in KINDS:
+        raise UserError(f"unknown score {name!r}; {nearest(name, list(KINDS))}; see ssl-vit eval --help")
+    kind = KINDS[name]
+    parser = Parser(f"eval {name}", kind.help)
     add_weights(parser)
-    parser.add_argument("--train", type=existing, metavar="DIR", required=True, help="labelled images to learn from")
-    parser.add_argument("--val", type=existing, metavar="DIR", required=True, help="labelled images to score on")
+    for folder, words in kind.folders.items():
+        parser.add_argument(f"--{folder}", type=existing, metavar="DIR", required=True, help=words)
+    for option, setting in kind.options.items():
+        _add_option(parser, option, setting)
+    _add_readout(parser)
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="of whatever is drawn (0)")
+    parser.add_argument("--features", type=Path, metavar="DIR", help="keep the features there, and go on with them")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the result there too")
-    args = parser.parse(argv)
+    args = vars(parser.parse(rest))
     from ssl_vit.eval import api
 
-    result = api.evaluate(
-        args.kind, args.weights, train=args.train, val=args.val, backbone=args.backbone, json=args.json
-    )
-    say(json.dumps(result, indent=2))
+    say(json.dumps(api.evaluate(name, args.pop("weights"), **args), indent=2))
 
 
 def embed(argv: list[str]) -> None:
@@ -29,8 +45,41 @@ def embed(argv: list[str]) -> None:
     parser = Parser("embed", str(embed.__doc__))
     add_weights(parser)
     parser.add_argument("data", metavar="DATA", type=existing, help="folder of images")
-    parser.add_argument("--out", type=new_file, metavar="FILE", required=True, help="the .npz file to write")
-    args = parser.parse(argv)
-    from ssl_vit.eval import api
+    words = "the file to write: .npz, .npy, .safetensors or .parquet"
+    parser.add_argument("--out", type=new_file, metavar="FILE", required=True, help=words)
+    _add_readout(parser)
+    args = vars(parser.parse(argv))
+    from ssl_vit.eval import embed as script
 
-    say(str(api.embed(args.weights, args.data, args.out, backbone=args.backbone)))
+    say(str(script.embed(args.pop("weights"), args.pop("data"), args.pop("out"), **args)))
+
+
+def _add_option(parser: Parser, name: str, option: Option) -> None:
+    words = f"{option.help} ({_shown(option.default)})"
+    flag = f"--{name.replace('_', '-')}"
+    parser.add_argument(flag, dest=name, type=_read(option.parse), default=option.default, metavar="X", help=words)
+
+
+def _add_readout(parser: Parser) -> None:
+    words = "features of these layers: last4, or numbers from 0, N,N,… (last1)"
+    parser.add_argument("--layers", type=_read(layers), default=(-1,), metavar="L", help=words)
+    words = f"how a layer becomes a vector: {', '.join(POOLINGS)} (model)"
+    parser.add_argument("--pooling", type=one_of(*POOLINGS), default="model", metavar="P", help=words)
+    words = f"of the network: {', '.join(PRECISIONS)} (float32)"
+    parser.add_argument("--precision", type=one_of(*PRECISIONS), default="float32", metavar="P", help=words)
+
+
+def _read(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A parser of text whose ValueError argparse turns into one line."""
+
+    def read(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+
+    return read
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -14,6 +16,9 @@ from ssl_vit.data.crops import Box, resize
 from ssl_vit.data.decode import MAX_PIXELS, BadImage, decode
 from ssl_vit.data.loader import TIMEOUT, watched, worker_options
 from ssl_vit.data.sources import Source
+
+# A change of the pixels [S, S, 3] of the image with this index, on purpose: for scores of robustness.
+Alteration = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -33,18 +38,26 @@ class EvalBatch:
     images: Tensor  # uint8 [B, 3, S, S]; see augment.normalise
     labels: Tensor  # int64 [B], -1 without labels
     index: Tensor  # int64 [B] in the source
-    bad: BadFiles  # left out
+    unread: Tensor  # int64, the indices of those that could not be read
+    bad: BadFiles  # their names and reasons
 
     def pin_memory(self) -> EvalBatch:
         """Called by the DataLoader."""
-        return EvalBatch(self.images.pin_memory(), self.labels, self.index, self.bad)
+        return EvalBatch(self.images.pin_memory(), self.labels, self.index, self.unread, self.bad)
 
 
 class EvalDataset(Dataset[EvalSample]):
     """Resize the short side to `resize` pixels (by default size * 256 / 224) and take the central `size` pixels."""
 
-    def __init__(self, source: Source, size: int, resize: int | None = None, max_pixels: float = MAX_PIXELS) -> None:
-        self.source, self.size, self.max_pixels = source, size, max_pixels
+    def __init__(
+        self,
+        source: Source,
+        size: int,
+        resize: int | None = None,
+        max_pixels: float = MAX_PIXELS,
+        alter: Alteration | None = None,
+    ) -> None:
+        self.source, self.size, self.max_pixels, self.alter = source, size, max_pixels, alter
         self.resize = round(size * 256 / 224) if resize is None else resize
         if self.resize < size:
             raise ValueError(f"resize {self.resize} is smaller than size {size}")
@@ -64,11 +77,15 @@ class EvalDataset(Dataset[EvalSample]):
         size = (int(self.resize * height / short), int(self.resize * width / short))
         whole = resize(image, Box(0, 0, height, width), size)
         top, left = (round((side - self.size) / 2) for side in size)
-        return EvalSample(index, whole[:, top : top + self.size, left : left + self.size], label, [])
+        crop = whole[:, top : top + self.size, left : left + self.size]
+        if self.alter is not None:
+            pixels = self.alter(crop.permute(1, 2, 0).numpy(), index)
+            crop = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+        return EvalSample(index, crop, label, [])
 
 
 class EvalLoader:
-    """An iterable of EvalBatches over a whole dataset, in order; logs each bad file once."""
+    """An iterable of EvalBatches in order, over a whole dataset or over `rows` of it; logs each bad file once."""
 
     def __init__(
         self,
@@ -78,10 +95,12 @@ class EvalLoader:
         pin_memory: bool = False,
         timeout: float = TIMEOUT,
         max_bad: float = 0.05,
+        rows: Sequence[int] | None = None,
     ) -> None:
         self._loader: DataLoader[EvalSample] = DataLoader(
             dataset,
             batch_size=batch_size,
+            sampler=rows,
             collate_fn=_collate,
             pin_memory=pin_memory,
             **worker_options(workers, timeout),
@@ -94,15 +113,15 @@ class EvalLoader:
     def __iter__(self) -> Iterator[EvalBatch]:
         for batch in watched(self._loader):
             self.bad.note(batch.bad)
-            if len(batch.index):
-                yield batch
+            yield batch
 
 
 def _collate(samples: Sequence[EvalSample]) -> EvalBatch:
     good = [(sample.index, sample.image, sample.label) for sample in samples if sample.image is not None]
     return EvalBatch(
         torch.stack([image for _, image, _ in good]) if good else torch.empty(0, dtype=torch.uint8),
-        torch.tensor([label for _, _, label in good]),
-        torch.tensor([index for index, _, _ in good]),
+        torch.tensor([label for _, _, label in good], dtype=torch.int64),
+        torch.tensor([index for index, _, _ in good], dtype=torch.int64),
+        torch.tensor([sample.index for sample in samples if sample.image is None], dtype=torch.int64),
         [entry for sample in samples for entry in sample.bad],
     )

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
-from torch import nn
+from torch import Tensor, nn
 
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.augment import normalise
-from ssl_vit.data.evalset import EvalBatch, EvalDataset, EvalLoader
+from ssl_vit.data.evalset import Alteration, EvalBatch, EvalDataset, EvalLoader
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
+from ssl_vit.eval.progress import Advance, progress
+from ssl_vit.eval.protocol import Side
+from ssl_vit.eval.readout import Readout, read
+from ssl_vit.eval.store import DONE, UNREADABLE, Store, describe
+
+MANY = 1000  # images from which worker processes are worth starting
+_SAFE = 0.999  # least cosine similarity of bfloat16 features with float32 ones
 
 
 @dataclass(frozen=True)
@@ -28,54 +34,141 @@ class FeatureSet:
     features: NDArray[np.float32]  # [N, D] as the model's own head would see them, not normalised
     labels: NDArray[np.int64]  # [N] class index; -1 where the source has no labels
     files: list[str]  # [N] names relative to the source's root
-    protocol: dict[str, Any]  # how they were made
+    side: Side  # how many images, how many left out, their fingerprint
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Where features are kept, in a memory-mapped file, and who fills it.
+
+    An extraction that was killed goes on where it was, and the file ends up the same to the byte. Each of `world`
+    processes does every world-th block of images of the same folder, and the file is the same as one process's.
+    """
+
+    folder: Path
+    weights_sha256: str | None = None  # so that a folder of other weights is refused
+    rank: int = 0
+    world: int = 1
+    wait: Callable[[], None] = lambda: None  # until all processes have come here
 
 
 def extract(
     backbone: Backbone,
     source: Source,
+    readout: Readout,
     *,
-    batch_size: int,
-    workers: int,
-    device: torch.device | str,
-    image_size: int,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+    device: torch.device | str | None = None,
+    workers: int | None = None,
+    keep: Keep | None = None,
+    alter: Alteration | None = None,
 ) -> FeatureSet:
-    """Pooled features of every image: shorter side to image_size x 256/224 bicubic, central crop, normalised.
+    """The features of every image: shorter side to image_size x 256/224 bicubic, central crop, normalised.
 
-    The backbone runs in evaluation mode and without gradients, and every module gets its own mode back. The same
-    images and weights give the same features for any number of workers. Images that can't be read are named in the
-    log and left out. mean and std are of images in [0, 1]; image_size is pixels.
+    The backbone runs in evaluation mode and without gradients, and every module gets its own mode back; nothing is
+    augmented and nothing here can make it so. The same images and weights give the same features for any number of
+    workers. Images that can't be read are named in the log and left out.
+
+    Args:
+        backbone: moved to the device and left there.
+        source: images, with labels or without.
+        readout: which layers, how pooled, at what precision.
+        device: a GPU if there is one.
+        workers: processes that read images; without, as many as there are cores, up to 8, for more than 1,000 images.
+        keep: a folder for them; without, they are in memory alone.
+        alter: a change of the decoded images on purpose, for scores of robustness; never kept.
 
     Raises:
-        UserError: not one image could be read.
+        UserError: not one image could be read, the folder holds other features, bfloat16 is not safe.
     """
-    on_gpu = torch.device(device).type == "cuda"
-    loader = EvalLoader(EvalDataset(source, image_size), batch_size, workers, pin_memory=on_gpu, max_bad=1.0)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     backbone.to(device)
-    features: list[NDArray[np.float32]] = []
-    labels: list[int] = []
-    kept: list[int] = []
+    store = _open(backbone, source, readout, device, keep)
+    rank, world = (keep.rank, keep.world) if keep else (0, 1)
+    blocks = [rows for rows in store.missing(readout.batch_size) if rows[0] // readout.batch_size % world == rank]
+    rows = np.concatenate(blocks).tolist() if blocks else []
+    if rows:
+        dataset = EvalDataset(source, readout.image_size, alter=alter)
+        count = _workers(workers, len(rows))
+        loader = EvalLoader(dataset, readout.batch_size, count, device.type == "cuda", max_bad=1.0, rows=rows)
+        with evaluating(backbone), torch.inference_mode(), progress("features", len(rows)) as advance:
+            _fill(store, backbone, readout, loader, device, advance)
+    if keep:
+        keep.wait()
+    return _collect(store, source)
+
+
+def _open(backbone: Backbone, source: Source, readout: Readout, device: torch.device, keep: Keep | None) -> Store:
+    """The store, as wide as the features of an empty image are; the first process makes a folder."""
+    grey = torch.zeros(1, 3, readout.image_size, readout.image_size, device=device)
     with evaluating(backbone), torch.inference_mode():
-        for batch in _progress(loader):
-            images = normalise(batch.images.to(device, non_blocking=True), mean, std)
-            features.append(backbone(images).pooled.float().cpu().numpy())
-            labels += batch.labels.tolist()
-            kept += batch.index.tolist()
-    if not kept:
+        width = read(backbone, grey, readout).shape[1]
+    if keep is None:
+        return Store.open(None, source, width, {})
+    made = describe(readout, backbone.info.name, keep.weights_sha256)
+    if keep.rank > 0:
+        keep.wait()
+    store = Store.open(keep.folder, source, width, made, first=keep.rank == 0)
+    if keep.rank == 0:
+        keep.wait()
+    return store
+
+
+def _fill(
+    store: Store, backbone: Backbone, readout: Readout, loader: EvalLoader, device: torch.device, advance: Advance
+) -> None:
+    """One batch stays under way on the device while the next is read: fetching a result waits for it."""
+    under_way: tuple[EvalBatch, Tensor] | None = None
+    checked = readout.precision == "float32"
+
+    def finish(batch: EvalBatch, features: Tensor) -> None:
+        store.write(batch.index.numpy(), features.cpu().numpy(), batch.unread.numpy())
+        advance(len(batch.index) + len(batch.unread))
+
+    for batch in loader:
+        features = torch.empty(0)
+        if len(batch.index):
+            images = normalise(batch.images.to(device, non_blocking=True), readout.mean, readout.std)
+            features = read(backbone, images, readout)
+            if not checked:
+                _check_safe(backbone, images, features, readout)
+                checked = True
+        if under_way is not None:
+            finish(*under_way)
+        under_way = batch, features
+    if under_way is not None:
+        finish(*under_way)
+    store.commit()
+
+
+def _check_safe(backbone: Backbone, images: Tensor, features: Tensor, readout: Readout) -> None:
+    """UserError where the first batch in bfloat16 points elsewhere than in float32."""
+    exact = read(backbone, images, replace(readout, precision="float32"))
+    least = float(torch.nn.functional.cosine_similarity(features, exact).min())
+    if not least >= _SAFE:  # not: NaN is no similarity either
+        raise UserError(
+            f"{backbone.info.name}: bfloat16 features are not safe here (cosine similarity {least:.4f} with float32, "
+            f"at least {_SAFE} is asked for); use --precision float32"
+        )
+
+
+def _collect(store: Store, source: Source) -> FeatureSet:
+    good = np.flatnonzero(store.state == DONE)
+    if not len(good):
         raise UserError(f"{source.root}: none of the {len(source)} images could be read; see the reasons above")
-    protocol = {
-        "encoder": backbone.info.name,
-        "pooling": pooling(backbone),
-        "transform": f"shorter side to {round(image_size * 256 / 224)} bicubic antialiased, central crop {image_size}",
-        "image_size": image_size,
-        "mean": list(mean),
-        "std": list(std),
-        "images": len(kept),
-        "left_out": len(source) - len(kept),
-    }
-    return FeatureSet(np.concatenate(features), np.array(labels), [source.name(i) for i in kept], protocol)
+    everything = len(good) == len(source)
+    labels = source.labels.astype(np.int64) if source.classes else np.full(len(source), -1)
+    return FeatureSet(
+        features=store.features if everything else store.features[good],
+        labels=labels[good],
+        files=[source.name(int(i)) for i in good],
+        side=Side(len(good), int((store.state == UNREADABLE).sum()), str(source.fingerprint["sha256"])),
+    )
+
+
+def _workers(asked: int | None, images: int) -> int:
+    if asked is not None:
+        return asked
+    return min(8, os.cpu_count() or 1) if images > MANY else 0
 
 
 @contextmanager
@@ -90,19 +183,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train()
         for module, mode in modes.items():  # parents come before their children
             module.train(mode)
-
-
-def pooling(backbone: Backbone) -> str:
-    """How the model makes one vector of its last map or tokens, in timm's words ("avg", "token", …)."""
-    model = getattr(backbone, "model", backbone)
-    for owner in (getattr(model, "head", None), model):
-        pool = getattr(owner, "global_pool", None)
-        kind = pool if isinstance(pool, str) else getattr(pool, "pool_type", None)
-        if kind:
-            return str(kind)
-    return "the model's own"
-
-
-def _progress(loader: EvalLoader) -> Iterable[EvalBatch]:
-    console = Console(stderr=True)
-    return track(loader, "features", console=console, transient=True, disable=not console.is_terminal)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import faiss
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ssl_vit.errors import RunFailed, UserError
+from ssl_vit.eval.features import FeatureSet
+from ssl_vit.eval.job import Job, Outcome
+
+KS, TEMPERATURE, PLAIN = (10, 20, 100, 200), 0.07, math.inf
 
 _QUERIES = 1024  # voted on at once: bounds the vote table to _QUERIES x classes
+_BANK = 32_768  # rows of the bank compared at once: bounds the copies that are normalised
+_ASKED = 4096  # queries compared at once: bounds the similarities kept for them to _ASKED x k
 
 
 @dataclass(frozen=True)
@@ -23,13 +31,41 @@ class KnnResult:
     used: dict[int, int]  # the k really used: less than asked for where the bank is smaller
 
 
+def score(job: Job, k: tuple[int, ...] = KS, temperature: tuple[float, ...] = (TEMPERATURE,)) -> Outcome:
+    """The kind "knn": top-1 in percent by k at the first temperature, and by every temperature and the plain vote."""
+    train, val = job.labelled()
+    return score_features(job.features(train, "train"), job.features(val, "val"), k, temperature)
+
+
+def score_features(
+    bank: FeatureSet, val: FeatureSet, ks: tuple[int, ...] = KS, temperatures: tuple[float, ...] = (TEMPERATURE,)
+) -> Outcome:
+    """What ``ssl-vit eval knn`` and a run's own k-NN both are."""
+    found = knn_sweep(bank.features, bank.labels, val.features, val.labels, ks, (*temperatures, PLAIN))
+    first = found[temperatures[0]]
+    return Outcome(
+        scores=_named(first),
+        settings={"k": {str(k): used for k, used in first.used.items()}, "temperature": temperatures[0]},
+        more={"by_temperature": {_name(each): _named(result) for each, result in found.items()}},
+        correct=first.predictions[ks[0]] == val.labels,
+    )
+
+
+def _named(result: KnnResult) -> dict[str, float]:
+    return {str(k): value for k, value in result.top1.items()}
+
+
+def _name(temperature: float) -> str:
+    return "plain" if temperature == PLAIN else str(temperature)
+
+
 def knn(
     train_features: NDArray[np.float32],
     train_labels: NDArray[np.int64],
     test_features: NDArray[np.float32],
     test_labels: NDArray[np.int64],
-    ks: Sequence[int] = (10, 20, 100, 200),
-    temperature: float = 0.07,
+    ks: Sequence[int] = KS,
+    temperature: float = TEMPERATURE,
 ) -> KnnResult:
     """Classify each test image by its k nearest train images in cosine similarity, weighted exp(similarity / T).
 
@@ -38,12 +74,12 @@ def knn(
     count as the search finds them. The same input gives the same answer always.
 
     Args:
-        train_features: the bank, [N, D].
+        train_features: the bank, [N, D]; a memory-mapped one stays on the disk.
         train_labels: [N], class indices from 0.
         test_features: [M, D].
         test_labels: [M].
         ks: neighbours; a k above N is capped at N (see ``KnnResult.used``).
-        temperature: T; 0.07 in DINO's evaluation.
+        temperature: T; 0.07 in DINO's evaluation; infinity is the plain vote, in which each neighbour counts one.
 
     Raises:
         UserError: an empty side, shapes that don't fit, a k or a temperature that is not positive.
@@ -54,29 +90,89 @@ def knn(
     >>> result.top1, result.used
     ({1: 100.0, 5: 100.0}, {1: 1, 5: 3})
     """
+    return knn_sweep(train_features, train_labels, test_features, test_labels, ks, (temperature,))[temperature]
+
+
+def knn_sweep(
+    train_features: NDArray[np.float32],
+    train_labels: NDArray[np.int64],
+    test_features: NDArray[np.float32],
+    test_labels: NDArray[np.int64],
+    ks: Sequence[int] = KS,
+    temperatures: Sequence[float] = (TEMPERATURE, PLAIN),
+) -> dict[float, KnnResult]:
+    """As ``knn``, for several temperatures; the neighbours are searched for once."""
     _check(train_features, train_labels, test_features, test_labels)
-    if temperature <= 0 or not ks or min(ks) < 1:
-        raise UserError(f"k-NN: k and temperature must be positive; got k {list(ks)}, temperature {temperature}")
+    if not temperatures or not min(temperatures) > 0 or not ks or min(ks) < 1:
+        got = f"k {list(ks)}, temperature {list(temperatures)}"
+        raise UserError(f"k-NN: k and temperature must be positive; got {got}")
     used = {k: min(k, len(train_features)) for k in ks}
-    similarity, neighbours = _search(train_features, test_features, max(used.values()))
-    # The nearest counts 1 and the others less: dividing all votes by the same number moves nothing, and can't overflow.
-    weights = np.exp((similarity.astype(np.float64) - similarity[:, :1]) / temperature)
-    classes = int(train_labels.max()) + 1
-    by_used = _vote(weights, train_labels[neighbours], sorted(set(used.values())), classes)
-    predictions = {k: by_used[used[k]] for k in ks}
-    top1 = {k: 100 * int(np.sum(predictions[k] == test_labels)) / len(test_labels) for k in ks}
-    return KnnResult(top1, predictions, used)
+    similarity, neighbours = nearest(train_features, test_features, max(used.values()))
+    below = similarity.astype(np.float64) - similarity[:, :1]
+    labels, classes = train_labels[neighbours], int(train_labels.max()) + 1
+    results = {}
+    for temperature in temperatures:
+        # The nearest counts 1 and the others less: dividing all votes by the same number can't overflow.
+        votes = _vote(np.exp(below / temperature), labels, sorted(set(used.values())), classes)
+        predictions = {k: votes[used[k]] for k in ks}
+        top1 = {k: 100 * int(np.sum(predictions[k] == test_labels)) / len(test_labels) for k in ks}
+        results[temperature] = KnnResult(top1, predictions, used)
+    return results
 
 
-def _search(
-    bank: NDArray[np.float32], queries: NDArray[np.float32], k: int
+Search = Callable[[NDArray[np.float32], NDArray[np.float32], int], tuple[NDArray[np.float32], NDArray[np.int64]]]
+
+
+def nearest(
+    bank: NDArray[np.float32], queries: NDArray[np.float32], k: int, search: Search | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Similarity and index of the k nearest, [M, k] each, nearest first."""
-    index = faiss.IndexFlatIP(bank.shape[1])
-    index.add(_normalised(bank))
-    similarity, neighbours = index.search(_normalised(queries), k)
-    order = np.lexsort((neighbours, -similarity))
-    return np.take_along_axis(similarity, order, 1), np.take_along_axis(neighbours, order, 1)
+    """Cosine similarity and index of the k nearest rows of the bank [N, D], [M, k] each, nearest first.
+
+    Block by block, keeping the best k so far: no more than a block of the bank is copied, and the whole matrix of
+    similarities never exists. Equal ones are ranked by their place in the bank. k: at most N.
+    """
+    search = search or (on_gpu if torch.cuda.is_available() else on_cpu)
+    asked = [slice(first, first + _ASKED) for first in range(0, len(queries), _ASKED)]
+    heaps = [faiss.ResultHeap(len(queries[rows]), k, keep_max=True) for rows in asked]
+    for start in range(0, len(bank), _BANK):
+        block = unit(bank[start : start + _BANK])
+        for rows, heap in zip(asked, heaps, strict=True):
+            similarity, index = search(unit(queries[rows]), block, min(k, len(block)))
+            heap.add_result(similarity, index + start)
+    best, place = np.concatenate([heap.D for heap in heaps]), np.concatenate([heap.I for heap in heaps])
+    heaps.clear()
+    for rows in asked:
+        order = np.lexsort((place[rows], -best[rows]))
+        best[rows], place[rows] = (np.take_along_axis(each[rows], order, 1) for each in (best, place))
+    return best, place
+
+
+def on_cpu(
+    queries: NDArray[np.float32], bank: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The k largest products by faiss, brute force, without an index that would copy the bank."""
+    similarity, index = faiss.knn(queries, bank, k, metric=faiss.METRIC_INNER_PRODUCT)
+    return similarity, index
+
+
+def on_gpu(
+    queries: NDArray[np.float32], bank: NDArray[np.float32], k: int, device: str = "cuda"
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The k largest products by torch, in float32 proper."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # TensorFloat-32 keeps three digits
+    try:
+        products = torch.from_numpy(queries).to(device) @ torch.from_numpy(bank).to(device).T
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    similarity, index = products.topk(k, dim=1)
+    return similarity.cpu().numpy(), index.cpu().numpy()
+
+
+def unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows of length one, [N, D], contiguous."""
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    return np.ascontiguousarray(features / np.maximum(norms, 1e-12), dtype=np.float32)
 
 
 def _vote(
@@ -96,11 +192,6 @@ def _vote(
     return {k: np.concatenate(parts) for k, parts in found.items()}
 
 
-def _normalised(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    norms = np.linalg.norm(features, axis=1, keepdims=True)
-    return np.ascontiguousarray(features / np.maximum(norms, 1e-12), dtype=np.float32)
-
-
 def _check(
     train_features: NDArray[np.float32],
     train_labels: NDArray[np.int64],
@@ -112,7 +203,7 @@ def _check(
             raise UserError(
                 f"k-NN: {side} features {features.shape} and labels {labels.shape} don't fit; expected [N, D] and [N]"
             )
-        if not np.isfinite(features).all():
+        if not all(np.isfinite(features[start : start + _BANK]).all() for start in range(0, len(features), _BANK)):
             raise RunFailed(f"k-NN: {side} features hold NaN or infinity; the weights are broken, score an earlier one")
     if train_features.shape[1] != test_features.shape[1]:
         raise UserError(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_vit.errors import UserError
+from ssl_vit.eval.job import Job, Outcome
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _HELD_OUT = 0.1  # of each class of the training set, to choose the rate
@@ -25,6 +26,23 @@ class LinearResult:
     rate: float  # the learning rate that was best on the held-out part
     held_out: dict[float, float]  # percent of the held-out images, by rate
     predictions: NDArray[np.int64]  # [M] class index
+
+
+def score(job: Job) -> Outcome:
+    """The kind "linear"."""
+    sources = job.labelled()
+    train, val = (job.features(source, side) for source, side in zip(sources, ("train", "val"), strict=True))
+    result = linear(train.features, train.labels, val.features, val.labels, seed=job.seed, device=job.device)
+    return Outcome(
+        scores={"top1": result.top1, "lr": result.rate},
+        settings={
+            "classifier": "softmax on standardised features, SGD momentum 0.9, cosine, 100 epochs, batch 256",
+            "lr_chosen_on": "a tenth of each class of train; then trained again on all of train",
+            "held_out": {str(rate): accuracy for rate, accuracy in result.held_out.items()},
+        },
+        seed=job.seed,
+        correct=result.predictions == val.labels,
+    )
 
 
 def linear(

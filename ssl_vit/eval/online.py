@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
+from dataclasses import replace
 
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
 from ssl_vit.eval.features import FeatureSet, extract
-from ssl_vit.eval.knn import knn
+from ssl_vit.eval.knn import score_features
+from ssl_vit.eval.protocol import Protocol
+from ssl_vit.eval.readout import Readout
 
 log = logging.getLogger("ssl_vit")
+
+_HALVES = "every other image of val is the bank of the rest"
 
 
 class OnlineScore:
@@ -20,41 +24,32 @@ class OnlineScore:
     Else, as when the training images have no labels, every other image of ``val`` is the bank of the rest.
     """
 
-    def __init__(
-        self,
-        train: Source,
-        val: Source,
-        *,
-        image_size: int,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
-    ) -> None:
+    def __init__(self, train: Source, val: Source, readout: Readout, role: str = "unknown") -> None:
         if not val.classes:
             raise UserError(f"--val {val.root}: no labels; expected two or more sub-folders of images, one a class")
         self._bank = train if train.classes == val.classes else None
-        self._val, self._view = val, (image_size, mean, std)
+        self._val, self._readout, self._role = val, readout, role
         if self._bank is None:
             log.info("the training images have not the labels of %s: half of it is the bank of the rest", val.root)
 
-    def __call__(self, backbone: Backbone) -> dict[str, float]:
-        """Top-1 in percent for each k; the backbone's mode and device stay."""
-        val = self._features(backbone, self._val)
-        if self._bank is not None:
-            bank = self._features(backbone, self._bank)
-            result = knn(bank.features, bank.labels, val.features, val.labels)
+    def __call__(self, backbone: Backbone) -> tuple[dict[str, float], Protocol]:
+        """Top-1 in percent for each k, and how it was made; the backbone's mode and device stay."""
+        device = next(backbone.parameters()).device
+        val = extract(backbone, self._val, self._readout, device=device)
+        sides = {"val": val.side}
+        if self._bank is None:
+            outcome = score_features(_every_other(val, 0), _every_other(val, 1))
+            outcome = replace(outcome, settings={**outcome.settings, "bank": _HALVES})
         else:
-            result = knn(val.features[::2], val.labels[::2], val.features[1::2], val.labels[1::2])
-        return {str(k): top1 for k, top1 in result.top1.items()}
-
-    def _features(self, backbone: Backbone, source: Source) -> FeatureSet:
-        size, mean, std = self._view
-        return extract(
-            backbone,
-            source,
-            batch_size=64,
-            workers=min(8, os.cpu_count() or 1) if len(source) > 1000 else 0,
-            device=next(backbone.parameters()).device,
-            image_size=size,
-            mean=mean,
-            std=std,
+            bank = extract(backbone, self._bank, self._readout, device=device)
+            sides = {"train": bank.side, "val": val.side}
+            outcome = score_features(bank, val)
+        classes = len(self._val.classes)
+        protocol = Protocol.of(
+            "knn", backbone, self._readout, sides, classes=classes, settings=outcome.settings, role=self._role
         )
+        return dict(outcome.scores), protocol
+
+
+def _every_other(found: FeatureSet, start: int) -> FeatureSet:
+    return FeatureSet(found.features[start::2], found.labels[start::2], found.files[start::2], found.side)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer
 
+from ssl_vit.eval.protocol import Protocol
 from ssl_vit.methods.method import Method
 from ssl_vit.training.checkpoint import checkpoint_path, prune, write_atomically
 from ssl_vit.training.health import Verdict, Vitals, diagnose, feature_std, rank_me
@@ -207,7 +208,9 @@ class Health(Callback):
 class OnlineKnn(Callback):
     """k-NN of the weights that would be exported, at the start, every so many steps and at the end, on rank 0."""
 
-    def __init__(self, metrics: Metrics | None, every: int, score: Callable[[Any], dict[str, float]]) -> None:
+    def __init__(
+        self, metrics: Metrics | None, every: int, score: Callable[[Any], tuple[dict[str, float], Protocol]]
+    ) -> None:
         self._metrics, self._every, self._score = metrics, every, score
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -225,11 +228,13 @@ class OnlineKnn(Callback):
         if self._metrics is None:
             return
         started = time.monotonic()
-        scores = self._score(module.method.exported())
-        self._metrics.write(trainer.global_step, {f"knn/{k}": value for k, value in scores.items()})
+        scores, protocol = self._score(module.method.exported())
+        row: dict[str, Any] = {f"knn/{k}": value for k, value in scores.items()}
+        self._metrics.write(trainer.global_step, row | {"protocol": protocol.as_dict()})
         log.info(
-            "step %d, k-NN top-1: %s (%.0f s)",
+            "step %d, k-NN top-1: %s (%.0f s, protocol %s)",
             trainer.global_step,
             ", ".join(f"k={k} {v:.1f}" for k, v in scores.items()),
             time.monotonic() - started,
+            protocol.hash,
         )

@@ -40,8 +40,9 @@ def test_a_loader_reads_all_in_order_and_leaves_out_what_is_bad(tmp_path, worker
     loader = EvalLoader(EvalDataset(open_source(root), 28), 3, workers, max_bad=0.5)
     with caplog.at_level(logging.WARNING, "ssl_vit.data"):
         read = [batch for _ in range(2) for batch in loader]
-    assert [batch.index.tolist() for batch in read] == [[0, 1], [3, 4, 5]] * 2
-    assert [batch.labels.tolist() for batch in read] == [[0, 0], [0, 0, 1]] * 2
+    assert [batch.index.tolist() for batch in read] == [[0, 1], [3, 4, 5], []] * 2
+    assert [batch.unread.tolist() for batch in read] == [[2], [], [6, 7, 8]] * 2
+    assert [batch.labels.tolist() for batch in read] == [[0, 0], [0, 0, 1], []] * 2
     assert [record.getMessage().split()[0] for record in caplog.records] == [
         "a/002.png", "b/001.png", "b/002.png", "b/003.png",
     ]  # fmt: skip

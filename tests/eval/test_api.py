@@ -14,7 +14,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from ssl_vit.backbones.registry import create_backbone
 from ssl_vit.errors import UserError
-from ssl_vit.eval.api import embed, evaluate, load
+from ssl_vit.eval.api import evaluate, load
+from ssl_vit.eval.embed import embed
 from tests.eval.conftest import MEAN, STD, folder_of
 
 
@@ -41,9 +42,10 @@ def scikit_learns(run, images, k, tmp_path):
 
 
 def test_knn_of_a_run(run, images, tmp_path):
-    result = evaluate("knn", run, images / "train", images / "val", json=tmp_path / "knn.json")
+    result = evaluate("knn", run, train=images / "train", val=images / "val", json=tmp_path / "knn.json")
     assert json.loads((tmp_path / "knn.json").read_text()) == result
-    assert list(result) == ["knn", "protocol"]
+    assert list(result) == ["knn", "by_temperature", "protocol"]
+    assert result["by_temperature"]["0.07"] == result["knn"]
     for k in (10, 20, 100, 200):
         assert result["knn"][str(k)] == pytest.approx(scikit_learns(run, images, k, tmp_path))
     assert result["knn"]["10"] > 50  # chance is 33
@@ -58,7 +60,7 @@ def test_knn_of_a_run(run, images, tmp_path):
 
 
 def test_linear_of_a_run(run, images, tmp_path):
-    result = evaluate("linear", run, images / "train", images / "val", json=tmp_path / "linear.json")
+    result = evaluate("linear", run, train=images / "train", val=images / "val", json=tmp_path / "linear.json")
     assert json.loads((tmp_path / "linear.json").read_text()) == result
     assert result["linear"]["top1"] > 50
     assert str(result["linear"]["lr"]) in result["protocol"]["held_out"]
@@ -83,7 +85,7 @@ def test_a_weights_file_with_its_backbones_name(suffix, images, tmp_path):
     backbone = create_backbone("test_vit")
     path = tmp_path / f"weights{suffix}"
     (torch.save if suffix == ".pth" else save_file)(backbone.model.state_dict(), path)
-    result = evaluate("knn", path, images / "train", images / "val", backbone="test_vit")
+    result = evaluate("knn", path, train=images / "train", val=images / "val", backbone="test_vit")
     assert result["protocol"]["encoder"] == "test_vit"
 
 
@@ -105,7 +107,7 @@ def test_embed_never_overwrites(run, images, tmp_path):
     with pytest.raises(UserError, match="never overwritten"):
         embed(run, images / "val", out)
     assert out.read_bytes() == b"precious"
-    with pytest.raises(UserError, match=r"ends in \.npz"):
+    with pytest.raises(UserError, match=r"ends in \.npz, \.npy"):
         embed(run, images / "val", tmp_path / "features.txt")
     with pytest.raises(UserError, match="does not exist"):
         embed(run, images / "val", tmp_path / "no" / "features.npz")
@@ -114,28 +116,28 @@ def test_embed_never_overwrites(run, images, tmp_path):
 def test_images_that_cannot_be_scored(run, images, tmp_path):
     train, val = images / "train", images / "val"
     with pytest.raises(UserError, match="did you mean knn"):
-        evaluate("k-nn", run, train, val)
+        evaluate("k-nn", run, train=train, val=val)
     with pytest.raises(UserError, match="no labels"):
-        evaluate("knn", run, train, val / "ash")
+        evaluate("knn", run, train=train, val=val / "ash")
     other = folder_of(tmp_path / "other", 2, classes=("ash", "birch", "oak"))
     with pytest.raises(UserError, match=r"different classes: cedar only in --train"):
-        evaluate("knn", run, train, other)
+        evaluate("knn", run, train=train, val=other)
     empty = folder_of(tmp_path / "empty", 2)
     (empty / "yew").mkdir()
     with pytest.raises(UserError, match=r"empty.*yew"):
-        evaluate("knn", run, empty, val)
+        evaluate("knn", run, train=empty, val=val)
     unreadable = folder_of(tmp_path / "unreadable", 2)
     for path in (unreadable / "birch").iterdir():
         path.write_bytes(b"no picture")
     with pytest.raises(UserError, match="no readable image of birch"):
-        evaluate("knn", run, train, unreadable)
+        evaluate("knn", run, train=train, val=unreadable)
     single = tmp_path / "single"
     single.mkdir()
     shutil.copy(train / "ash" / "000.png", single)
     with pytest.raises(UserError, match="single"):
-        evaluate("knn", run, single, val)
+        evaluate("knn", run, train=single, val=val)
     with pytest.raises(UserError, match="does not exist"):
-        evaluate("knn", run, train, val, json=tmp_path / "no" / "knn.json")
+        evaluate("knn", run, train=train, val=val, json=tmp_path / "no" / "knn.json")
 
 
 @pytest.mark.fault
@@ -150,7 +152,7 @@ def test_a_pickle_that_runs_code_is_refused(forced, images, tmp_path, monkeypatc
     for name in ("new.pth", "old.pth", "bare.pt"):
         weights = tmp_path / name
         with pytest.raises(UserError, match=name):
-            evaluate("knn", weights, images / "train", images / "val", backbone="test_vit")
+            evaluate("knn", weights, train=images / "train", val=images / "val", backbone="test_vit")
         with pytest.raises(UserError, match=name):
             embed(weights, images / "val", tmp_path / "out.npz", backbone="test_vit")
     assert not mark.exists()

@@ -12,20 +12,13 @@ from torchvision.transforms import v2
 from ssl_vit.data.sources import open_source
 from ssl_vit.errors import UserError
 from ssl_vit.eval.features import evaluating, extract
+from ssl_vit.eval.readout import Readout
 from tests.eval.conftest import MEAN, STD, folder_of
 
 
-def features_of(backbone, path, workers=0, batch_size=16):
-    return extract(
-        backbone,
-        open_source(path),
-        batch_size=batch_size,
-        workers=workers,
-        device="cpu",
-        image_size=32,
-        mean=MEAN,
-        std=STD,
-    )
+def features_of(backbone, path, workers=0, batch_size=16, **options):
+    readout = Readout(32, MEAN, STD, batch_size=batch_size)
+    return extract(backbone, open_source(path), readout, device="cpu", workers=workers, **options)
 
 
 def test_equals_pillow_torchvision_and_plain_timm(vit, run, images):
@@ -48,8 +41,6 @@ def test_equals_pillow_torchvision_and_plain_timm(vit, run, images):
     assert np.abs(found.features - expected).max() < 0.03 * np.abs(expected).max()
     assert found.labels.tolist() == [0] * 15 + [1] * 15 + [2] * 15
     assert found.files[15] == "birch/000.png"
-    assert found.protocol["encoder"] == "vit_tiny_patch16_224"
-    assert found.protocol["pooling"] == "token"
 
 
 def test_the_same_for_any_number_of_workers_and_any_batch(vit, images):
@@ -70,7 +61,7 @@ def test_bad_images_are_named_and_left_out(vit, tmp_path, caplog):
     assert "birch/001.jpg" in caplog.text
     assert "cedar/003.jpg" in caplog.text
     assert len(found.features) == len(found.labels) == len(found.files) == 10
-    assert found.protocol["left_out"] == 2
+    assert found.side.left_out == 2
     assert not {"birch/001.jpg", "cedar/003.jpg"} & set(found.files)
     assert np.bincount(found.labels).tolist() == [4, 3, 3]
 

@@ -1,0 +1,120 @@
+"""``ssl-vit embed``: the feature vector of every image of a folder, in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from ssl_vit.errors import UserError
+from ssl_vit.eval.features import FeatureSet
+from ssl_vit.eval.files import write_whole
+from ssl_vit.eval.job import Job, Outcome
+from ssl_vit.eval.readout import LAST
+
+
+def embed(
+    weights: Path | str,
+    data: Path | str,
+    out: Path | str,
+    backbone: str | None = None,
+    *,
+    layers: tuple[int, ...] = LAST,
+    pooling: str = "model",
+    precision: str = "float32",
+) -> Path:
+    """Write the features [N, D] float32 of every image, with file names, class names and how they were made.
+
+    The ending of ``out`` chooses the format: .npz (``features``, ``files``, ``labels``, ``protocol``), .npy (features
+    alone; the rest in a .json beside it), .safetensors (the rest in its metadata) or .parquet (a row an image; needs
+    pyarrow). Labels are empty where the images are not in class folders. The file appears whole or not at all; when
+    it was stopped, the same command goes on where it was.
+
+    Raises:
+        UserError: ``out`` exists or has another ending; see ``load`` too.
+    """
+    out = Path(out)
+    if out.suffix not in _WRITERS:
+        raise UserError(f"--out {out}: expected a name that ends in {', '.join(_WRITERS)}")
+    for path in (out, out.with_suffix(".json")) if out.suffix == ".npy" else (out,):
+        if path.exists():
+            raise UserError(f"--out {path}: exists already and is never overwritten; choose another name or remove it")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: the folder {out.parent} does not exist; create it first")
+    if out.suffix == ".parquet":
+        _pyarrow()
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    job = Job(
+        Path(weights), {"data": Path(data)}, name=backbone, layers=layers, pooling=pooling, precision=precision,
+        keep=unfinished,
+    )  # fmt: skip
+    source = job.unlabelled("data")
+    found = job.features(source, "data")
+    labels = [source.classes[label] if label >= 0 else "" for label in found.labels]
+    facts = {"files": found.files, "labels": labels, "protocol": job.protocol("features", Outcome({}, {})).as_dict()}
+    _WRITERS[out.suffix](out, found, facts)
+    shutil.rmtree(unfinished)
+    return out
+
+
+def _npz(out: Path, found: FeatureSet, facts: dict[str, Any]) -> None:
+    files, labels, protocol = np.array(facts["files"]), np.array(facts["labels"]), _text(facts["protocol"])
+    write_whole(
+        out, lambda file: np.savez(file, features=found.features, files=files, labels=labels, protocol=protocol)
+    )
+
+
+def _npy(out: Path, found: FeatureSet, facts: dict[str, Any]) -> None:
+    """The names first: features without names would be of no use."""
+    text = _text(facts)
+    write_whole(out.with_suffix(".json"), lambda file: file.write(text.encode()))
+    write_whole(out, lambda file: np.save(file, found.features))
+
+
+def _safetensors(out: Path, found: FeatureSet, facts: dict[str, Any]) -> None:
+    metadata = {key: _text(value) for key, value in facts.items()}
+    data = save({"features": np.ascontiguousarray(found.features)}, metadata)
+    write_whole(out, lambda file: file.write(data))
+
+
+def _parquet(out: Path, found: FeatureSet, facts: dict[str, Any]) -> None:
+    arrow, parquet = _pyarrow()
+    width = found.features.shape[1]
+    vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(found.features.reshape(-1)), width)
+    names = [_valid(name) for name in facts["files"]]
+    table = arrow.table({"file": names, "label": [_valid(label) for label in facts["labels"]], "features": vectors})
+    table = table.replace_schema_metadata({"protocol": json.dumps(facts["protocol"])})
+    write_whole(out, lambda file: parquet.write_table(table, file))
+
+
+_WRITERS: dict[str, Callable[[Path, FeatureSet, dict[str, Any]], None]] = {
+    ".npz": _npz,
+    ".npy": _npy,
+    ".safetensors": _safetensors,
+    ".parquet": _parquet,
+}
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(".parquet needs pyarrow; pip install 'ssl_vit[parquet]', or choose .npz") from None
+    return pyarrow, pyarrow.parquet
+
+
+def _text(value: Any) -> str:
+    """ASCII JSON: names that are not UTF-8 stay as they are, escaped."""
+    return json.dumps(value)
+
+
+def _valid(name: str) -> str:
+    """A name as valid UTF-8, which parquet asks for."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

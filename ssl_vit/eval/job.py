@@ -1,0 +1,113 @@
+"""What a kind of score is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ssl_vit.backbones.backbone import Backbone
+from ssl_vit.data.evalset import Alteration
+from ssl_vit.data.sources import Source, open_source
+from ssl_vit.eval import weights as weights_of
+from ssl_vit.eval.features import FeatureSet, Keep, extract
+from ssl_vit.eval.labelled import check_every_class, check_same_classes, open_labelled
+from ssl_vit.eval.protocol import Protocol, Side
+from ssl_vit.eval.readout import LAST, Readout
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a kind of score found."""
+
+    scores: Mapping[str, Any]  # plain values; kept under the kind's name
+    settings: Mapping[str, Any]  # what they depend on beside the features: k, temperature, rates, …
+    seed: int | None = None  # None where nothing is drawn
+    more: Mapping[str, Any] = field(default_factory=dict)  # beside the scores, under names of their own
+    correct: NDArray[np.bool_] | None = None  # [M] by image of val, for tests in pairs
+
+
+@dataclass
+class Job:
+    """The weights to score, the folders to score them on, and how features are read.
+
+    A kind opens its folders first, so that a mistake there is answered before the weights are loaded; ``labelled``
+    and ``unlabelled`` do that and note what the protocol says about the images.
+    """
+
+    weights: Path
+    folders: Mapping[str, Path]  # by flag: "train", "val", …
+    name: str | None = None  # timm's name of the architecture, for a weights file
+    layers: tuple[int, ...] = LAST
+    pooling: str = "model"
+    precision: str = "float32"
+    seed: int = 0
+    keep: Path | None = None  # a folder for features; a sub-folder a side
+    rank: int = 0
+    world: int = 1
+    sides: dict[str, Side] = field(default_factory=dict)  # what was looked at; fill it in where nothing here does
+    classes: int | None = None
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """Loaded when it is first asked for, in evaluation mode, on the job's device."""
+        return weights_of.load(self.weights, self.name).eval().to(self.device)
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Of the file of weights."""
+        return weights_of.digest(self.weights)
+
+    @property
+    def device(self) -> torch.device:
+        """A GPU if there is one."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def readout(self) -> Readout:
+        """How an image becomes a feature vector."""
+        return Readout.of(self.backbone.info, self.layers, self.pooling, self.precision)
+
+    def labelled(self) -> tuple[Source, Source]:
+        """``train`` and ``val``, of the same classes; UserError for anything that can't be scored."""
+        train, val = open_labelled(self.folders["train"], "train"), open_labelled(self.folders["val"], "val")
+        check_same_classes(train, val)
+        self.classes = len(train.classes)
+        return train, val
+
+    def unlabelled(self, side: str) -> Source:
+        """A folder whose labels, if it has any, don't matter."""
+        return open_source(self.folders[side])
+
+    def features(self, source: Source, side: str, readout: Readout | None = None) -> FeatureSet:
+        """Of the images as they are; noted in the protocol under the side's name."""
+        keep = Keep(self.keep / side, self.weights_sha256, self.rank, self.world) if self.keep else None
+        found = extract(self.backbone, source, readout or self.readout, device=self.device, keep=keep)
+        if source.classes:
+            check_every_class(found.labels, source)
+        self.sides[side] = found.side
+        return found
+
+    def altered(self, source: Source, alter: Alteration) -> FeatureSet:
+        """Of images that were changed on purpose; for robustness, and never to learn from."""
+        return extract(self.backbone, source, self.readout, device=self.device, alter=alter)
+
+    def protocol(self, score: str, outcome: Outcome) -> Protocol:
+        """All that the outcome depends on."""
+        return Protocol.of(
+            score,
+            self.backbone,
+            self.readout,
+            self.sides,
+            classes=self.classes,
+            settings=outcome.settings,
+            seed=outcome.seed,
+            role=weights_of.role(self.weights),
+            weights_sha256=self.weights_sha256,
+        )

@@ -1,0 +1,83 @@
+"""Every kind of score: where it is, which folders it reads, what may be set. Imports no torch.
+
+A new kind is one file with a function ``(job, **options) -> Outcome`` (see ``job.py``) and one entry here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+POOLINGS = ("model", "class", "mean", "class+mean")  # see readout.py
+PRECISIONS = ("float32", "bfloat16")
+
+TRAIN = ("train", "labelled images to learn from")
+VAL = ("val", "labelled images to score on")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting of a kind: ``--name VALUE`` on the command line."""
+
+    default: Any
+    help: str
+    parse: Callable[[str], Any] = str  # raises ValueError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of score."""
+
+    home: str  # "module:function"
+    help: str
+    folders: Mapping[str, str] = field(default_factory=lambda: dict([TRAIN, VAL]))  # flag -> what is in it
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers between commas.
+
+    >>> numbers("10,20")
+    (10, 20)
+    """
+    return tuple(int(word) for word in text.split(","))
+
+
+def temperatures(text: str) -> tuple[float, ...]:
+    """Numbers between commas; "plain" is the vote in which every neighbour counts one.
+
+    >>> temperatures("0.07,plain")
+    (0.07, inf)
+    """
+    return tuple(float("inf") if word == "plain" else float(word) for word in text.split(","))
+
+
+def layers(text: str) -> tuple[int, ...]:
+    """Layers by number, from 0 or from the end, or the last few.
+
+    >>> layers("last4"), layers("8"), layers("8,10"), layers("-1")
+    ((-4, -3, -2, -1), (8,), (8, 10), (-1,))
+    """
+    if text.startswith("last"):
+        count = int(text.removeprefix("last"))
+        if count < 1:
+            raise ValueError(f"expected last1 or more, got {text}")
+        return tuple(range(-count, 0))
+    return numbers(text)
+
+
+KINDS: dict[str, Kind] = {
+    "knn": Kind(
+        "ssl_vit.eval.knn:score",
+        "nearest neighbours in cosine similarity (DINO, arXiv 2104.14294)",
+        options={
+            "k": Option((10, 20, 100, 200), "neighbours, N,N,…", numbers),
+            "temperature": Option((0.07,), "of the votes, T,T,…; the plain vote is always added", temperatures),
+        },
+    ),
+    "linear": Kind(
+        "ssl_vit.eval.linear:score",
+        "a linear classifier by SGD, its learning rate chosen on a part of train",
+    ),
+}

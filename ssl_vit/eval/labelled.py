@@ -1,0 +1,52 @@
+"""Labelled folders that can be scored on; every mistake is one line that names the folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_vit.data.sources import Source, open_source
+from ssl_vit.errors import UserError
+
+
+def open_labelled(path: Path | str, side: str) -> Source:
+    """A folder with a sub-folder of images for each class; `side` is the flag that named it.
+
+    Raises:
+        UserError: no labels, a single image, or an empty class.
+    """
+    source = open_source(path)
+    if len(source) < 2:
+        raise UserError(f"--{side} {path}: a single image; a score needs several of each class")
+    if not source.classes:
+        raise UserError(f"--{side} {path}: no labels; expected two or more sub-folders of images, one for each class")
+    folders = [entry for entry in os.scandir(path) if entry.is_dir()] if os.path.isdir(path) else []
+    empty = sorted({entry.name for entry in folders if not entry.name.startswith(".")} - set(source.classes))
+    if empty:
+        raise UserError(f"--{side} {path}: empty class {', '.join(empty[:5])}; add images or remove the folder")
+    return source
+
+
+def check_same_classes(train: Source, val: Source) -> None:
+    """UserError that names the classes of one side only."""
+    only = {
+        "--train": sorted(set(train.classes) - set(val.classes)),
+        "--val": sorted(set(val.classes) - set(train.classes)),
+    }
+    for side, names in only.items():
+        if names:
+            raise UserError(
+                f"--train and --val have different classes: {', '.join(names[:5])}{' …' * (len(names) > 5)} only in "
+                f"{side}; give both the same sub-folders"
+            )
+
+
+def check_every_class(labels: NDArray[np.int64], source: Source) -> None:
+    """UserError that names the classes of which no image could be read."""
+    counts = np.bincount(labels, minlength=len(source.classes))
+    empty = [source.classes[i] for i in np.flatnonzero(counts == 0)]
+    if empty:
+        raise UserError(f"{source.root}: no readable image of {', '.join(empty[:5])}; add images or remove the folder")

@@ -1,0 +1,118 @@
+"""All that a score depends on, kept with every number."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import faiss
+import timm
+import torch
+
+from ssl_vit import __version__
+from ssl_vit.backbones.backbone import Backbone
+from ssl_vit.eval.readout import Readout, pooling_of
+
+_OF_THE_WEIGHTS = (
+    "encoder",
+    "encoder_pools",
+    "role",
+    "weights_sha256",
+    "image_size",
+    "mean",
+    "std",
+    "transform",
+    "versions",
+)
+
+
+class Side(NamedTuple):
+    """One set of images that a score looked at."""
+
+    images: int  # that could be read
+    left_out: int  # that could not
+    sha256: str  # of their names and sizes
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "ssl_vit": __version__,
+        "timm": timm.__version__,
+        "torch": str(torch.__version__),
+        "faiss": faiss.__version__,
+    }
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a number was made. Two numbers whose ``hash`` is equal may stand in one table."""
+
+    score: str
+    encoder: str  # the architecture
+    role: str  # "teacher" or "student" of its run; "unknown" for weights that don't say
+    weights_sha256: str | None  # None while a model is trained
+    layers: tuple[int, ...]  # see Readout
+    pooling: str
+    encoder_pools: str  # how the model's own head would, in timm's words: what pooling "model" means
+    transform: str
+    image_size: int  # pixels
+    mean: tuple[float, float, float]  # of images in [0, 1]
+    std: tuple[float, float, float]
+    precision: str
+    settings: Mapping[str, Any]  # k, temperature, rates … of this kind of score
+    seed: int | None  # None where nothing is drawn
+    images: Mapping[str, int]  # by side
+    left_out: Mapping[str, int]  # images that could not be read, by side
+    data_sha256: Mapping[str, str]  # of the names and sizes of the files, by side
+    classes: int | None
+    versions: Mapping[str, str] = field(default_factory=_versions)
+
+    @classmethod
+    def of(
+        cls,
+        score: str,
+        backbone: Backbone,
+        readout: Readout,
+        sides: Mapping[str, Side],
+        *,
+        classes: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        role: str = "unknown",
+        weights_sha256: str | None = None,
+    ) -> Protocol:
+        """Put together from what was used."""
+        return cls(
+            score=score,
+            encoder=backbone.info.name,
+            role=role,
+            weights_sha256=weights_sha256,
+            layers=readout.layers,
+            pooling=readout.pooling,
+            encoder_pools=pooling_of(backbone),
+            transform=readout.transform,
+            image_size=readout.image_size,
+            mean=readout.mean,
+            std=readout.std,
+            precision=readout.precision,
+            settings=dict(settings or {}),
+            seed=seed,
+            images={name: side.images for name, side in sides.items()},
+            left_out={name: side.left_out for name, side in sides.items()},
+            data_sha256={name: side.sha256 for name, side in sides.items()},
+            classes=classes,
+        )
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits of all but what belongs to the weights (their size and colours too) and the versions."""
+        same = {name: value for name, value in asdict(self).items() if name not in (*_OF_THE_WEIGHTS, "versions")}
+        return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, for JSON, the hash first; the settings stand beside the rest."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return {"hash": self.hash} | {k: v for k, v in values.items() if k != "settings"} | dict(self.settings)

@@ -1,0 +1,149 @@
+"""Which numbers of a backbone are an image's features: the layers, how each is pooled, and at what precision."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssl_vit.backbones.backbone import Backbone, BackboneInfo
+from ssl_vit.errors import UserError
+
+LAST = (-1,)
+
+
+@dataclass(frozen=True)
+class Readout:
+    """How an image becomes a feature vector: everything but the weights. Equal readouts give comparable features.
+
+    layers are counted as timm counts what ``forward_intermediates`` gives (the blocks of a ViT, the stages of a
+    hierarchical model), from 0 or, negative, from the end; each is normalised by the model's last norm where it has
+    one for that, and they are concatenated, as DINO and DINOv2 do (arXiv 2104.14294, 2304.07193). pooling: "model" is
+    what the model's own head would see; "class" is the class token, "mean" the mean of the patches.
+    """
+
+    image_size: int  # pixels
+    mean: tuple[float, float, float]  # of images in [0, 1]
+    std: tuple[float, float, float]
+    layers: tuple[int, ...] = LAST
+    pooling: str = "model"
+    precision: str = "float32"
+    batch_size: int = 64  # part of it: the last digits of a product depend on the number of rows
+
+    @classmethod
+    def of(
+        cls, info: BackboneInfo, layers: tuple[int, ...] = LAST, pooling: str = "model", precision: str = "float32"
+    ) -> Readout:
+        """With the size, mean and deviation that a backbone was trained with."""
+        height, width = info.size
+        if height != width:
+            raise UserError(f"{info.name}: was built for {height}x{width} pixels; only square images are scored")
+        return cls(height, info.mean, info.std, layers, pooling, precision)
+
+    @property
+    def transform(self) -> str:
+        """What is done to an image, in words."""
+        short = round(self.image_size * 256 / 224)
+        return f"shorter side to {short} bicubic antialiased, central crop {self.image_size}"
+
+
+def read(backbone: Backbone, images: Tensor, readout: Readout) -> Tensor:
+    """Features [B, D], float32, of normalised images [B, 3, S, S].
+
+    With several layers or "class+mean" the parts stand one after the other, see ``parts``.
+
+    Raises:
+        UserError: a layer or a class token that the backbone doesn't have.
+    """
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=readout.precision == "bfloat16"):
+        if readout.layers == LAST and readout.pooling == "model":
+            pooled: Tensor = backbone(images).pooled
+            return pooled.float()
+        found = parts(backbone, readout)
+        layers = list(dict.fromkeys(part.layer for part in found))
+        maps = dict(zip(layers, _intermediates(backbone, images, layers), strict=True))
+    return torch.cat([_pool(*maps[part.layer], part.pooling) for part in found], 1)
+
+
+class Part(NamedTuple):
+    """Which columns of the features are one layer's, pooled in one way."""
+
+    layer: int  # from 0
+    pooling: str  # "class" or "mean"
+    start: int
+    stop: int
+
+
+def parts(backbone: Backbone, readout: Readout) -> list[Part]:
+    """What the columns of ``read`` are, where they are not the model's own pooled vector; layers as they were named.
+
+    Raises:
+        UserError: a layer or a class token that the backbone doesn't have.
+    """
+    info: Any = _model(backbone).feature_info
+    kinds = readout.pooling.split("+") if readout.pooling != "model" else [_like_the_head(backbone)]
+    if "class" in kinds and not _has_class_token(backbone):
+        raise UserError(f"{backbone.info.name}: has no class token; use --pooling mean")
+    found, start = list[Part](), 0
+    for layer in readout.layers:
+        if not -len(info) <= layer < len(info):
+            raise UserError(f"{backbone.info.name}: has layers 0 to {len(info) - 1}; got layer {layer} (--layers)")
+        width = int(info[layer]["num_chs"])
+        for kind in kinds:
+            found.append(Part(layer % len(info), kind, start, start + width))
+            start += width
+    return found
+
+
+def pooling_of(backbone: Backbone) -> str:
+    """How the model makes one vector of its last map or tokens, in timm's words ("avg", "token", …)."""
+    model = getattr(backbone, "model", backbone)
+    for owner in (getattr(model, "head", None), model):
+        pool = getattr(owner, "global_pool", None)
+        kind = pool if isinstance(pool, str) else getattr(pool, "pool_type", None)
+        if kind:
+            return str(kind)
+    return "the model's own"
+
+
+def patch_maps(backbone: Backbone, images: Tensor, layer: int = -1) -> Tensor:
+    """The patches [B, D, H, W] of one layer, normalised by the model's last norm where it has one for that."""
+    count = len(_model(backbone).feature_info)
+    return _intermediates(backbone, images, [layer % count])[0][0].float()
+
+
+def _intermediates(backbone: Backbone, images: Tensor, layers: list[int]) -> list[tuple[Tensor, Tensor | None]]:
+    """Patches [B, D, H, W] and prefix tokens [B, P, D], of each layer."""
+    model = _model(backbone)
+    known = inspect.signature(model.forward_intermediates).parameters
+    options = {name: True for name in ("norm", "return_prefix_tokens") if name in known}
+    ordered = sorted(layers)
+    found = model.forward_intermediates(images, indices=ordered, intermediates_only=True, **options)
+    pairs = [tuple(layer) if isinstance(layer, tuple | list) else (layer, None) for layer in found]
+    by_layer = dict(zip(ordered, pairs, strict=True))
+    return [by_layer[layer] for layer in layers]
+
+
+def _pool(patches: Tensor, prefix: Tensor | None, kind: str) -> Tensor:
+    if kind == "mean":
+        return patches.float().mean((-2, -1))
+    assert prefix is not None  # parts() refuses a class token that isn't there
+    return prefix[:, 0].float()
+
+
+def _like_the_head(backbone: Backbone) -> str:
+    return "class" if pooling_of(backbone) == "token" and _has_class_token(backbone) else "mean"
+
+
+def _has_class_token(backbone: Backbone) -> bool:
+    model = _model(backbone)
+    prefix = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+    return prefix and getattr(model, "cls_token", None) is not None
+
+
+def _model(backbone: Backbone) -> Any:
+    """timm's model, whose ``forward_intermediates`` is in no type."""
+    return getattr(backbone, "model", backbone)

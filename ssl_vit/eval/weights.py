@@ -1,0 +1,38 @@
+"""The backbone that is scored: of a run folder, or of a file or folder of weights of any layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ssl_vit.backbones.backbone import Backbone
+from ssl_vit.checkpoints.load import restore
+from ssl_vit.checkpoints.reader import weights_file
+from ssl_vit.export.timm import CONFIG, SUMS, check_sums, read_config, sha256
+
+
+def load(weights: Path | str, backbone: str | None = None) -> Backbone:
+    """The backbone of a run folder, or of a file or folder of weights of any layout that ``ssl-vit inspect`` knows.
+
+    Loading is strict and executes nothing. The info of the backbone has the mean, deviation and size that it was
+    trained with, as far as the file says them. backbone: timm's name, where the file doesn't say the architecture.
+
+    Raises:
+        UserError: nothing of that kind there, a file without a backbone's name, or weights that don't fit.
+    """
+    for folder in (Path(weights) / "export", Path(weights)):
+        if (folder / SUMS).is_file():
+            check_sums(folder)
+            return restore(folder, backbone)
+    return restore(weights, backbone)
+
+
+def digest(weights: Path | str) -> str:
+    """sha256 of the weights' file."""
+    return sha256(weights_file(weights))
+
+
+def role(weights: Path | str) -> str:
+    """Which of a run's networks it is: "teacher" or "student"; "unknown" where the file doesn't say."""
+    folder = weights_file(weights).parent
+    description = read_config(folder).get("ssl_vit", {}) if (folder / CONFIG).is_file() else {}
+    return str(description.get("encoder", "unknown"))
