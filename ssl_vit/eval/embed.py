@@ -16,6 +16,7 @@ from ssl_vit.errors import UserError
 from ssl_vit.eval.features import FeatureSet
 from ssl_vit.eval.files import write_whole
 from ssl_vit.eval.job import Job, Outcome
+from ssl_vit.eval.ranks import ranks
 from ssl_vit.eval.readout import LAST
 
 
@@ -34,7 +35,7 @@ def embed(
     The ending of ``out`` chooses the format: .npz (``features``, ``files``, ``labels``, ``protocol``), .npy (features
     alone; the rest in a .json beside it), .safetensors (the rest in its metadata) or .parquet (a row an image; needs
     pyarrow). Labels are empty where the images are not in class folders. The file appears whole or not at all; when
-    it was stopped, the same command goes on where it was.
+    it was stopped, the same command goes on where it was. Under torchrun the processes share the work.
 
     Raises:
         UserError: ``out`` exists or has another ending; see ``load`` too.
@@ -50,16 +51,18 @@ def embed(
     if out.suffix == ".parquet":
         _pyarrow()
     unfinished = out.with_name(f".{out.name}.unfinished")
-    job = Job(
-        Path(weights), {"data": Path(data)}, name=backbone, layers=layers, pooling=pooling, precision=precision,
-        keep=unfinished,
-    )  # fmt: skip
-    source = job.unlabelled("data")
-    found = job.features(source, "data")
-    labels = [source.classes[label] if label >= 0 else "" for label in found.labels]
-    facts = {"files": found.files, "labels": labels, "protocol": job.protocol("features", Outcome({}, {})).as_dict()}
-    _WRITERS[out.suffix](out, found, facts)
-    shutil.rmtree(unfinished)
+    with ranks() as place:
+        job = Job(
+            Path(weights), {"data": Path(data)}, name=backbone, layers=layers, pooling=pooling, precision=precision,
+            keep=unfinished, ranks=place,
+        )  # fmt: skip
+        source = job.unlabelled("data")
+        found = job.features(source, "data")
+    if place.rank == 0:
+        labels = [source.classes[label] if label >= 0 else "" for label in found.labels]
+        protocol = job.protocol("features", Outcome({}, {})).as_dict()
+        _WRITERS[out.suffix](out, found, {"files": found.files, "labels": labels, "protocol": protocol})
+        shutil.rmtree(unfinished)
     return out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
 from ssl_vit.eval.progress import Advance, progress
 from ssl_vit.eval.protocol import Side
+from ssl_vit.eval.ranks import Ranks
 from ssl_vit.eval.readout import Readout, read
 from ssl_vit.eval.store import DONE, UNREADABLE, Store, describe
 
@@ -41,15 +42,13 @@ class FeatureSet:
 class Keep:
     """Where features are kept, in a memory-mapped file, and who fills it.
 
-    An extraction that was killed goes on where it was, and the file ends up the same to the byte. Each of `world`
-    processes does every world-th block of images of the same folder, and the file is the same as one process's.
+    An extraction that was killed goes on where it was, and the file ends up the same to the byte. Each of several
+    processes does every so-manieth block of images of the same folder, and the file is the same as one process's.
     """
 
     folder: Path
     weights_sha256: str | None = None  # so that a folder of other weights is refused
-    rank: int = 0
-    world: int = 1
-    wait: Callable[[], None] = lambda: None  # until all processes have come here
+    ranks: Ranks = Ranks()  # noqa: RUF009 - frozen, so that sharing it is safe
 
 
 def extract(
@@ -83,17 +82,18 @@ def extract(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     backbone.to(device)
     store = _open(backbone, source, readout, device, keep)
-    rank, world = (keep.rank, keep.world) if keep else (0, 1)
-    blocks = [rows for rows in store.missing(readout.batch_size) if rows[0] // readout.batch_size % world == rank]
-    rows = np.concatenate(blocks).tolist() if blocks else []
+    ranks = keep.ranks if keep else Ranks()
+    blocks = store.missing(readout.batch_size)
+    ranks.wait()  # all have seen the same state before one changes it
+    mine = [rows for rows in blocks if rows[0] // readout.batch_size % ranks.world == ranks.rank]
+    rows = np.concatenate(mine).tolist() if mine else []
     if rows:
         dataset = EvalDataset(source, readout.image_size, alter=alter)
         count = _workers(workers, len(rows))
         loader = EvalLoader(dataset, readout.batch_size, count, device.type == "cuda", max_bad=1.0, rows=rows)
         with evaluating(backbone), torch.inference_mode(), progress("features", len(rows)) as advance:
             _fill(store, backbone, readout, loader, device, advance)
-    if keep:
-        keep.wait()
+    ranks.wait()
     return _collect(store, source)
 
 
@@ -105,11 +105,11 @@ def _open(backbone: Backbone, source: Source, readout: Readout, device: torch.de
     if keep is None:
         return Store.open(None, source, width, {})
     made = describe(readout, backbone.info.name, keep.weights_sha256)
-    if keep.rank > 0:
-        keep.wait()
-    store = Store.open(keep.folder, source, width, made, first=keep.rank == 0)
-    if keep.rank == 0:
-        keep.wait()
+    if keep.ranks.rank > 0:
+        keep.ranks.wait()
+    store = Store.open(keep.folder, source, width, made, first=keep.ranks.rank == 0)
+    if keep.ranks.rank == 0:
+        keep.ranks.wait()
     return store
 
 

@@ -19,6 +19,7 @@ from ssl_vit.eval import weights as weights_of
 from ssl_vit.eval.features import FeatureSet, Keep, extract
 from ssl_vit.eval.labelled import check_every_class, check_same_classes, open_labelled
 from ssl_vit.eval.protocol import Protocol, Side
+from ssl_vit.eval.ranks import Ranks
 from ssl_vit.eval.readout import LAST, Readout
 
 
@@ -49,8 +50,7 @@ class Job:
     precision: str = "float32"
     seed: int = 0
     keep: Path | None = None  # a folder for features; a sub-folder a side
-    rank: int = 0
-    world: int = 1
+    ranks: Ranks = field(default_factory=Ranks)
     sides: dict[str, Side] = field(default_factory=dict)  # what was looked at; fill it in where nothing here does
     classes: int | None = None
 
@@ -87,7 +87,7 @@ class Job:
 
     def features(self, source: Source, side: str, readout: Readout | None = None) -> FeatureSet:
         """Of the images as they are; noted in the protocol under the side's name."""
-        keep = Keep(self.keep / side, self.weights_sha256, self.rank, self.world) if self.keep else None
+        keep = Keep(self.keep / side, self.weights_sha256, self.ranks) if self.keep else None
         found = extract(self.backbone, source, readout or self.readout, device=self.device, keep=keep)
         if source.classes:
             check_every_class(found.labels, source)

@@ -44,6 +44,18 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(int(word) for word in text.split(","))
 
 
+def percents(text: str) -> tuple[float, ...]:
+    """Numbers above 0 and below 100 between commas.
+
+    >>> percents("1,10")
+    (1.0, 10.0)
+    """
+    found = tuple(float(word) for word in text.split(","))
+    if not all(0 < value < 100 for value in found):
+        raise ValueError("expected numbers above 0 and below 100")
+    return found
+
+
 def temperatures(text: str) -> tuple[float, ...]:
     """Numbers between commas; "plain" is the vote in which every neighbour counts one.
 
@@ -79,5 +91,28 @@ KINDS: dict[str, Kind] = {
     "linear": Kind(
         "ssl_vit.eval.linear:score",
         "a linear classifier by SGD, its learning rate chosen on a part of train",
+    ),
+    "logistic": Kind(
+        "ssl_vit.eval.logistic:score",
+        "logistic regression to its optimum by L-BFGS, its C chosen on a part of train",
+    ),
+    "fewshot": Kind(
+        "ssl_vit.eval.fewshot:score",
+        "logistic regression from a few labels a class, with an interval over draws",
+        options={
+            "shots": Option((1, 5, 10), "labelled images a class, N,N,…", numbers),
+            "share": Option((), "of the labels, in percent, P,P,…", percents),
+            "draws": Option(5, "of the labelled images, 2 or more", int),
+        },
+    ),
+    "retrieval": Kind(
+        "ssl_vit.eval.retrieval:score",
+        "ranking train by similarity to each image of val: mAP and recall@k",
+        options={"k": Option((1, 5, 10), "first ones looked at, N,N,…", numbers)},
+    ),
+    "clustering": Kind(
+        "ssl_vit.eval.clustering:score",
+        "k-means on val against its labels: NMI and ARI",
+        folders=dict([VAL]),
     ),
 }

@@ -19,57 +19,84 @@ _HELD_OUT = 0.1  # of each class of the training set, to choose the rate
 
 
 @dataclass(frozen=True)
-class LinearResult:
-    """What the classifier reached."""
+class LinearProbe:
+    """A classifier that has seen a training set and nothing else."""
 
-    top1: float  # percent of the test images, after training on the whole training set at `rate`
     rate: float  # the learning rate that was best on the held-out part
     held_out: dict[float, float]  # percent of the held-out images, by rate
-    predictions: NDArray[np.int64]  # [M] class index
+    scaling: Scaling
+    weights: Tensor  # [D + 1, C], the bias last
+
+    def predict(self, features: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The class [M] of features [M, D]."""
+        found: NDArray[np.int64] = (self.scaling(features, self.weights.device) @ self.weights).argmax(1).cpu().numpy()
+        return found
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The mean and deviation [D] of a training set."""
+
+    mean: NDArray[np.float32]
+    deviation: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, features: NDArray[np.float32]) -> Scaling:
+        """A constant dimension stays (almost) constant."""
+        deviation = features.std(0)
+        return cls(features.mean(0), np.maximum(deviation, 1e-4 * deviation.mean() + 1e-12))
+
+    def __call__(self, features: NDArray[np.float32], device: torch.device | str = "cpu") -> Tensor:
+        """Standardised, and a column of ones for the bias, [M, D + 1]."""
+        ones = np.ones((len(features), 1), dtype=np.float32)
+        return torch.from_numpy(np.hstack([(features - self.mean) / self.deviation, ones])).float().to(device)
 
 
 def score(job: Job) -> Outcome:
-    """The kind "linear"."""
-    sources = job.labelled()
-    train, val = (job.features(source, side) for source, side in zip(sources, ("train", "val"), strict=True))
-    result = linear(train.features, train.labels, val.features, val.labels, seed=job.seed, device=job.device)
+    """The kind "linear"; the classifier is settled before an image of val is read."""
+    train, val = job.labelled()
+    bank = job.features(train, "train")
+    probe = fit_linear(bank.features, bank.labels, seed=job.seed, device=job.device)
+    tested = job.features(val, "val")
+    correct = probe.predict(tested.features) == tested.labels
     return Outcome(
-        scores={"top1": result.top1, "lr": result.rate},
+        scores={"top1": percent(correct), "lr": probe.rate},
         settings={
             "classifier": "softmax on standardised features, SGD momentum 0.9, cosine, 100 epochs, batch 256",
             "lr_chosen_on": "a tenth of each class of train; then trained again on all of train",
-            "held_out": {str(rate): accuracy for rate, accuracy in result.held_out.items()},
+            "held_out": {str(rate): accuracy for rate, accuracy in probe.held_out.items()},
         },
         seed=job.seed,
-        correct=result.predictions == val.labels,
+        correct=correct,
     )
 
 
-def linear(
-    train_features: NDArray[np.float32],
-    train_labels: NDArray[np.int64],
-    test_features: NDArray[np.float32],
-    test_labels: NDArray[np.int64],
+def percent(correct: NDArray[np.bool_]) -> float:
+    """How many of the answers are right."""
+    return 100 * int(correct.sum()) / len(correct)
+
+
+def fit_linear(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
     *,
     rates: Sequence[float] = RATES,
     epochs: int = 100,
     batch_size: int = 256,
     seed: int = 0,
     device: torch.device | str = "cpu",
-) -> LinearResult:
+) -> LinearProbe:
     """Train softmax regression by SGD as DINO does (arXiv 2104.14294): momentum 0.9, no decay, cosine to 0.
 
     All rates are trained at once on the same batches, one product for all of them, on 90 % of each class; the best
-    on the other 10 % (on a draw, the one with the lower loss) is trained again on the whole training set, and only
-    that one sees the test set. Features are cached, so there is no augmentation, and standardised by the training
+    on the other 10 % (on a draw, the one with the lower loss) is trained again on the whole training set. There is no
+    place for a test set here. Features are cached, so there is no augmentation, and standardised by the training
     set's mean and deviation, as the normalisation before MAE's probe does (arXiv 2111.06377), so that the same rates
     suit features of any scale.
 
     Args:
-        train_features: [N, D].
-        train_labels: [N], class indices from 0.
-        test_features: [M, D].
-        test_labels: [M].
+        features: [N, D].
+        labels: [N], class indices from 0.
         rates: learning rates at this batch size.
         epochs: passes over the training set.
         batch_size: images a step.
@@ -79,26 +106,18 @@ def linear(
     Raises:
         UserError: no class has two images, so nothing can be held out.
     """
-    mean, deviation = train_features.mean(0), train_features.std(0)
-    deviation = np.maximum(deviation, 1e-4 * deviation.mean() + 1e-12)  # a constant dimension stays (almost) constant
-
-    def ready(features: NDArray[np.float32]) -> Tensor:
-        ones = np.ones((len(features), 1), dtype=np.float32)  # the bias
-        return torch.from_numpy(np.hstack([(features - mean) / deviation, ones])).float().to(device)
-
-    train, test, labels = ready(train_features), ready(test_features), torch.from_numpy(train_labels).to(device)
-    classes = int(train_labels.max()) + 1
-    fit, held_out = (torch.from_numpy(part).to(device) for part in split(train_labels, seed))
-    weights = _train(train[fit], labels[fit], rates, classes, epochs, batch_size, seed)
-    scores = [_score(train[held_out], labels[held_out], one) for one in weights]
+    scaling = Scaling.of(features)
+    train, targets, classes = scaling(features, device), torch.from_numpy(labels).to(device), int(labels.max()) + 1
+    fit, held_out = (torch.from_numpy(part).to(device) for part in split(labels, seed))
+    weights = _train(train[fit], targets[fit], rates, classes, epochs, batch_size, seed)
+    scores = [_score(train[held_out], targets[held_out], one) for one in weights]
     best = min(range(len(rates)), key=lambda i: (-scores[i][0], scores[i][1]))
-    (final,) = _train(train, labels, rates[best : best + 1], classes, epochs, batch_size, seed)
-    predictions = (test @ final).argmax(1).cpu().numpy()
-    return LinearResult(
-        top1=100 * int(np.sum(predictions == test_labels)) / len(test_labels),
+    (final,) = _train(train, targets, rates[best : best + 1], classes, epochs, batch_size, seed)
+    return LinearProbe(
         rate=rates[best],
         held_out={rate: accuracy for rate, (accuracy, _) in zip(rates, scores, strict=True)},
-        predictions=predictions,
+        scaling=scaling,
+        weights=final,
     )
 
 

@@ -1,11 +1,14 @@
 """k-NN against an independent one built on scikit-learn, and against results known by hand."""
 
+from functools import partial
+
 import numpy as np
 import pytest
-from sklearn.neighbors import NearestNeighbors
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from ssl_vit.errors import RunFailed, UserError
-from ssl_vit.eval.knn import knn
+from ssl_vit.eval import knn as module
+from ssl_vit.eval.knn import PLAIN, knn, knn_sweep, nearest, on_gpu
 
 
 def clusters(count, classes=12, dim=48, noise=2.5, seed=0):
@@ -103,3 +106,31 @@ def test_mistakes_are_named():
     broken[3, 4] = np.nan
     with pytest.raises(RunFailed, match="train features hold NaN"):
         knn(broken, labels, train, labels)
+
+
+def test_all_temperatures_in_one_pass_and_the_plain_vote(monkeypatch):
+    """Searched once; each temperature as if alone; the plain vote is scikit-learn's uniform one."""
+    train, train_labels = clusters(800, seed=1)
+    test, test_labels = clusters(300, seed=2)
+    calls = []
+    monkeypatch.setattr(module, "nearest", lambda *args: calls.append(1) or nearest(*args))
+    found = knn_sweep(train, train_labels, test, test_labels, (5, 15), (0.07, 0.5, PLAIN))
+    assert len(calls) == 1
+    for temperature in (0.07, 0.5):
+        expected = oracle(train, train_labels, test, 15, temperature)
+        np.testing.assert_array_equal(found[temperature].predictions[15], expected)
+    plain = KNeighborsClassifier(15, algorithm="brute", metric="cosine").fit(train.astype(float), train_labels)
+    np.testing.assert_array_equal(found[PLAIN].predictions[15], plain.predict(test.astype(float)))
+
+
+@pytest.mark.parametrize("search", [module.on_cpu, partial(on_gpu, device="cpu")])
+def test_blocks_change_nothing(monkeypatch, search):
+    """faiss and torch, in blocks smaller than k, against scikit-learn's search over everything."""
+    monkeypatch.setattr(module, "_BANK", 70)
+    monkeypatch.setattr(module, "_ASKED", 50)
+    train, test = clusters(500, seed=1)[0], clusters(120, seed=2)[0]
+    similarity, neighbours = nearest(train, test, 100, search)
+    exact = NearestNeighbors(n_neighbors=100, algorithm="brute", metric="cosine").fit(train.astype(float))
+    distances, expected = exact.kneighbors(test.astype(float))
+    np.testing.assert_allclose(similarity, 1 - distances, atol=1e-6)
+    assert (neighbours == expected).mean() > 0.999  # two that are 1e-7 apart may change places

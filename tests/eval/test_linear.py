@@ -1,5 +1,7 @@
 """The linear classifier against scikit-learn's, and the choice of its learning rate."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from ssl_vit.errors import UserError
-from ssl_vit.eval.linear import linear, split
+from ssl_vit.eval.linear import fit_linear, split
 
 
 def clusters(count, noise, seed, classes=8, dim=24):
@@ -15,6 +17,14 @@ def clusters(count, noise, seed, classes=8, dim=24):
     centres = np.random.default_rng(7).normal(size=(classes, dim))
     labels = rng.integers(0, classes, count)
     return (centres[labels] + noise * rng.normal(size=(count, dim))).astype(np.float32), labels
+
+
+def linear(train, train_labels, test, test_labels, **options):
+    """The probe, with what it predicts and how much of it is right."""
+    probe = fit_linear(train, train_labels, **options)
+    predictions = probe.predict(test)
+    top1 = 100 * np.mean(predictions == test_labels)
+    return SimpleNamespace(top1=top1, rate=probe.rate, held_out=probe.held_out, predictions=predictions)
 
 
 def scikit_learn(train, train_labels, test, test_labels):
@@ -72,12 +82,9 @@ def test_equals_torchs_own_sgd():
     np.testing.assert_array_equal(ours.predictions, expected)
 
 
-def test_the_rate_is_chosen_without_the_test_set():
+def test_the_best_rate_of_the_held_out_part_is_taken():
     train, test = clusters(400, 1.0, 1), clusters(200, 1.0, 2)
     honest = linear(*train, *test, epochs=3)
-    shuffled = linear(*train, test[0], np.roll(test[1], 1), epochs=3)
-    assert (honest.rate, honest.held_out) == (shuffled.rate, shuffled.held_out)
-    np.testing.assert_array_equal(honest.predictions, shuffled.predictions)
     assert honest.held_out[honest.rate] == max(honest.held_out.values())
 
 
