@@ -115,4 +115,10 @@ KINDS: dict[str, Kind] = {
         "k-means on val against its labels: NMI and ARI",
         folders=dict([VAL]),
     ),
+    "labelfree": Kind(
+        "ssl_vit.eval.labelfree:score",
+        "without labels: effective rank, alignment, uniformity, neighbours shared by two views",
+        folders={"data": "images, with labels or without"},
+        options={"k": Option(10, "neighbours", int)},
+    ),
 }

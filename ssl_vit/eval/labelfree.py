@@ -1,0 +1,75 @@
+"""What features are worth without a single label: two runs can be compared by it on the user's own images."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ssl_vit.data.crops import Box, resize
+from ssl_vit.errors import UserError
+from ssl_vit.eval.job import Job, Outcome
+from ssl_vit.eval.knn import nearest, unit
+
+PAIRS = 2048  # images between which distances are averaged
+SHIFT = 0.85  # share of a side that the second view keeps
+
+
+def score(job: Job, k: int) -> Outcome:
+    """The kind "labelfree": effective rank, alignment, uniformity, and how many neighbours two views share."""
+    source = job.unlabelled("data")
+    plain = job.features(source, "data").features
+    if len(plain) < 2:
+        raise UserError(f"--data {job.folders['data']}: a single image; these scores compare images with each other")
+    moved = job.altered(source, zoomed).features
+    k = min(k, len(plain) - 1)
+    scores = {
+        "rank": rank(plain),
+        "alignment": alignment(plain, moved),
+        "uniformity": uniformity(plain, job.seed),
+        "shared_neighbours": shared_neighbours(plain, moved, k),
+    }
+    view = f"the image mirrored, its central {SHIFT:.0%} enlarged"
+    return Outcome(scores, {"k": k, "second_view": view, "pairs": PAIRS}, seed=job.seed)
+
+
+def zoomed(image: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
+    """The second view [S, S, 3]: mirrored, the central part enlarged."""
+    size = image.shape[0]
+    side = round(SHIFT * size)
+    start = (size - side) // 2
+    pixels: NDArray[np.uint8] = resize(image, Box(start, start, side, side), (size, size)).permute(1, 2, 0).numpy()
+    return pixels[:, ::-1]
+
+
+def rank(features: NDArray[np.float32]) -> float:
+    """RankMe (arXiv 2210.02885): exp of the entropy of the singular values of features [N, D]; 1 is collapse."""
+    values = np.linalg.svd(features.astype(np.float64), compute_uv=False)
+    share = values / values.sum() + 1e-7
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def alignment(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Mean squared distance of two views of an image on the sphere (arXiv 2005.10242); lower is better, 0 the least."""
+    return float(np.square(unit(a) - unit(b)).sum(1).mean())
+
+
+def uniformity(features: NDArray[np.float32], seed: int) -> float:
+    """Log of the mean Gaussian potential of pairs of images (arXiv 2005.10242, t = 2); lower is better, 0 collapse."""
+    rows = np.random.default_rng(seed).permutation(len(features))[:PAIRS]
+    distances: Tensor = torch.nn.functional.pdist(torch.from_numpy(unit(features[rows])).double())
+    return float(distances.square().mul(-2).exp().mean().log())
+
+
+def shared_neighbours(a: NDArray[np.float32], b: NDArray[np.float32], k: int) -> float:
+    """Percent of an image's k nearest others, among the images as they are, that its second view has too."""
+    rows = np.arange(len(a))[:, None]
+    found = []
+    for queries in (a, b):
+        near = nearest(a, queries, k + 1)[1]
+        own = near == rows
+        own[:, -1] |= ~own.any(1)  # where the image itself is not among them the last goes
+        found.append(near[~own].reshape(len(a), k))
+    shared = [len(np.intersect1d(one, other)) for one, other in zip(*found, strict=True)]
+    return 100 * float(np.mean(shared)) / k
