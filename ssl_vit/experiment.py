@@ -9,7 +9,7 @@ import platform
 import shlex
 import shutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import ssl_vit
 from ssl_vit.auto import Decision, gather_facts, resolve_config, table
 from ssl_vit.backbones import create_backbone
 from ssl_vit.backbones.backbone import Backbone
+from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.checkpoints.inspection import Inspection, inspect
 from ssl_vit.checkpoints.load import put
 from ssl_vit.config import RunConfig, check_data, check_out, dump, load_config
@@ -31,12 +32,11 @@ from ssl_vit.errors import UserError
 from ssl_vit.eval.online import OnlineScore
 from ssl_vit.eval.protocol import Protocol
 from ssl_vit.eval.readout import Readout
-from ssl_vit.export import timm as timm_export
-from ssl_vit.export.api import ExportResult, export
+from ssl_vit.export.api import ExportResult, export, hand_over
 from ssl_vit.methods import method_class
 from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.method import Method
-from ssl_vit.training.callbacks import Checkpoints, Health, Metrics, OnlineKnn, StopOnSignal
+from ssl_vit.training.callbacks import Checkpoints, Health, Metrics, OnlineKnn, StopOnSignal, last_knn
 from ssl_vit.training.checkpoint import AtomicCheckpointIO, checkpoint_path, newest_checkpoint, write_atomically
 from ssl_vit.training.health import Verdict
 from ssl_vit.training.module import Pretraining, Recipe
@@ -238,20 +238,34 @@ class _Run:
         folder = self.out / "export"
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed after exporting
         backbone, data = self.method.exported(), self.config.data
-        description = {
+        assert isinstance(backbone, TimmBackbone)  # the one adapter
+        backbone.info = replace(backbone.info, mean=settled(data.mean), std=settled(data.std))
+        exported = hand_over(backbone, folder, "timm", self._description(verdict, bad_files))
+        result = RunResult(self.out, self.total, verdict, bad_files, exported)
+        summary = {"steps": self.total, "verdict": verdict._asdict() if verdict else None, "bad_files": bad_files}
+        write_atomically(self.out / "COMPLETE", lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
+        return result
+
+    def _description(self, verdict: Verdict | None, bad_files: int) -> dict[str, Any]:
+        """What the weights were made of and how good they are, without a path of this machine."""
+        settings = self.config.model_dump(mode="json")
+        for key in ("path", "val"):
+            del settings["data"][key]
+        if (start := settings["backbone"]["weights"]) is not None:
+            settings["backbone"]["weights"] = Path(start).name
+        scanned = json.loads((self.out / "data.json").read_text())
+        return {
             "version": ssl_vit.__version__,
             "method": self.config.method.name,
             "encoder": _role(self.method),
             "steps": self.total,
-            "images": len(self.source),
-            "verdict": verdict.kind if verdict else None,
+            "data": {key: scanned[key] for key in ("images", "bytes", "types", "sides")} | {"unreadable": bad_files},
+            "evaluation": {
+                "health": verdict.sentence if verdict else "not checked",
+                **last_knn(self.out / "metrics.jsonl"),
+            },
+            "settings": settings,
         }
-        timm_export.write(backbone, folder, mean=settled(data.mean), std=settled(data.std), description=description)
-        timm_export.verify(folder, backbone)
-        result = RunResult(self.out, self.total, verdict, bad_files, export(self.out))
-        summary = {"steps": self.total, "verdict": verdict._asdict() if verdict else None, "bad_files": bad_files}
-        write_atomically(self.out / "COMPLETE", lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
-        return result
 
 
 def build_method(config: RunConfig, weights: Inspection | None = None) -> Method:

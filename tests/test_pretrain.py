@@ -12,7 +12,9 @@ from typing import NoReturn
 
 import numpy as np
 import pytest
+import timm
 import torch
+import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -79,11 +81,32 @@ def test_the_run_folder_is_whole(run: Path, spoiled: tuple[Path, set[str]]) -> N
     assert data["sides"]["short"] == {"min": 40, "median": 40, "max": 40}
     environment = json.loads((run / "environment.json").read_text())
     assert environment["torch"] == torch.__version__
-    assert sorted(path.name for path in (run / "export").iterdir()) == [
-        "SHA256SUMS",
-        "config.json",
-        "model.safetensors",
-    ]
+    exported = "README.md SHA256SUMS config.json keys.tsv model.safetensors"
+    assert sorted(path.name for path in (run / "export").iterdir()) == exported.split()
+
+
+def test_the_model_card_says_what_the_weights_are_made_of(run: Path, whole_run: Path) -> None:
+    card = (run / "export" / "README.md").read_text()
+    sections = {part.split("\n")[0]: yaml.safe_load(part.split("```")[1][4:]) for part in card.split("\n## ")[1:]}
+    assert sections["Data"] == {
+        "images": PICTURES,
+        "bytes": json.loads((run / "data.json").read_text())["bytes"],
+        "types": {"png": 141, "jpg": 141, "webp": 138},
+        "sides": {name: dict.fromkeys(("min", "median", "max"), side) for name, side in (("short", 40), ("long", 48))},
+        "unreadable": SPOILED,
+    }
+    verdict = json.loads((run / "COMPLETE").read_text())["verdict"]["sentence"]
+    assert sections["Evaluation"] == {"health": verdict}
+    kept = yaml.safe_load((run / "config.yaml").read_text())
+    assert sections["Settings"]["optim"] == kept["optim"]
+    assert kept["data"].pop("path") not in card, "a path of this machine"
+    assert "license: unknown  # to be filled in" in card
+    assert f"verified in timm {timm.__version__}, outputs within 0 of the run's" in card
+    scored = (whole_run / "export" / "README.md").read_text().split("## Evaluation\n\n```yaml\n")[1].split("```")[0]
+    last = [row for row in rows(whole_run) if "knn/10" in row][-1]
+    found = yaml.safe_load(scored)
+    assert found["k-NN top-1 in percent, by k"] == {k[4:]: value for k, value in last.items() if k.startswith("knn/")}
+    assert found["protocol"] == last["protocol"]
 
 
 def test_the_kept_configuration_reproduces_itself(run: Path) -> None:

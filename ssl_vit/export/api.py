@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +12,7 @@ from typing import Any, cast
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export import TARGETS, card, timm
-from ssl_vit.export.target import WEIGHTS, Target, Verified
+from ssl_vit.export.target import Pairs, Target, Verified
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,24 @@ def export(run: Path | str, to: str = "timm", out: Path | str | None = None) -> 
     if not source.is_dir():
         raise UserError(f"{source}: not found; expected the folder of a run that has exported; finish or resume it")
     backbone = timm.read(source)
-    if to == "timm":
-        return _for_timm(source, backbone, out)
+    if to == "timm" and out is None:
+        pairs = [(key, key) for key in backbone.model.state_dict()]
+        return _result(source, timm.verify(source, backbone), timm.snippet(source, backbone), pairs)
+    description = timm.read_config(source).get("ssl_vit", {})
+    return hand_over(backbone, Path(out or Path(run) / f"export-{to}"), to, description)
+
+
+def hand_over(backbone: TimmBackbone, folder: Path, to: str, description: Mapping[str, Any]) -> ExportResult:
+    """Write one of ``TARGETS`` with its model card into a new folder, which appears whole and verified, or not at all.
+
+    backbone: its info has the mean, deviation and size of the images that it was trained with.
+    description: of the run that trained it, for the card and for targets that keep it.
+
+    Raises:
+        UserError, RunFailed: as :func:`export`.
+    """
     target = cast(Target, importlib.import_module(f"ssl_vit.export.{TARGETS[to]}"))
-    folder = Path(out or Path(run) / f"export-{to}")
     with timm.new_folder(folder) as staging:
-        description = timm.read_config(source).get("ssl_vit", {})
         pairs = target.write(backbone, staging, description)
         try:
             verified = target.verify(staging, backbone)
@@ -59,10 +71,9 @@ def export(run: Path | str, to: str = "timm", out: Path | str | None = None) -> 
             raise RunFailed(f"--to {to}: {error}; nothing was written") from error
         snippet = target.snippet(folder, backbone)
         shapes = {key: tuple(value.shape) for key, value in backbone.model.state_dict().items()}
-        card.write(
-            staging, backbone.info, description, says(verified), snippet, [(*pair, shapes[pair[0]]) for pair in pairs]
-        )
-    return ExportResult(folder, verified.consumer, verified.max_difference, snippet, pairs)
+        keys = [(*pair, shapes[pair[0]]) for pair in pairs]
+        card.write(staging, backbone.info, description, says(verified), snippet, keys)
+    return _result(folder, verified, snippet, pairs)
 
 
 def says(verified: Verified) -> str:
@@ -72,15 +83,5 @@ def says(verified: Verified) -> str:
     return f"verified in {verified.consumer}, outputs within {verified.max_difference:.1g} of the run's"
 
 
-def _for_timm(source: Path, backbone: TimmBackbone, out: Path | str | None) -> ExportResult:
-    """The run's own export, or a copy of it."""
-    if out is None:
-        verified = timm.verify(source, backbone)
-    else:
-        with timm.new_folder(out) as staging:
-            for name in (WEIGHTS, timm.CONFIG, timm.SUMS):
-                shutil.copyfile(source / name, staging / name)
-            verified = timm.verify(staging, backbone)
-    folder = Path(out or source)
-    keys: list[Any] = [(key, key) for key in backbone.model.state_dict()]
-    return ExportResult(folder, verified.consumer, verified.max_difference, timm.snippet(folder), keys)
+def _result(folder: Path, verified: Verified, snippet: str, pairs: Pairs) -> ExportResult:
+    return ExportResult(folder, verified.consumer, verified.max_difference, snippet, pairs)

@@ -17,45 +17,24 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.checkpoints.load import restore
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export.target import WEIGHTS as WEIGHTS
-from ssl_vit.export.target import Verified, weights_of
+from ssl_vit.export.target import Pairs, Verified, probe, run_snippet, weights_of
 
 CONFIG, SUMS = "config.json", "SHA256SUMS"
 _TOLERANCE = 1e-5  # of the largest value
 
 
-def write(
-    backbone: Backbone,
-    folder: Path | str,
-    *,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    description: Mapping[str, Any],
-) -> Path:
-    """Write model.safetensors (timm's key names), config.json and SHA256SUMS: the whole folder appears, or nothing.
-
-    mean and std are those the backbone was trained with, of images in [0, 1]; description is kept under "ssl_vit".
-
-    Raises:
-        UserError: the folder exists already.
-    """
-    assert isinstance(backbone, TimmBackbone)  # the one adapter
-    backbone_config = config(backbone, mean, std, description)
-    with new_folder(folder) as staging:
-        fill(staging, backbone, backbone_config)
-    return Path(folder)
-
-
-def fill(folder: Path, backbone: TimmBackbone, settings: Mapping[str, Any]) -> None:
-    """Write model.safetensors, config.json with these settings, and SHA256SUMS into a folder that exists."""
+def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> Pairs:
+    """model.safetensors (timm's key names), config.json with the description under "ssl_vit", and SHA256SUMS."""
+    settings = config(backbone, backbone.info.mean, backbone.info.std, description)
     save_file(weights_of(backbone), folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     lines = [f"{sha256(folder / name)}  {name}\n" for name in (WEIGHTS, CONFIG)]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+    return [(key, key) for key in backbone.model.state_dict()]
 
 
 def config(
@@ -64,10 +43,10 @@ def config(
     """config.json: what timm needs to build the same model, and the description under "ssl_vit"."""
     model: Any = backbone.model  # what timm hangs on a model has no types
     own = model.pretrained_cfg
-    model_args: dict[str, Any] = dict(backbone.timm_args)
-    if own.get("fixed_input_size"):
+    model_args = {key: value for key, value in backbone.timm_args.items() if key != "img_size"}
+    if own.get("fixed_input_size") or "img_size" in backbone.timm_args:
         # Said outright: timm takes it from its own table else, and resizes the positions without a word.
-        model_args.setdefault("img_size", list(backbone.info.size))
+        model_args["img_size"] = list(backbone.info.size)
     return {
         "architecture": backbone.info.name,
         "num_classes": 0,
@@ -114,35 +93,30 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def verify(folder: Path | str, backbone: Backbone) -> Verified:
-    """Load the folder with plain timm and compare weights, pooled features and the last map with the backbone's.
+def verify(folder: Path | str, backbone: TimmBackbone) -> Verified:
+    """Run the snippet, and compare weights, pooled features and the last map with the backbone's.
 
     Raises:
         UserError: the files are not those that were written.
         RunFailed: timm cannot load them, or a weight or an output differs.
     """
-    folder = Path(folder)
+    folder, consumer = Path(folder), f"timm {timm.__version__}"
     check_sums(folder)
-    try:
-        loaded: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    except Exception as error:  # whatever timm raises means that the export is useless
-        raise RunFailed(f"{folder}: timm {timm.__version__} cannot load this export: {error}") from error
-    assert isinstance(backbone, TimmBackbone)
+    loaded: Any = run_snippet(snippet(folder, backbone), consumer)["model"]
     ours: Any = copy.deepcopy(backbone.model).cpu().eval()  # a copy: a model in training is left as it is
     expected, found = ours.state_dict(), loaded.state_dict()
     for key in sorted(expected.keys() | found.keys()):
         if key not in expected or key not in found or not torch.equal(expected[key], found[key]):
-            raise RunFailed(f"{folder}: {key} is not the same after loading with timm {timm.__version__}")
-    height, width = backbone.info.size
-    probe = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+            raise RunFailed(f"{folder}: {key} is not the same after loading with {consumer}")
+    images = probe(backbone)
     with torch.inference_mode():
         difference = max(
-            _difference(ours(probe), loaded(probe)),
-            _difference(ours.forward_features(probe), loaded.forward_features(probe)),
+            _difference(ours(images), loaded(images)),
+            _difference(ours.forward_features(images), loaded.forward_features(images)),
         )
     if difference > _TOLERANCE:
-        raise RunFailed(f"{folder}: outputs differ by {difference:.1e} after loading with timm {timm.__version__}")
-    return Verified(f"timm {timm.__version__}", difference)
+        raise RunFailed(f"{folder}: outputs differ by {difference:.1e} after loading with {consumer}")
+    return Verified(consumer, difference)
 
 
 def _difference(expected: Any, found: Any) -> float:
@@ -153,16 +127,15 @@ def _difference(expected: Any, found: Any) -> float:
     return math.inf if math.isnan(difference) else difference
 
 
-def snippet(folder: Path | str) -> str:
+def snippet(folder: Path | str, backbone: TimmBackbone) -> str:
     """The Python that loads the folder; our own families need this package, the others timm alone."""
     path = f"local-dir:{Path(folder).absolute()}"
-    name = read_config(Path(folder))["architecture"]
     lines = [
         "import timm",
         f"model = timm.create_model({path!r}, pretrained=True).eval()",
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
     ]
-    return "\n".join(families_of(name) + lines)
+    return "\n".join(families_of(backbone.info.name) + lines)
 
 
 def families_of(name: str) -> list[str]:

@@ -18,7 +18,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.errors import RunFailed
 from ssl_vit.export import timm
-from ssl_vit.export.target import Pairs, Verified, frozen, probe, run_snippet, verified, weights_of
+from ssl_vit.export.target import Pairs, Verified, frozen, probe, run_snippet, verified
 
 _STRIDES = (4, 8, 16, 32)  # of the maps that torchvision's detectors are made for
 _RATIOS = (0.5, 1.0, 2.0)  # height over width of anchors
@@ -77,8 +77,7 @@ def faster_rcnn(folder: Path | str, num_classes: int, **options: Any) -> FasterR
 
 def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> Pairs:
     """timm's folder, which ``faster_rcnn`` reads; the detector's names are timm's after ``backbone.body.``."""
-    timm.fill(folder, backbone, timm.config(backbone, backbone.info.mean, backbone.info.std, description))
-    return [(key, f"backbone.body.{key}") for key in weights_of(backbone)]
+    return [(key, f"backbone.body.{key}") for key, _ in timm.write(backbone, folder, description)]
 
 
 def snippet(folder: Path, backbone: TimmBackbone) -> str:

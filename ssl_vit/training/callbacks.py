@@ -26,6 +26,7 @@ from ssl_vit.training.module import Pretraining
 log = logging.getLogger("ssl_vit")
 
 HEALTH_ROWS = 2048  # images whose features a check looks at
+_KNN = "knn/"  # what stands before k in a line of scores
 
 
 class Metrics(Callback):
@@ -229,7 +230,7 @@ class OnlineKnn(Callback):
             return
         started = time.monotonic()
         scores, protocol = self._score(module.method.exported())
-        row: dict[str, Any] = {f"knn/{k}": value for k, value in scores.items()}
+        row: dict[str, Any] = {f"{_KNN}{k}": value for k, value in scores.items()}
         self._metrics.write(trainer.global_step, row | {"protocol": protocol.as_dict()})
         log.info(
             "step %d, k-NN top-1: %s (%.0f s, protocol %s)",
@@ -238,3 +239,12 @@ class OnlineKnn(Callback):
             time.monotonic() - started,
             protocol.hash,
         )
+
+
+def last_knn(metrics: Path) -> dict[str, Any]:
+    """The newest score in ``metrics.jsonl``: top-1 in percent by k, and its protocol; empty where there is none."""
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if _KNN in line]
+    if not rows:
+        return {}
+    top1 = {key.removeprefix(_KNN): value for key, value in rows[-1].items() if key.startswith(_KNN)}
+    return {"k-NN top-1 in percent, by k": top1, "protocol": rows[-1]["protocol"]}

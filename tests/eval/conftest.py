@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssl_vit.export.timm import write
-from tests.export.conftest import TINY_VIT, randomised
+from tests.export.conftest import TINY_VIT, randomised, written
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.3, 0.25, 0.2)
 
@@ -37,7 +36,7 @@ def vit():
 @pytest.fixture(scope="session")
 def run(vit, tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
-    write(vit, path / "export", mean=MEAN, std=STD, description={})
+    written(vit, path / "export", mean=MEAN, std=STD, description={})
     return path
 
 

@@ -1,9 +1,13 @@
 """A small backbone with weights that nobody else has."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ssl_vit.backbones.registry import create_backbone
+from ssl_vit.export import timm
 
 TINY_VIT = {"patch_size": 8, "img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
@@ -23,3 +27,12 @@ def randomised(name, **kwargs):
 @pytest.fixture(scope="session")
 def vit():
     return randomised("vit_tiny_patch16_224", model_args=TINY_VIT)
+
+
+def written(backbone, folder, *, mean, std, description):
+    """A folder as a run exports it, without the model card."""
+    backbone = copy.copy(backbone)
+    backbone.info = replace(backbone.info, mean=mean, std=std)
+    with timm.new_folder(folder) as staging:
+        timm.write(backbone, staging, description)
+    return folder

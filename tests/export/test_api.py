@@ -6,12 +6,12 @@ import torch
 
 from ssl_vit.errors import UserError
 from ssl_vit.export.api import export
-from ssl_vit.export.timm import write
+from tests.export.conftest import written
 
 
 @pytest.fixture
 def run(vit, tmp_path):
-    write(vit, tmp_path / "run" / "export", mean=(0.5,) * 3, std=(0.2,) * 3, description={})
+    written(vit, tmp_path / "run" / "export", mean=(0.5,) * 3, std=(0.2,) * 3, description={})
     return tmp_path / "run"
 
 
@@ -26,6 +26,9 @@ def test_a_copy_is_the_same_and_loads(run, vit, tmp_path):
     result = export(run, out=tmp_path / "deep" / "copy")
     for path in (run / "export").iterdir():
         assert (result.folder / path.name).read_bytes() == path.read_bytes()
+    assert f"verified in timm {timm.__version__}, outputs within 0" in (result.folder / "README.md").read_text()
+    keys = [line.split("\t") for line in (result.folder / "keys.tsv").read_text().splitlines()[1:]]
+    assert {key: key for key in vit.model.state_dict()} == {ours: theirs for ours, theirs, _ in keys}
     names = {}
     exec(result.snippet, names)
     image = torch.rand(1, 3, 32, 32)

@@ -22,7 +22,7 @@ from ssl_vit.cli import main
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export import TARGETS
 from ssl_vit.export.api import export
-from ssl_vit.export.timm import write
+from tests.export.conftest import written
 from tests.export.models import MODELS, fresh, model
 
 LOADED = {  # by the library itself
@@ -44,7 +44,7 @@ TRACED_QUICKLY = ("ViT",)
 def run_of(tmp_path):
     def make(name):
         folder = tmp_path / "run"
-        write(model(name), folder / "export", mean=(0.5, 0.4, 0.3), std=(0.2,) * 3, description={"method": "dino"})
+        written(model(name), folder / "export", mean=(0.5, 0.4, 0.3), std=(0.2,) * 3, description={"method": "dino"})
         return folder
 
     return make

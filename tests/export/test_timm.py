@@ -10,15 +10,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ssl_vit.errors import RunFailed, UserError
-from ssl_vit.export.timm import read, snippet, verify, write
-from tests.export.conftest import TINY_VIT, randomised
+from ssl_vit.export.timm import read, snippet, verify
+from tests.export.conftest import TINY_VIT, randomised, written
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 
 
 @pytest.fixture
 def folder(vit, tmp_path):
-    return write(vit, tmp_path / "export", mean=MEAN, std=STD, description={"method": "dino"})
+    return written(vit, tmp_path / "export", mean=MEAN, std=STD, description={"method": "dino"})
 
 
 OURS = ("cswin_tiny_224", {"image_size": 96, "model_args": {"embed_dim": 32}})
@@ -39,7 +39,7 @@ CASES = {
 def test_plain_timm_loads_what_was_written(case, tmp_path):
     name, kwargs = CASES[case]
     backbone = randomised(name, **kwargs)
-    folder = write(backbone, tmp_path / "export", mean=MEAN, std=STD, description={})
+    folder = written(backbone, tmp_path / "export", mean=MEAN, std=STD, description={})
     verified = verify(folder, backbone)
     assert verified.consumer == f"timm {timm.__version__}"
     assert verified.max_difference == 0
@@ -52,7 +52,7 @@ def test_plain_timm_loads_what_was_written(case, tmp_path):
 
 
 def test_the_snippet_runs_where_ssl_vit_cannot_be_imported(vit, folder, tmp_path):
-    lines = snippet(folder)
+    lines = snippet(folder, vit)
     assert len(lines.splitlines()) <= 4
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     save_file({"image": image}, tmp_path / "image.safetensors")
@@ -77,8 +77,9 @@ save_file({{"pooled": model(image).detach(), "white": white}}, {str(tmp_path / "
 
 def test_the_snippet_of_our_own_families_imports_them(tmp_path):
     name, kwargs = OURS
-    folder = write(randomised(name, **kwargs), tmp_path / "export", mean=MEAN, std=STD, description={})
-    lines = snippet(folder)
+    backbone = randomised(name, **kwargs)
+    folder = written(backbone, tmp_path / "export", mean=MEAN, std=STD, description={})
+    lines = snippet(folder, backbone)
     assert lines.startswith("import ssl_vit.backbones.families.cswin\n")
     assert len(lines.splitlines()) <= 4
     subprocess.run([sys.executable, "-c", f"{lines}\nassert model.num_features == 256"], check=True, timeout=120)
@@ -111,13 +112,13 @@ def test_reading_gives_mean_deviation_and_size_of_the_training(folder, vit):
 def test_an_existing_folder_is_left_as_it_is(folder, vit):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(UserError, match="never overwritten"):
-        write(vit, folder, mean=STD, std=MEAN, description={})
+        written(vit, folder, mean=STD, std=MEAN, description={})
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_write_that_fails_leaves_nothing(vit, tmp_path):
     with pytest.raises(TypeError):
-        write(vit, tmp_path / "export", mean=MEAN, std=STD, description={"not": object()})
+        written(vit, tmp_path / "export", mean=MEAN, std=STD, description={"not": object()})
     assert list(tmp_path.iterdir()) == []
 
 
