@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_vit.backbones.anatomy import Anatomy, patch_embedding
 from ssl_vit.backbones.backbone import Backbone, Features
-from ssl_vit.backbones.layout import TimmModel
+from ssl_vit.backbones.layout import Size, TimmModel
 
 
 class TimmBackbone(Backbone):
@@ -45,11 +44,10 @@ class TimmBackbone(Backbone):
         if mask is not None and self.mask_token is None:
             if self.info.patch is not None:
                 raise ValueError(f"{self.info.name}: no mask token; create the backbone with masked=True")
-            hidden = _spread(mask, images.shape[-2], images.shape[-1])
+            hidden = _spread(mask, (images.shape[-2], images.shape[-1]), self.layout.stride)
             images = images.masked_fill(hidden[:, None], 0.0)  # 0 is the mean colour
-        elif mask is not None:
-            patch = self.info.patch or 1
-            self._mask = _spread(mask, images.shape[-2] // patch, images.shape[-1] // patch)
+        else:
+            self._mask = mask
         try:
             return self.layout.read(self.model, images)
         finally:
@@ -59,18 +57,33 @@ class TimmBackbone(Backbone):
         """[B, 3, H, W] -> the map of every stage, [B, C_i, H/s_i, W/s_i], finest first."""
         return self.layout.pyramid(self.model, images)
 
-    def _hide_embeddings(self, embedding: Any, _: Any, embedded: Tensor) -> Tensor:
+    def _hide_embeddings(self, embedding: Any, images: tuple[Tensor], embedded: Tensor) -> Tensor:
         """The mask token in place of hidden patches, in [B, H * W, D], [B, H, W, D] or [B, D, H, W]."""
         if self._mask is None or self.mask_token is None:
             return embedded
+        grid = embedding.dynamic_feat_size(images[0].shape[-2:])
+        hidden = _spread(self._mask, grid, self.layout.stride // embedding.feat_ratio())
         token = self.mask_token.to(embedded.dtype)
         if embedded.ndim == 3:
-            return torch.where(self._mask.flatten(1)[..., None], token, embedded)
+            return torch.where(hidden.flatten(1)[..., None], token, embedded)
         if embedding.output_fmt == "NHWC":
-            return torch.where(self._mask[..., None], token, embedded)
-        return torch.where(self._mask[:, None], token[:, None, None], embedded)
+            return torch.where(hidden[..., None], token, embedded)
+        return torch.where(hidden[:, None], token[:, None, None], embedded)
 
 
-def _spread(mask: Tensor, height: int, width: int) -> Tensor:
-    """A mask [B, h, w] on the finer grid [B, height, width]."""
-    return F.interpolate(mask[:, None].float(), size=(height, width), mode="nearest")[:, 0] > 0
+def _spread(mask: Tensor, size: Size, stride: int) -> Tensor:
+    """A mask [B, h, w] on the finer grid `size` (H, W), of which a cell of the mask is `stride` places wide.
+
+    >>> _spread(torch.tensor([[[True, False, True]]]), (1, 5), 2).int()
+    tensor([[[1, 1, 0, 0, 1]]], dtype=torch.int32)
+    """
+    rows, columns = (_cells(side, cells, stride, mask) for side, cells in zip(size, mask.shape[1:], strict=True))
+    return mask[:, rows[:, None], columns]
+
+
+def _cells(side: int, cells: int, stride: int, like: Tensor) -> Tensor:
+    """Which of a mask's `cells` each of `side` places lies in; the last one is cut off, or takes what is over."""
+    places = torch.arange(side, device=like.device)
+    if cells in (side // stride, -(-side // stride)):
+        return (places // stride).clamp(max=cells - 1)
+    return places * cells // side  # a map that loses cells at its border, or isn't as fine as timm says

@@ -16,7 +16,7 @@ from ssl_vit.backbones.timm_adapter import TimmBackbone
 from tests.families import cheapest
 
 FAMILIES = sorted(cheapest())
-# A last convolution or activation comes after the last level of forward_intermediates.
+# A last convolution or activation comes after the last level of forward_intermediates, which gives what it gives too.
 OTHER_LAST_MAP = {
     *("efficientnet", "fastvit", "ghostnet", "hrnet", "mobilenetv5", "nfnet", "repghost", "rexnet", "xception_aligned"),
 }
@@ -80,10 +80,13 @@ def test_maps_agree_with_info(backbone: TimmBackbone, images: Tensor, seen: Feat
 
 @torch.no_grad()
 def test_patches_are_in_their_place(backbone: TimmBackbone, images: Tensor, seen: Features) -> None:
-    """Against timm's own last level, before or after the final norm."""
-    if backbone.info.family in OTHER_LAST_MAP:
-        pytest.skip("the last map is no level of forward_intermediates")
+    """Against timm's own last level, before or after the final norm; or what follows it."""
     patches = seen.patches
+    if backbone.info.family in OTHER_LAST_MAP:
+        final, levels = backbone.model.forward_intermediates(images)
+        assert not (levels[-1].shape == patches.shape and torch.allclose(patches, levels[-1], rtol=1e-4, atol=1e-5))
+        torch.testing.assert_close(patches, final, rtol=1e-4, atol=1e-5)
+        return
     raw = backbone.model.forward_intermediates(images, indices=1, intermediates_only=True)[-1]
     same = raw.shape == patches.shape and torch.allclose(patches, raw, rtol=1e-4, atol=1e-5)
     if not same:
@@ -115,18 +118,27 @@ def test_other_sizes(backbone: TimmBackbone, seen: Features) -> None:
 
 
 @torch.no_grad()
-def test_masks_hide(backbone: TimmBackbone, images: Tensor, seen: Features) -> None:
-    """Masked patches change what comes out, and what was under them doesn't."""
-    rows, columns = seen.patches.shape[2:]
-    mask = torch.zeros(2, rows, columns, dtype=torch.bool)
-    mask[:, 0, columns - 1] = True
-    hidden = backbone(images, mask)
-    assert not torch.equal(hidden.pooled, seen.pooled)
-    assert not torch.equal(hidden.patches, seen.patches)
-    height, width = images.shape[2:]
-    under = (torch.arange(height) * rows // height == 0)[:, None] & (
-        torch.arange(width) * columns // width == columns - 1
-    )
-    repainted = backbone(torch.where(under, torch.randn_like(images), images), mask)
-    torch.testing.assert_close(repainted.pooled, hidden.pooled, rtol=0, atol=0)
-    torch.testing.assert_close(repainted.patches, hidden.patches, rtol=0, atol=0)
+def test_masks_hide(backbone: TimmBackbone, images: Tensor) -> None:
+    """Masked patches change what comes out, and what was under them doesn't; also where cells are cut at the border."""
+    info = backbone.info
+    ragged = [pictures((info.size[0] + info.multiple, info.size[1] + info.multiple))] if info.any_size else []
+    for shown in (images, *ragged):
+        seen = backbone(shown)
+        rows, columns = seen.patches.shape[2:]
+        mask = torch.zeros(2, rows, columns, dtype=torch.bool)
+        mask[:, 0, columns - 1] = True
+        hidden = backbone(shown, mask)
+        assert not torch.equal(hidden.pooled, seen.pooled)
+        assert not torch.equal(hidden.patches, seen.patches)
+        below, right = first_cell(backbone, shown.shape[2], rows), first_cell(backbone, shown.shape[3], columns)
+        repainted = shown.clone()
+        repainted[..., : math.floor(below), math.ceil((columns - 1) * right) :] = 5.0
+        again = backbone(repainted, mask)
+        torch.testing.assert_close(again.pooled, hidden.pooled, rtol=0, atol=0)
+        torch.testing.assert_close(again.patches, hidden.patches, rtol=0, atol=0)
+
+
+def first_cell(backbone: TimmBackbone, side: int, cells: int) -> float:
+    """Pixels of a cell that isn't cut: the stride, or an equal part of the side for maps that have other cells."""
+    stride: int = backbone.model.feature_info[-1]["reduction"]
+    return stride if cells in (math.floor(side / stride), math.ceil(side / stride)) else side / cells

@@ -146,6 +146,27 @@ def test_coarse_mask_covers_several_patches_of_swin() -> None:
     assert torch.equal(backbone(images(64), coarse).pooled, backbone(images(64), fine).pooled)
 
 
+@pytest.mark.parametrize(
+    ("name", "patch", "stride"), [("augvit_small", 16, 16), ("rams_trans_base_patch32_448", 32, 32), ("swin", 4, 32)]
+)
+def test_mask_of_a_ragged_image_lies_on_the_patches(name: str, patch: int, stride: int) -> None:
+    """100 × 132 pixels: the last patches, and cells of the mask, reach beyond the image."""
+    args: dict[str, Any] = {"depth": 1}
+    if name == "swin":
+        name, args = "swin_tiny_patch4_window7_224", {"embed_dim": 24, "depths": (2, 2, 1, 1)}
+    backbone = create_backbone(name, model_args=args, masked=True).eval()
+    embedded: list[Tensor] = []
+    backbone.model.patch_embed.register_forward_hook(lambda *call: embedded.append(call[2]))
+    pixels = torch.randn(1, 3, 100, 132)
+    mask = torch.zeros(1, -(-100 // stride), -(-132 // stride), dtype=torch.bool)
+    mask[0, 1, -1] = mask[0, -1, 0] = True
+    backbone(pixels, mask)
+    rows, columns = torch.arange(0, 100, patch), torch.arange(0, 132, patch)  # where each patch begins
+    expected = mask[0][rows // stride][:, columns // stride].flatten()
+    assert backbone.mask_token is not None
+    assert torch.equal((embedded[0].flatten(1, 2).reshape(len(expected), -1) == backbone.mask_token).all(1), expected)
+
+
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "pit_ti_224", "hiera_tiny_224", "test_mambaout"])
 def test_one_pass_a_forward(name: str) -> None:
     backbone = create_backbone(name, image_size=64).eval()
