@@ -155,6 +155,25 @@ class NystromAttention(EfficientAttention):
         return F.scaled_dot_product_attention(query, key_marks, summary) + local
 
 
+class FourierMixing(nn.Module):
+    """No attention: the real part of the Fourier transform over tokens and channels (FNet, 2105.03824), no weights."""
+
+    def __init__(self, dim: int, num_heads: int = 8, attn_drop: float = 0.0, proj_drop: float = 0.0, **_: Any) -> None:
+        super().__init__()
+        if attn_drop:
+            raise ValueError("FourierMixing has no attention that attn_drop could drop; leave it out")
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
+        if attn_mask is not None or is_causal:
+            raise ValueError("FourierMixing takes no attention mask")
+        with no_autocast(x):  # in half precision FFT takes powers of two only
+            mixed = torch.fft.fft2(x.float()).real
+        x = self.proj_drop(mixed.to(x.dtype))
+        return x
+
+
 def pseudo_inverse(x: Tensor, rounds: int = 6) -> Tensor:
     """Moore-Penrose inverse of square matrices [..., M, M], iterated to the third order (2102.03902, equation 11)."""
     identity = torch.eye(x.shape[-1], device=x.device, dtype=x.dtype)
@@ -166,8 +185,9 @@ def pseudo_inverse(x: Tensor, rounds: int = 6) -> Tensor:
     return inverse
 
 
-ATTENTIONS: dict[str, type[EfficientAttention]] = {
+ATTENTIONS: dict[str, type[nn.Module]] = {
     "performer": PerformerAttention,
     "linformer": LinformerAttention,
     "nystrom": NystromAttention,
+    "fnet": FourierMixing,
 }

@@ -22,11 +22,12 @@ _FAMILIES = {
         resnetv2 rexnet selecsls senet sknet starnet tresnet vgg vovnet xception xception_aligned""",
 }
 _KINDS = {family: kind for kind, families in _FAMILIES.items() for family in families.split()}
-_EXCEPTIONS = {  # names with attention in families without
+_EXCEPTIONS = {  # names with attention in families without, and the reverse
     "caformer_*": "hybrid",
     "fastvit_[sm]a*": "hybrid",
     "fastvit_mci*": "hybrid",
     "mobilenetv4_hybrid_*": "hybrid",
+    "vit_*_fnet_*": "mlp",
 }
 
 

@@ -32,7 +32,7 @@ def register_variants(
 ) -> None:
     """Put each variant, name -> arguments of `build`, into timm's registry: ``timm.create_model(name)`` builds it.
 
-    Call it once, last in a family's module, with the module's ``__name__``; `cfg` is added to timm's default_cfg
+    Call it last in a family's module, with the module's ``__name__``; `cfg` is added to timm's default_cfg
     (``paper_ids``, ``first_conv``, ``classifier``, …). A variant's ``img_size`` is its input size, 224 if it has none.
     `out_indices` are the levels that ``features_only=True`` gives: which ones, or how many of the last.
     """
@@ -58,7 +58,7 @@ def register_variants(
         return create
 
     defaults: dict[str, Any] = {name: sized(arguments.get("img_size", 224)) for name, arguments in variants.items()}
-    vars(sys.modules[module])["default_cfgs"] = generate_default_cfgs(defaults)
+    vars(sys.modules[module]).setdefault("default_cfgs", {}).update(generate_default_cfgs(defaults))
     for name, arguments in variants.items():
         register_model(entrypoint(name, arguments))
 

@@ -26,6 +26,12 @@ def _features(name: str, **options: Any) -> Callable[[], nn.Module]:
     return partial(timm.create_model, name, num_classes=0, **options)
 
 
+def _fnet(**options: Any) -> Callable[[], nn.Module]:
+    """An FNet of the size that the authors train on CIFAR-10."""
+    small = {"img_size": 32, "embed_dim": 128, "depth": 4, "mlp_ratio": 2.0, "num_classes": 10}
+    return lambda: timm.create_model("vit_tiny_fnet_patch16_224", **small, **options)
+
+
 NAMES: dict[str, dict[str, Entry]] = {
     "augvit": {
         f"augvit_{kind}": f"augvit_{kind}"
@@ -119,6 +125,7 @@ NAMES: dict[str, dict[str, Entry]] = {
         )
     },
     "transcnn": {f"TransCNN_{size.title()}": f"transcnn_{size}" for size in ("tiny", "small", "medium", "large")},
+    "vision_xformers": {"FNet": _fnet(patch_size=4), "HybridFNet": _fnet(patch_size=1, hybrid=True)},
     "vitc": {f"ViT_{kind}_{size}GF": f"vit_{kind.lower()}_{size}gf" for kind in "CP" for size in (1, 4, 18, 36)},
     "volo": {f"volo_d{i}": f"volo_d{i}_224" for i in range(1, 6)},
     "xcit": {
@@ -156,8 +163,8 @@ def model_of(case: str, variant: str) -> nn.Module:
     if variant not in NAMES[case]:
         raise KeyError(f"we have no variant {variant!r} of {case}; we have {', '.join(NAMES[case])}")
     entry = NAMES[case][variant]
+    _register_families()
     if callable(entry):
         return entry()
-    _register_families()
     model: nn.Module = timm.create_model(entry)
     return model

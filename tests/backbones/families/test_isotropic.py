@@ -16,7 +16,14 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from ssl_vit.backbones.attention import LinformerAttention, NystromAttention, PerformerAttention, pseudo_inverse
+from ssl_vit.backbones.attention import (
+    FourierMixing,
+    LinformerAttention,
+    NystromAttention,
+    PerformerAttention,
+    pseudo_inverse,
+)
+from tests.backbones.families.compiled import check_compiled
 from tests.golden.verify import fill_official, image_input
 
 for family in ("t2t_vit", "augvit", "refiner", "rams_trans", "vision_xformer", "multi_stream"):
@@ -32,18 +39,30 @@ MODELS: dict[str, dict[str, Any]] = {  # name -> arguments that make it quick
     "vit_tiny_performer_patch16_224": {"depth": 2},
     "vit_tiny_linformer_patch16_224": {"depth": 2},
     "vit_tiny_nystrom_patch16_224": {"depth": 2},
+    "vit_tiny_fnet_patch16_224": {"depth": 2},
+    "vit_tiny_nystrom_hybrid_patch16_224": {"depth": 2},
     "multi_stream_vit_tiny_patch16_224": {"depth": 6},
 }
 
 DEIT = {"tiny": 5_717_416, "small": 22_050_664, "base": 86_567_656}  # 1000 classes
+WIDTH = {"tiny": 192, "small": 384, "base": 768}
+LINFORMER = {size: DEIT[size] + 12 * 2 * 64 * 197 for size in DEIT}
+NYSTROM = {size: DEIT[size] + 12 * heads * 33 for size, heads in (("tiny", 3), ("small", 6), ("base", 12))}
+FNET = {size: DEIT[size] - 12 * 4 * (dim * dim + dim) for size, dim in WIDTH.items()}
+PLAIN = {"performer": DEIT, "linformer": LINFORMER, "nystrom": NYSTROM, "fnet": FNET}
+STEM = {size: (27 + 1) * 32 + (9 * 32 + 1) * 64 + (16 * 64 + 1) * dim for size, dim in WIDTH.items()}
+PATCHES = {size: (768 + 1) * dim for size, dim in WIDTH.items()}
 PARAMETERS = {  # of the authors' code where there is one, as it is built there
     "t2t_vit_7": 4_310_222,
+    "t2t_vit_10": 5_889_230,  # published 5.9 M
     "t2t_vit_12": 6_941_902,
     "t2t_vit_14": 21_545_550,
     "t2t_vit_19": 39_177_422,
     "t2t_vit_24": 64_105_934,
     "t2t_vit_t_14": 21_541_070,
     "t2t_vit_t_19": 39_172_942,
+    "t2t_vit_t_24": 64_101_454,  # published 64.1 M
+    "t2t_vit_14_wide": 25_156_302,
     "t2t_vit_14_resnext": 21_545_550,  # t2t_vit_14 with more heads
     "augvit_small": 22_050_664,
     "augvit_small_linear": 25_598_824,
@@ -55,9 +74,12 @@ PARAMETERS = {  # of the authors' code where there is one, as it is built there
     "refiner_vit_l": 81_150_192,
     "rams_trans_base_patch32_448": 87_723_464,
     **{f"multi_stream_vit_{size}_patch16_224": count for size, count in DEIT.items()},
-    **{f"vit_{size}_performer_patch16_224": count for size, count in DEIT.items()},
-    "vit_tiny_linformer_patch16_224": DEIT["tiny"] + 12 * 2 * 64 * 197,
-    "vit_tiny_nystrom_patch16_224": DEIT["tiny"] + 12 * 3 * 33,
+    **{f"vit_{size}_{kind}_patch16_224": counts[size] for kind, counts in PLAIN.items() for size in DEIT},
+    **{
+        f"vit_{size}_{kind}_hybrid_patch16_224": counts[size] - PATCHES[size] + STEM[size]
+        for kind, counts in PLAIN.items()
+        for size in DEIT
+    },
 }
 
 models = pytest.mark.parametrize("name", MODELS)
@@ -199,11 +221,7 @@ def test_layer_decay_groups_hold_every_trained_parameter_once(name):
 
 @models
 def test_compiles_without_graph_breaks(name):
-    model = build(name)
-    x = image_input((1, 3, 64, 64))
-    with torch.no_grad():
-        compiled = torch.compile(model, fullgraph=True, backend="eager")
-        assert torch.allclose(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+    check_compiled(build(name), image_input((2, 3, 64, 64)))
 
 
 def test_t2t_positions_are_fixed_sinusoids():
@@ -325,6 +343,24 @@ def test_performer_with_many_directions_is_attention():
     layer.directions = torch.cat([PerformerAttention(16, 1).directions for _ in range(400)])
     exact = exact_attention(q, k, v)
     assert (layer.mix(q, k, v) - exact).norm() < 0.05 * exact.norm()
+
+
+def test_fourier_mixing_is_numpys():
+    x = torch.randn(2, 7, 12)
+    expected = torch.from_numpy(np.fft.fft2(x.numpy()).real)
+    assert torch.allclose(FourierMixing(12)(x), expected.float(), atol=1e-4)
+    with pytest.raises(ValueError, match="attn_drop"):
+        FourierMixing(12, attn_drop=0.1)
+
+
+@pytest.mark.parametrize("patch", [1, 4, 8, 16])
+def test_hybrid_stem_covers_every_pixel_once_a_token(patch):
+    model = timm.create_model("vit_tiny_fnet_hybrid_patch16_224", depth=1, img_size=32, patch_size=patch)
+    x = torch.randn(1, 3, 32, 32, requires_grad=True)
+    tokens = model.patch_embed(x)
+    assert tokens.shape == (1, 32 // patch, 32 // patch, 192)
+    tokens.square().sum().backward()
+    assert (x.grad.abs().sum(1) > 0).all()
 
 
 @pytest.mark.parametrize("kind", ["performer", "linformer", "nystrom"])

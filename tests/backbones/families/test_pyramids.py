@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import math
+import shutil
 
 import pytest
 import timm
 import torch
 from timm.optim import param_groups_layer_decay
 
+from tests.backbones.families.compiled import check_compiled
 from tests.golden.verify import fill_official, image_input
 
 BUILDS = {  # variant -> the least depth that has every kind of block
@@ -189,8 +191,11 @@ def test_layer_decay_groups_hold_every_parameter_once(name):
 
 @pytest.mark.parametrize("name", sorted(set(BUILDS) - {"hat_net_tiny", "cotnet50", "se_cotnetd_50"}))  # same code paths
 def test_compiles_without_graph_breaks(name):
-    model = build(name)
-    x = image_input((1, 3, 64, 64))
-    with torch.no_grad():
-        compiled = torch.compile(model, fullgraph=True, backend="eager")
-        assert torch.allclose(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+    check_compiled(build(name), image_input((2, 3, 64, 64)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.parametrize("name", ["pvt_tiny", "vit_c_1gf"])
+def test_compiles_to_machine_code(name):
+    check_compiled(build(name), image_input((2, 3, 64, 64)), backend="inductor")

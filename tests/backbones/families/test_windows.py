@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ssl_vit.backbones.families import focal, lg_transformer, linmapper, pgt, regionvit, shuffle
 from ssl_vit.backbones.layers import RelativePositionBias
+from tests.backbones.families.compiled import check_compiled
 
 # the smallest variant of each family's module, made shallow: depth would add nothing but time
 SMALL: dict[str, tuple[str, dict[str, object]]] = {
@@ -43,6 +44,7 @@ PARAMETERS = {
     "cswin_base_224": 77_382_184,
     "cswin_large_224": 173_262_664,
     "cswin_base_384": 77_382_184,
+    "cswin_large_384": 173_262_664,
     "shuffle_vit_tiny_patch4_window7_224": 28_532_482,
     "shuffle_vit_small_patch4_window7_224": 50_076_178,
     "shuffle_vit_base_patch4_window7_224": 88_398_560,
@@ -69,6 +71,7 @@ PARAMETERS = {
     # without official code: the paper's 32.6 M and 61.0 M
     "lg_transformer_tiny": 32_638_306,
     "lg_transformer_small": 61_034_098,
+    "pgt_tiny": 12_264_384 + 513 * 1000,  # about 12.3 M without a head
 }
 
 
@@ -187,10 +190,7 @@ def test_bfloat16(model: nn.Module) -> None:
 
 @pytest.mark.slow
 def test_compiles_without_breaks(model: nn.Module) -> None:
-    x = images(97, 131, count=1)
-    with torch.no_grad():
-        compiled = torch.compile(model, fullgraph=True, backend="eager")(x)
-        torch.testing.assert_close(compiled, model(x), rtol=1e-4, atol=1e-5)
+    check_compiled(model, images(97, 131, count=1))
 
 
 def test_groups_and_decay(model: nn.Module) -> None:
@@ -282,6 +282,19 @@ def test_linmapper_depthwise_equals_a_convolution_inside_a_window() -> None:
     place = 3 * 7 + 3  # the centre sees its whole window
     expected = (windows * mixer.conv.weight.flatten(1).T).sum(1) + mixer.conv.bias
     torch.testing.assert_close(mixer(windows)[:, place], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+@pytest.mark.parametrize(("kind", "own"), [("", 49 * 50), ("_mlp", 2 * 49 * 50), ("_depthwise", 32 * 50)])
+def test_linmapper_has_swins_parameters_but_for_attention(size: str, kind: str, own: int) -> None:
+    """Query, key and positions go; each head of 32 channels gets `own` parameters."""
+    with torch.device("meta"):
+        ours, swin = timm.create_model(f"linmapper_{size}{kind}"), timm.create_model(f"swin_{size}_patch4_window7_224")
+    theirs = {name: p.numel() for name, p in swin.named_parameters()}
+    qkv = sum(count for name, count in theirs.items() if ".qkv." in name)
+    tables = sum(count for name, count in theirs.items() if name.endswith("bias_table"))
+    heads = tables // 13**2
+    assert sum(p.numel() for p in ours.parameters()) == sum(theirs.values()) - 2 * qkv // 3 - tables + heads * own
 
 
 def test_linmapper_refuses_unknown_mixers() -> None:
