@@ -58,6 +58,7 @@ LAYOUTS = (  # the particular before the general
         ("state_dict",),
         (r"^backbone\.", r"^(?:momentum_backbone|classifier|momentum_classifier)\."),
     ),
+    Layout("MMPretrain or MMDetection", ("state_dict",), (r"backbone\.",), ("state_dict", "meta"), (r"^backbone\.",)),
     Layout(
         "MMPretrain or MMDetection",
         ("state_dict",),
@@ -68,9 +69,12 @@ LAYOUTS = (  # the particular before the general
     Layout(
         "lightly",
         ("state_dict",),
-        (r"teacher_backbone\.(?:vit\.)?", r"(?:student_)?backbone\.(?:vit\.)?"),
+        (r"teacher_backbone\.(?:vit\.)?", r"backbone\.(?:vit\.)?", r"student_backbone\.(?:vit\.)?"),
         ("state_dict",),
-        (r"^(?:student_|teacher_)?backbone\.", r"^(?:\w+_)?(?:projection_head|prediction_head|head)(?:_momentum)?\."),
+        (
+            r"^(?:student_|teacher_)?backbone\.",
+            r"^(?:\w+_)?(?:projection_head|prediction_head|head)\w*\.|^(?:\w+_)?backbone\.vit\.",
+        ),
     ),
     Layout(
         "Lightning",

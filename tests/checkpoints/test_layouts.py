@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from timm.models import model_entrypoint
 
 from ssl_vit.backbones.registry import create_backbone, list_backbones
@@ -80,7 +81,11 @@ def dinov2_chunks():
     """As in training: blocks in two chunks, of which the first has one."""
     chunked = {re.sub(r"^blocks\.(\d)", r"blocks.1.\1", key): shape for key, shape in official("dinov2").items()}
     chunked = {key.replace("blocks.1.0.", "blocks.0.0."): shape for key, shape in chunked.items()}
-    heads = {f"{name}.mlp.0.weight": [2048, 384] for name in ("dino_head", "ibot_head")}
+    heads = {}
+    for head in ("dino_head", "ibot_head"):
+        for index, (given, got) in {0: (384, 2048), 2: (2048, 2048), 4: (2048, 384)}.items():
+            heads |= {f"{head}.mlp.{index}.weight": [got, given], f"{head}.mlp.{index}.bias": [got]}
+        heads |= {f"{head}.last_layer.weight_g": [131072, 1], f"{head}.last_layer.weight_v": [131072, 384]}
     return {"teacher": filled(chunked, "backbone.") | filled(heads)}
 
 
@@ -96,9 +101,26 @@ def lightning():
     return {"state_dict": filled(vit_shapes(), "model."), "pytorch-lightning_version": "2.6.0", "epoch": 1}
 
 
-def lightly_vit():
-    state = filled(vit_shapes(), "teacher_backbone.vit.") | filled(vit_shapes(), "student_backbone.vit.")
-    return {"state_dict": state | filled({"student_head.layers.0.weight": [2048, 192]})}
+def lightly(*backbones, **others):
+    """A module of lightly's examples around a masked ViT: its mask token lies beside the ViT, not in it."""
+    state = {}
+    for name in backbones:
+        state |= filled(vit_shapes(), f"{name}.vit.") | filled({f"{name}.mask_token": [1, 1, 192]})
+    others = {key.replace("__", "."): shape for key, shape in others.items()}
+    return {"state_dict": state | filled(others), "pytorch-lightning_version": "2.0"}
+
+
+def lightly_ibot():
+    return lightly("student_backbone", "teacher_backbone", student_head__layers__0__weight=[2048, 192])
+
+
+def lightly_dino():
+    """Of the benchmarks, where the teacher is called backbone."""
+    return lightly("backbone", "student_backbone", student_projection_head__layers__0__weight=[2048, 192])
+
+
+def lightly_mae():
+    return lightly("backbone", decoder__decoder_embed__weight=[512, 192], decoder__mask_token=[1, 1, 512])
 
 
 SEQUENCE = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
@@ -106,7 +128,7 @@ SEQUENCE = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6
 
 def lightly_resnet():
     state = {key.replace(name := key.split(".")[0], SEQUENCE[name], 1): s for key, s in resnet_shapes().items()}
-    heads = {"projection_head.layers.0.weight": [512, 2048], "backbone_momentum.0.weight": [64, 3, 7, 7]}
+    heads = {"projection_head_global.layers.0.weight": [512, 2048], "backbone_momentum.0.weight": [64, 3, 7, 7]}
     return {"state_dict": filled(state, "backbone.") | filled(heads), "pytorch-lightning_version": "2.0"}
 
 
@@ -118,6 +140,21 @@ def solo_learn():
         heads |= {f"{name}.0.weight": [4096, first], f"{name}.0.bias": [4096], f"{name}.3.weight": [256, 4096]}
         heads |= {f"{name}.1.{kind}": [4096] for kind in ("weight", "bias", "running_mean", "running_var")}
     return {"state_dict": state | filled(heads), "pytorch-lightning_version": "1.9"}
+
+
+def torchvision_vit():
+    with torch.device("meta"):
+        model = torchvision.models.VisionTransformer(224, 16, 2, 3, 192, 768)
+    return filled({key: list(value.shape) for key, value in model.state_dict().items()})
+
+
+def transformers_vit():
+    return filled(official("transformers_vit"))
+
+
+def mmdetection():
+    heads = {"neck.lateral_convs.0.conv.weight": [256, 256, 1, 1], "rpn_head.rpn_conv.weight": [256, 256, 3, 3]}
+    return {"meta": {"epoch": 1}, "state_dict": filled(resnet_shapes(), "backbone.") | filled(heads)}
 
 
 def same(key):
@@ -143,7 +180,29 @@ def sequence_name(key):
     return f"backbone.{key.replace(name, SEQUENCE[name], 1)}"
 
 
-CASES = {  # what is written, what it is called, whose backbone it fits, and timm's name -> the name in the file
+def torchvision_vit_name(key):
+    pieces = {"cls_token": "class_token", "pos_embed": "encoder.pos_embedding", "patch_embed.proj": "conv_proj"}
+    pieces |= {"blocks.": "encoder.layers.encoder_layer_", "norm1": "ln_1", "norm2": "ln_2", "mlp.fc1": "mlp.0"}
+    pieces |= {"attn.qkv.": "self_attention.in_proj_", "attn.proj": "self_attention.out_proj", "mlp.fc2": "mlp.3"}
+    for ours, theirs in pieces.items():
+        key = key.replace(ours, theirs)
+    return re.sub(r"^norm\.", "encoder.ln.", key)
+
+
+def transformers_names(key):
+    """Three for the one of query, key and value."""
+    pieces = {"pos_embed": "embeddings.position_embeddings", "cls_token": "embeddings.cls_token"}
+    pieces |= {"patch_embed.proj": "embeddings.patch_embeddings.projection", "blocks.": "encoder.layer."}
+    pieces |= {"norm1": "layernorm_before", "norm2": "layernorm_after", "mlp.fc1": "intermediate.dense"}
+    pieces |= {"attn.proj": "attention.output.dense", "mlp.fc2": "output.dense"}
+    for ours, theirs in pieces.items():
+        key = key.replace(ours, theirs)
+    key = "vit." + re.sub(r"^norm\.", "layernorm.", key)
+    parts = ("query", "key", "value") if "attn.qkv" in key else ("",)
+    return [key.replace("attn.qkv", f"attention.attention.{part}") for part in parts]
+
+
+CASES = {  # what is written, its name, whose backbone it fits, and timm's name -> the one in the file, or several
     "dino": (dino, "DINO", VIT, "backbone.{}".format),
     "esvit": (esvit, "EsViT", SWIN, swin_name),
     "moby": (moby, "MoBY", SWIN, lambda key: f"encoder.{swin_name(key)}"),
@@ -158,9 +217,14 @@ CASES = {  # what is written, what it is called, whose backbone it fits, and tim
     "timm": (lambda: filled(vit_shapes()), "timm", VIT, same),
     "torchvision": (resnet_with_head, "torchvision or timm", RESNET, same),
     "lightning": (lightning, "Lightning", VIT, "model.{}".format),
-    "lightly_vit": (lightly_vit, "lightly", VIT, "teacher_backbone.vit.{}".format),
+    "lightly_ibot": (lightly_ibot, "lightly", VIT, "teacher_backbone.vit.{}".format),
+    "lightly_dino": (lightly_dino, "lightly", VIT, "backbone.vit.{}".format),
+    "lightly_mae": (lightly_mae, "lightly", VIT, "backbone.vit.{}".format),
     "lightly_resnet": (lightly_resnet, "lightly", RESNET, sequence_name),
     "solo_learn": (solo_learn, "solo-learn", RESNET, "backbone.{}".format),
+    "mmdetection": (mmdetection, "MMPretrain or MMDetection", RESNET, "backbone.{}".format),
+    "torchvision_vit": (torchvision_vit, "torchvision", VIT, torchvision_vit_name),
+    "transformers": (transformers_vit, "transformers", VIT, transformers_names),
 }
 LEFT = {  # names that must be said to be no backbone
     "dino": "head.last_layer.weight_g",
@@ -171,7 +235,13 @@ LEFT = {  # names that must be said to be no backbone
     "detreg": "transformer.level_embed",
     "moco_v3": "module.momentum_encoder.cls_token",
     "mae": "decoder_blocks.0.norm1.weight",
+    "dinov2_chunks": "ibot_head.last_layer.weight_v",
     "dinov2": "mask_token",
+    "lightly_dino": "student_backbone.vit.cls_token",
+    "lightly_mae": "decoder.mask_token",
+    "mmdetection": "neck.lateral_convs.0.conv.weight",
+    "torchvision_vit": "heads.head.weight",
+    "transformers": "classifier.weight",
     "torchvision": "fc.weight",
     "solo_learn": "classifier.weight",
 }
@@ -184,9 +254,11 @@ def test_each_weight_gets_to_its_place(case, tmp_path):
     found = load(backbone, save(tmp_path, write()))
     assert found.layout.split(" (")[0] == layout
     for key, value in backbone.model.state_dict().items():
-        expected = 0 if case == "detreg" and "num_batches" in key else number(official_name(key))
-        wanted = torch.tensor(expected).to(value.dtype).expand(value.shape)
-        torch.testing.assert_close(value, wanted, msg=key, rtol=1e-6, atol=0)
+        names = official_name(key) if case == "transformers" else [official_name(key)]
+        for name, part in zip(names, value.chunk(len(names)) if value.ndim else [value], strict=True):
+            expected = 0 if case == "detreg" and "num_batches" in key else number(name)
+            wanted = torch.tensor(expected).to(part.dtype).expand(part.shape)
+            torch.testing.assert_close(part, wanted, msg=key, rtol=1e-6, atol=0)
     if case in LEFT:
         assert LEFT[case] in found.left
 
@@ -200,9 +272,10 @@ ONE |= {"resnet50": "layer2.0.bn2.bias"}  # a weight of each kind that nothing r
 def test_a_wrong_one_is_refused_by_its_first_key_and_both_shapes(case, tmp_path):
     write, _, (name, args), official_name = CASES[case]
     document, key = write(), ONE[name.split("_")[0]]
+    names = official_name(key)
     for state in (document, *(entry for entry in document.values() if isinstance(entry, dict))):
-        if official_name(key) in state:
-            state[official_name(key)] = torch.zeros(7)
+        if (file_name := names[0] if isinstance(names, list) else names) in state:
+            state[file_name] = torch.zeros(7)
     backbone = create_backbone(name, model_args=args)
     expected = tuple(backbone.model.state_dict()[key].shape)
     with pytest.raises(UserError, match=re.escape(f"{key} is (7,), {name} expects {expected}")) as refusal:
