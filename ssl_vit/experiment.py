@@ -22,6 +22,7 @@ from ssl_vit.auto import Decision, gather_facts, resolve_config, table
 from ssl_vit.backbones import create_backbone
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.checkpoints.hub import is_hub_id
 from ssl_vit.checkpoints.inspection import Inspection, inspect
 from ssl_vit.checkpoints.load import put
 from ssl_vit.config import RunConfig, check_data, check_out, dump, load_config
@@ -251,7 +252,7 @@ class _Run:
         settings = self.config.model_dump(mode="json")
         for key in ("path", "val"):
             del settings["data"][key]
-        if (start := settings["backbone"]["weights"]) is not None:
+        if (start := settings["backbone"]["weights"]) is not None and not is_hub_id(start):
             settings["backbone"]["weights"] = Path(start).name
         scanned = json.loads((self.out / "data.json").read_text())
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import NoReturn
 
@@ -132,6 +133,33 @@ def test_what_cannot_be_loaded_is_refused_before_a_picture_is_decoded(
         assert SAYS[how] in second
     assert str(weights) in second
     assert not out.exists()
+    assert not (tmp_path / "run-by-it").exists()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("how", SAYS)
+def test_no_other_way_in_takes_it(
+    how: str, pictures: Path, whole_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Looking into the file, embedding with it, and exporting a run whose weights were exchanged for it."""
+    weights, run = harmed(how, tmp_path, whole_run), tmp_path / "other-run"
+    unreadable = how in ("malicious", "truncated", "zeros")
+    assert main(["inspect", str(weights)]) == (2 if unreadable else 0)
+    embed = ["embed", str(weights), str(pictures / "val"), "--out", str(tmp_path / "features.npz")]
+    assert main([*embed, "--backbone", "vit_tiny_patch16_224"]) == 2
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1 + unreadable
+    assert all(str(weights) in line for line in said)
+    shutil.copytree(whole_run / "export", run / "export")
+    shutil.copyfile(weights, run / "export" / "model.safetensors")
+    for sums in ("there", "gone"):
+        assert main(["export", str(run), "--to", "torchvision"]) == 2
+        [line] = capfd.readouterr().err.splitlines()
+        assert str(run / "export" / "model.safetensors") in line
+        assert ("damaged or changed" in line) == (sums == "there")
+        (run / "export" / "SHA256SUMS").unlink(missing_ok=True)
+    assert [entry.name for entry in run.iterdir()] == ["export"]
+    assert not (tmp_path / "features.npz").exists()
     assert not (tmp_path / "run-by-it").exists()
 
 

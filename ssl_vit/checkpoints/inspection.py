@@ -85,9 +85,10 @@ class Inspection:
 
 
 def inspect(path: str | Path) -> Inspection:
-    """Say what a file of weights is; nothing in it is run, and nothing is fetched.
+    """Say what a file of weights is; nothing in it is run, and nothing is fetched but what a hub id names.
 
-    path: a .safetensors, .pth, .pt, .ckpt or .bin file, or a folder of a run, of timm's or of transformers'.
+    path: a .safetensors, .pth, .pt, .ckpt or .bin file, a folder of a run, of timm's or of transformers', or a hub
+    id, ``hf-hub:owner/name``.
 
     Raises:
         UserError: unreadable, a pickle that asks for more than tensors and plain values, or no weights in it.

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ssl_vit.checkpoints.hub import fetch, is_hub_id
 from ssl_vit.errors import UserError
 
 
@@ -36,7 +37,7 @@ METADATA = "__metadata__"  # the entry of a safetensors that holds no tensor, as
 def read(path: str | Path) -> tuple[Path, Document]:
     """The file of weights that `path` means, and all that is in it; nothing in it is run.
 
-    path: a .safetensors, .pth, .pt, .ckpt or .bin file, or a folder of timm's or transformers' with one.
+    path: a .safetensors, .pth, .pt, .ckpt or .bin file, a folder of timm's or transformers' with one, or a hub id.
 
     Raises:
         UserError: no such file, not readable as weights, or a pickle that asks for more than tensors and plain values.
@@ -65,8 +66,8 @@ def _safetensors(file: Path) -> Document:
 
 
 def weights_file(path: str | Path) -> Path:
-    """The file of weights that `path` means: itself, or the one in a run's, timm's or transformers' folder."""
-    path = Path(path)
+    """The file of weights that `path` means: itself, or the one in a run's, timm's, transformers' or hub's folder."""
+    path = fetch(path) if is_hub_id(path) else Path(path)
     if not path.is_dir():
         if not path.is_file():
             raise UserError(f"{path}: no such file or folder; give a .safetensors or .pth file, or a folder with one")

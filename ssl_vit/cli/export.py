@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssl_vit.cli.parser import Parser, existing, new, say
+from ssl_vit.cli.parser import Parser, existing, new, say, weights
 from ssl_vit.export import TARGETS
 
 
@@ -26,7 +26,9 @@ def export(argv: list[str]) -> None:
 def inspect(argv: list[str]) -> None:
     """Say what a file of weights is: whose, of which architecture, and what in it is no backbone."""
     parser = Parser("inspect", str(inspect.__doc__))
-    parser.add_argument("weights", metavar="FILE", type=existing, help="a file of weights, or a folder with one")
+    parser.add_argument(
+        "weights", metavar="FILE", type=weights, help="a file of weights, a folder with one, or a hub id"
+    )
     args = parser.parse(argv)
     from ssl_vit.checkpoints import inspection
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ssl_vit.checkpoints.hub import is_hub_id
 from ssl_vit.config.paths import check_new
 from ssl_vit.errors import UserError
 
@@ -49,7 +50,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_weights(parser: Parser) -> None:
     """The arguments that name a network with its weights."""
-    parser.add_argument("weights", metavar="RUN|WEIGHTS", type=existing, help="folder of a run, or a file of weights")
+    parser.add_argument("weights", metavar="RUN|WEIGHTS", type=weights, help="a run, a file of weights or a hub id")
     parser.add_argument("--backbone", metavar="NAME", help="the network, where a file of weights doesn't say it")
 
 
@@ -58,6 +59,11 @@ def existing(text: str) -> Path:
     if not os.path.exists(text):
         raise argparse.ArgumentTypeError(f"{text}: no such file or folder")
     return Path(text)
+
+
+def weights(text: str) -> Path:
+    """Type of an argument that names weights: a file, a folder or a hub id."""
+    return Path(text) if is_hub_id(text) else existing(text)
 
 
 def new(text: str) -> Path:

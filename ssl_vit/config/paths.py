@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ssl_vit.checkpoints.hub import is_hub_id
 from ssl_vit.config.schema import RunConfig
 from ssl_vit.errors import UserError
 
@@ -19,7 +20,7 @@ def check_data(config: RunConfig, *, resume: bool = False) -> None:
         raise UserError(f"{data}: no such folder; expected images to learn from (DATA), relative to {os.getcwd()}")
     if val is not None and not os.path.isdir(val):
         raise UserError(f"{val}: no such folder; expected one sub-folder of images a class (--val)")
-    if weights is not None and not resume and not os.path.exists(weights):
+    if weights is not None and not resume and not is_hub_id(weights) and not os.path.exists(weights):
         raise UserError(f"{weights}: no such file or folder; expected weights to start from (--weights)")
 
 

@@ -51,7 +51,8 @@ class BackboneConfig(Section):
     name: Auto[Text] = "auto"
     """Name of the network, as `ssl-vit list backbones` prints it."""
     weights: Text | None = None
-    """File or folder of weights to start from, of any layout that `ssl-vit inspect` knows; random ones without."""
+    """File, folder or hub id (hf-hub:owner/name) of weights to start from, of any layout that `ssl-vit inspect` knows;
+    random ones without."""
     args: dict[str, int | float | bool | str | Annotated[tuple[int, ...], Field(strict=False)]] = Field(
         default_factory=dict
     )
