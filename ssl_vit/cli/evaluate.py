@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from ssl_vit.cli.parser import Parser, add_weights, existing, nearest, new_file, one_of, say
 from ssl_vit.errors import UserError
 from ssl_vit.eval.kinds import KINDS, POOLINGS, PRECISIONS, Option, layers
+
+FIGURES = {"robustness": "ssl_vit.report.robustness"}  # kinds that are drawn, by a function ``figure`` of the result
 
 
 def evaluate(argv: list[str]) -> None:
@@ -34,10 +37,18 @@ def evaluate(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of whatever is drawn (0)")
     parser.add_argument("--features", type=Path, metavar="DIR", help="keep the features there, and go on with them")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the result there too")
+    if name in FIGURES:
+        parser.add_argument("--figure", type=new_file, metavar="FILE", help="draw the result there, a .png")
     args = vars(parser.parse(rest))
+    figure = args.pop("figure", None)
     from ssl_vit.eval import api
 
-    say(json.dumps(api.evaluate(name, args.pop("weights"), **args), indent=2))
+    result = api.evaluate(name, args.pop("weights"), **args)
+    if figure is not None:
+        from ssl_vit.report.figures import save
+
+        save(importlib.import_module(FIGURES[name]).figure(result), figure)
+    say(json.dumps(result, indent=2))
 
 
 def embed(argv: list[str]) -> None:

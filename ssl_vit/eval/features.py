@@ -60,6 +60,7 @@ def extract(
     workers: int | None = None,
     keep: Keep | None = None,
     alter: Alteration | None = None,
+    title: str = "features",
 ) -> FeatureSet:
     """The features of every image: shorter side to image_size x 256/224 bicubic, central crop, normalised.
 
@@ -75,6 +76,7 @@ def extract(
         workers: processes that read images; without, as many as there are cores, up to 8, for more than 1,000 images.
         keep: a folder for them; without, they are in memory alone.
         alter: a change of the decoded images on purpose, for scores of robustness; never kept.
+        title: what the progress bar says.
 
     Raises:
         UserError: not one image could be read, the folder holds other features, bfloat16 is not safe.
@@ -91,7 +93,7 @@ def extract(
         dataset = EvalDataset(source, readout.image_size, alter=alter)
         count = _workers(workers, len(rows))
         loader = EvalLoader(dataset, readout.batch_size, count, device.type == "cuda", max_bad=1.0, rows=rows)
-        with evaluating(backbone), torch.inference_mode(), progress("features", len(rows)) as advance:
+        with evaluating(backbone), torch.inference_mode(), progress(title, len(rows)) as advance:
             _fill(store, backbone, readout, loader, device, advance)
     ranks.wait()
     return _collect(store, source)

@@ -94,9 +94,9 @@ class Job:
         self.sides[side] = found.side
         return found
 
-    def altered(self, source: Source, alter: Alteration) -> FeatureSet:
+    def altered(self, source: Source, alter: Alteration, title: str) -> FeatureSet:
         """Of images that were changed on purpose; for robustness, and never to learn from."""
-        return extract(self.backbone, source, self.readout, device=self.device, alter=alter)
+        return extract(self.backbone, source, self.readout, device=self.device, alter=alter, title=title)
 
     def protocol(self, score: str, outcome: Outcome) -> Protocol:
         """All that the outcome depends on."""

@@ -44,6 +44,45 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(int(word) for word in text.split(","))
 
 
+def words(text: str) -> tuple[str, ...]:
+    """Words between commas.
+
+    >>> words("snow,fog")
+    ('snow', 'fog')
+    """
+    return tuple(text.split(","))
+
+
+def within(low: float, high: float) -> Callable[[str], tuple[float, ...]]:
+    """A reader of numbers between commas, each from low to high; an empty text has none.
+
+    >>> within(1, 5)("1,2.5"), within(1, 5)("")
+    ((1.0, 2.5), ())
+    """
+
+    def read(text: str) -> tuple[float, ...]:
+        found = tuple(float(word) for word in text.split(",")) if text else ()
+        if not all(low <= value <= high for value in found):
+            raise ValueError(f"expected numbers from {low:g} to {high:g}")
+        return found
+
+    return read
+
+
+def whole(low: int, high: int) -> Callable[[str], tuple[int, ...]]:
+    """As ``within``, of whole numbers.
+
+    >>> whole(1, 5)("1,5")
+    (1, 5)
+    """
+
+    def read(text: str) -> tuple[int, ...]:
+        within(low, high)(text)
+        return numbers(text) if text else ()
+
+    return read
+
+
 def percents(text: str) -> tuple[float, ...]:
     """Numbers above 0 and below 100 between commas.
 
@@ -114,6 +153,17 @@ KINDS: dict[str, Kind] = {
         "ssl_vit.eval.clustering:score",
         "k-means on val against its labels: NMI and ARI",
         folders=dict([VAL]),
+    ),
+    "robustness": Kind(
+        "ssl_vit.eval.robustness:score",
+        "images corrupted, hidden, shuffled and attacked, against clean ones",
+        options={
+            "corruptions": Option(("all",), "of ImageNet-C, NAME,NAME,… or none", words),
+            "severities": Option((1, 2, 3, 4, 5), "of each corruption, N,N,…", whole(1, 5)),
+            "hide": Option((25.0, 50.0, 75.0), "percent of the patches, P,P,…", within(0, 100)),
+            "shuffle": Option((2, 4, 8), "tiles a side that change places, N,N,…", whole(2, 32)),
+            "radius": Option((1.0, 4.0), "of adversarial changes in 255ths, R,R,…", within(0, 255)),
+        },
     ),
     "labelfree": Kind(
         "ssl_vit.eval.labelfree:score",

@@ -22,7 +22,7 @@ def score(job: Job, k: int) -> Outcome:
     plain = job.features(source, "data").features
     if len(plain) < 2:
         raise UserError(f"--data {job.folders['data']}: a single image; these scores compare images with each other")
-    moved = job.altered(source, zoomed).features
+    moved = job.altered(source, zoomed, "second view").features
     k = min(k, len(plain) - 1)
     scores = {
         "rank": rank(plain),

@@ -32,6 +32,14 @@ class LinearProbe:
         found: NDArray[np.int64] = (self.scaling(features, self.weights.device) @ self.weights).argmax(1).cpu().numpy()
         return found
 
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Weights [D, C] and bias [C] for features as they are, not standardised."""
+        mean, deviation = (
+            torch.from_numpy(each).to(self.weights) for each in (self.scaling.mean, self.scaling.deviation)
+        )
+        weights = self.weights[:-1] / deviation[:, None]
+        return weights, self.weights[-1] - mean @ weights
+
 
 @dataclass(frozen=True)
 class Scaling:
