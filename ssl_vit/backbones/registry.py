@@ -17,6 +17,7 @@ from ssl_vit.backbones.anatomy import Anatomy, Argument, build, examine
 from ssl_vit.backbones.backbone import BackboneInfo
 from ssl_vit.backbones.kinds import kind_of
 from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.backbones.variants import variants
 from ssl_vit.errors import UserError
 
 _FEW = 60  # names in a table whose models are looked at, at about a second each
@@ -30,6 +31,8 @@ class BackboneRow:
     family: str
     kind: str | None  # None for a family that was not looked at and that the table of kinds doesn't know
     info: BackboneInfo | None
+    parameters: int | None = None  # known for all models of ours, and for others that were looked at
+    paper: str | None = None  # arXiv id, for models of ours
 
 
 def create_backbone(
@@ -91,10 +94,13 @@ def list_backbones(pattern: str = "*") -> list[BackboneRow]:
 
 def _row(name: str, looked_at: bool) -> BackboneRow:
     family = _family(name)
-    if not looked_at:
-        return BackboneRow(name, family, kind_of(name, family), None)
-    info = backbone_info(name)
-    return BackboneRow(name, family, info.kind, info)
+    info = backbone_info(name) if looked_at else None
+    kind = info.kind if info else kind_of(name, family)
+    if name in variants():
+        return BackboneRow(
+            name, family, kind, info, variants()[name].parameters, timm.get_pretrained_cfg(name).paper_ids
+        )
+    return BackboneRow(name, family, kind, info, info.parameters if info else None)
 
 
 def _anatomy(name: str, image_size: int | tuple[int, int] | None, model_args: Mapping[str, Argument] | None) -> Anatomy:

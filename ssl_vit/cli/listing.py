@@ -44,12 +44,10 @@ def list_names(argv: list[str]) -> None:
 def _backbone_line(row: BackboneRow) -> dict[str, Any]:
     """A line of the table; what needs the network built is there only where few were asked for."""
     line: dict[str, Any] = {"name": row.name, "family": row.family, "kind": row.kind}
+    line["parameters"] = "" if row.parameters is None else f"{row.parameters:,}"
     if row.info:
         height, width = row.info.size
-        line |= {
-            "parameters": f"{row.info.parameters:,}",
-            "features": row.info.dim,
-            "stride": row.info.stages[-1].stride,
-        }
+        line |= {"features": row.info.dim, "stride": row.info.stages[-1].stride}
         line["pixels"] = f"{height}x{width}" + (" or others" if row.info.any_size else "")
+    line["paper"] = row.paper
     return line

@@ -82,6 +82,11 @@ def test_list_is_cheap_for_many_and_full_for_few() -> None:
     (row,) = list_backbones("test_resnet")
     assert row.info is not None
     assert (row.family, row.kind, row.info.dim) == ("resnet", "convolutional", 96)
+    (row,) = [row for row in everything if row.name == "rest_lite"]
+    assert (row.parameters, row.paper) == (
+        10_508_300 - 513_000,
+        "arXiv:2105.13677",
+    )  # as published, less the classifier
     with pytest.raises(UserError, match="no backbone has such a name; did you mean"):
         list_backbones("resmet*")
 

@@ -1,0 +1,203 @@
+"""Writes the pages of our own backbone families: ``python docs/backbone_pages.py``.
+
+A page's text is the docstring of the family's file, its figures are in ``ssl_vit/backbones/families/variants.csv``,
+its drawing is below. ``--measure`` writes that table anew first (a minute): parameters and multiply-adds are measured,
+published accuracies are kept. A test holds the pages and the table against the code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import inspect
+import re
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from types import ModuleType
+
+import timm
+import torch
+from timm.models import model_entrypoint
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ssl_vit.backbones import families, list_backbones
+from ssl_vit.backbones.variants import TABLE, Variant, variants
+
+PAGES = Path(__file__).parent / "backbones"
+
+# A block of each family, one line a branch: "+" for one with a shortcut around it, ">" from step to step, "|" side by
+# side. What is drawn is the block that makes the family what it is.
+BLOCKS: dict[str, tuple[str, ...]] = {
+    "augvit": ("+ layer norm > attention | learned shortcut 1 | learned shortcut 2", "+ layer norm > MLP"),
+    "cat": (
+        "+ layer norm > attention inside 7 × 7 windows",
+        "+ layer norm > MLP",
+        "+ layer norm > attention across windows, each channel by itself",
+        "+ layer norm > MLP",
+    ),
+    "cmt": (
+        "+ depthwise 3 × 3",
+        "+ layer norm > attention to a reduced map, with a learned bias",
+        "+ layer norm > 1 × 1 up > depthwise 3 × 3 with a shortcut > 1 × 1 down",
+    ),
+    "cotnet": ("+ 1 × 1 down > static context: 3 × 3 | dynamic context: a kernel for each place > gates > 1 × 1 up",),
+    "cswin": (
+        "+ layer norm > half the heads: stripes of rows | half the heads: stripes of columns > linear",
+        "+ layer norm > MLP",
+    ),
+    "focal": (
+        "+ layer norm > own window | ring of 3 around it | pooled windows around it > attention",
+        "+ layer norm > MLP",
+    ),
+    "hat_net": (
+        "+ norm > attention inside grid cells > attention to averages of cells > 1 × 1",
+        "+ 1 × 1 up > depthwise 3 × 3 > 1 × 1 down",
+    ),
+    "lg_transformer": (
+        "+ layer norm > windows | windows of the map halved | windows of the map quartered > sum",
+        "+ layer norm > MLP",
+    ),
+    "linmapper": (
+        "+ layer norm > values > a learned matrix over the 49 places of a window > linear",
+        "+ layer norm > MLP",
+    ),
+    "multi_stream": ("first block", "+ stream 1: blocks | stream 2: blocks", "last block"),
+    "p2t": (
+        "+ layer norm > map averaged at ratio 1 | ratio 2 | ratio 3 | ratio 4 > attention to them",
+        "+ layer norm > 1 × 1 up > depthwise 3 × 3 > 1 × 1 down",
+    ),
+    "pgt": ("+ layer norm > attention inside each group", "+ layer norm > MLP", "+ depthwise 3 × 3"),
+    "pvt": ("+ layer norm > attention to a map reduced by a strided convolution", "+ layer norm > MLP"),
+    "rams_trans": (
+        "first look: plain ViT > attention rolled out > largest region, zoomed > second look: the same ViT",
+    ),
+    "refiner": (
+        "+ layer norm > attention, handing on its maps",
+        "+ layer norm > MLP",
+        "+ layer norm > those maps: 1 × 1 to three times the heads, 3 × 3, 1 × 1 back > applied to own values",
+        "+ layer norm > MLP",
+    ),
+    "regionvit": (
+        "+ layer norm > attention among regional tokens",
+        "+ layer norm > attention of each regional token and its window",
+        "+ layer norm > MLP",
+    ),
+    "rest": (
+        "+ layer norm > logits to a reduced map > heads mixed by 1 × 1 > softmax, instance norm > values",
+        "+ layer norm > MLP",
+    ),
+    "shuffle": (
+        "+ batch norm > attention in windows, of neighbours or spread",
+        "+ batch norm > depthwise 7 × 7",
+        "+ batch norm > MLP",
+    ),
+    "t2t_vit": (
+        "unfold 7 × 7, stride 4 > token mixer > unfold 3 × 3, stride 2 > token mixer > project 3 × 3, stride 2",
+        "plain ViT blocks",
+    ),
+    "vision_xformer": ("+ layer norm > Performer, Linformer, Nyström or Fourier mixing", "+ layer norm > MLP"),
+    "vit_early_conv": ("3 × 3 convolutions with batch norm and ReLU, strides to 16 > 1 × 1", "plain ViT blocks"),
+}
+
+
+NOTE = """GMACs: 1e9 multiply-adds of one image at the size given, classifier included. Top-1: on ImageNet-1k, trained
+on nothing else, at that size; empty where none was published or could be read."""
+
+
+def drawing(branches: tuple[str, ...]) -> str:
+    """A block as a mermaid flowchart."""
+    lines, names = ["flowchart LR", "  x([in])"], (f"n{i}" for i in count())
+    before = ["x"]
+    for branch in branches:
+        entry, steps = before, branch.removeprefix("+ ").split(" > ")
+        for step in steps:
+            nodes = [(next(names), label) for label in step.split(" | ")]
+            lines += [f'  {start} --> {name}["{label}"]' for start in before for name, label in nodes]
+            before = [name for name, _ in nodes]
+        if branch.startswith("+ "):
+            total = next(names)
+            lines += [f"  {start} --> {total}((+))" for start in (*entry, *before)]
+            before = [total]
+    return "\n".join(["```mermaid", *lines, *(f"  {start} --> y([out])" for start in before), "```"])
+
+
+def our_families() -> Iterator[tuple[ModuleType, list[str]]]:
+    """Each family's module and the names of its variants, smallest first."""
+    names: dict[str, list[str]] = {}
+    for row in list_backbones():
+        if row.name in variants():
+            names.setdefault(row.family, []).append(row.name)
+    for _, members in sorted(names.items()):
+        module = inspect.getmodule(model_entrypoint(members[0]))
+        assert module is not None
+        yield module, sorted(members, key=lambda name: (variants()[name].parameters, name))
+
+
+def page(module: ModuleType, names: list[str]) -> str:
+    """A family's page: idea, paper, block, variants."""
+    family = module.__name__.rpartition(".")[2]
+    title, _, text = (inspect.getdoc(module) or "").partition("\n\n")
+    papers = re.findall(r"\d{4}\.\d{5}", title)
+    text = re.sub(r":\w+:`([^`]+)`", r"`\1`", text)
+    rows = [
+        "| variant | parameters | with classifier | GMACs | pixels | published top-1 |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name in names:
+        known, (_, _, side) = variants()[name], module.default_cfgs[name].default.input_size
+        top1 = "" if known.top1 is None else f"{known.top1:.1f}"
+        counts = f"{known.parameters:,} | {known.with_classifier:,} | {known.gmacs:.3f}"
+        rows.append(f"| `{name}` | {counts} | {side} | {top1} |")
+    links = ", ".join(f"[arXiv:{paper}](https://arxiv.org/abs/{paper})" for paper in papers)
+    code = f"[`{family}.py`](../../ssl_vit/backbones/families/{family}.py)"
+    parts = [f"# {family}", title, text, f"Paper: {links}. Code: {code}.", "## The block", drawing(BLOCKS[family])]
+    parts += ["## Variants", "\n".join(rows), NOTE]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def pages() -> dict[str, str]:
+    """File name -> text, of all pages and their index."""
+    found = {module.__name__.rpartition(".")[2]: (module, names) for module, names in our_families()}
+    index = ["| family | idea | variants | parameters |", "|---|---|---:|---:|"]
+    for family, (module, names) in found.items():
+        title = (inspect.getdoc(module) or "").partition("\n\n")[0].rstrip(".")
+        sizes = [f"{variants()[name].parameters / 1e6:.1f}" for name in (names[0], names[-1])]
+        index.append(f"| [{family}]({family}.md) | {title} | {len(names)} | {' to '.join(dict.fromkeys(sizes))} M |")
+    head = "# Backbone families of our own\n\nFamilies of 2021 that timm lacks. Images may have any size."
+    written = {f"{family}.md": page(module, names) for family, (module, names) in found.items()}
+    return {"README.md": "\n".join([head, "", *index, ""]), **written}
+
+
+def measured(name: str) -> tuple[int, int, float]:
+    """Parameters without and with the classifier, and GMACs, on the meta device."""
+    with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model = timm.create_model(name).eval().requires_grad_(False)
+        model(torch.zeros(1, *model.pretrained_cfg["input_size"]))
+        total = sum(parameter.numel() for parameter in model.parameters())
+        model.reset_classifier(0)
+    alone = sum(parameter.numel() for parameter in model.parameters())
+    return alone, total, round(counter.get_total_flops() / 2e9, 3)
+
+
+def measure() -> None:
+    """Write the table anew, all but what was published."""
+    top1 = {name: known.top1 for name, known in variants().items()}
+    ours = [row.name for row in list_backbones() if model_entrypoint(row.name).__module__.startswith(families.__name__)]
+    rows = [{"name": name, **Variant(*measured(name), top1.get(name))._asdict()} for name in ours]
+    with (Path(families.__path__[0]) / TABLE).open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    variants.cache_clear()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--measure", action="store_true", help="write the table of variants anew first")
+    if parser.parse_args().measure:
+        measure()
+    PAGES.mkdir(exist_ok=True)
+    for name, text in pages().items():
+        (PAGES / name).write_text(text)
