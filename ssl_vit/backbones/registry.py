@@ -96,11 +96,11 @@ def _row(name: str, looked_at: bool) -> BackboneRow:
     family = _family(name)
     info = backbone_info(name) if looked_at else None
     kind = info.kind if info else kind_of(name, family)
-    if name in variants():
-        return BackboneRow(
-            name, family, kind, info, variants()[name].parameters, timm.get_pretrained_cfg(name).paper_ids
-        )
-    return BackboneRow(name, family, kind, info, info.parameters if info else None)
+    if name not in variants():
+        return BackboneRow(name, family, kind, info, info.parameters if info else None)
+    config = timm.get_pretrained_cfg(name)
+    paper = str(config.paper_ids) if config else None
+    return BackboneRow(name, family, kind, info, variants()[name].parameters, paper)
 
 
 def _anatomy(name: str, image_size: int | tuple[int, int] | None, model_args: Mapping[str, Argument] | None) -> Anatomy:

@@ -28,13 +28,13 @@ def variants() -> dict[str, Variant]:
     >>> variants()["cswin_tiny_224"]
     Variant(parameters=21807552, with_classifier=22320552, gmacs=4.324, top1=82.8)
     """
-    with (files(families) / TABLE).open(newline="") as file:
-        return {
-            row["name"]: Variant(
-                int(row["parameters"]),
-                int(row["with_classifier"]),
-                float(row["gmacs"]),
-                float(row["top1"]) if row["top1"] else None,
-            )
-            for row in csv.DictReader(file)
-        }
+    lines = (files(families) / TABLE).read_text().splitlines()
+    return {
+        row["name"]: Variant(
+            int(row["parameters"]),
+            int(row["with_classifier"]),
+            float(row["gmacs"]),
+            float(row["top1"]) if row["top1"] else None,
+        )
+        for row in csv.DictReader(lines)
+    }
