@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.errors import RunFailed, UserError
@@ -25,9 +26,16 @@ def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) 
             raise UserError(f"--to onnx: {package} is not installed; pip install 'ssl_vit[onnx]'")
     traced, outputs = trace(backbone), names(backbone)
     try:
-        program = torch.onnx.export(
-            traced, (), input_names=["images"], output_names=outputs, opset_version=_OPSET, dynamo=True, verbose=False
-        )
+        with sdpa_kernel(SDPBackend.MATH):  # the layout in memory of another kernel's result is not that of ONNX's
+            program = torch.onnx.export(
+                traced,
+                (),
+                input_names=["images"],
+                output_names=outputs,
+                opset_version=_OPSET,
+                dynamo=True,
+                verbose=False,
+            )
     except Exception as error:  # of any type: an operation that ONNX has no word for
         said = " ".join(str(error).split())[:200]
         raise RunFailed(f"{backbone.info.name}: torch {torch.__version__} can't write it as ONNX: {said}") from error
