@@ -9,6 +9,7 @@ TARGETS = {  # what --to takes, and the file here that writes it; kept where imp
     "transformers": "transformers",
     "detectron2": "detectron2",
     "mmdet": "openmmlab",
+    "rfdetr": "rfdetr",
     "onnx": "onnx",
     "torch-export": "torch_export",
     "safetensors": "safetensors",
