@@ -69,6 +69,11 @@ class Job:
         """A GPU if there is one."""
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of products where its precision is enough; the network checks that for itself."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
     @cached_property
     def readout(self) -> Readout:
         """How an image becomes a feature vector."""

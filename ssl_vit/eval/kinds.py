@@ -131,6 +131,11 @@ KINDS: dict[str, Kind] = {
         "ssl_vit.eval.linear:score",
         "a linear classifier by SGD, its learning rate chosen on a part of train",
     ),
+    "grid": Kind(
+        "ssl_vit.eval.grid:score",
+        "linear classifiers over layers, pooling and learning rates, chosen on a part of train (DINOv2)",
+        options={"depths": Option((1, 4), "the last so many layers, N,N,…", whole(1, 1000))},
+    ),
     "logistic": Kind(
         "ssl_vit.eval.logistic:score",
         "logistic regression to its optimum by L-BFGS, its C chosen on a part of train",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from ssl_vit.errors import UserError
 from ssl_vit.eval.job import Job, Outcome
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+EPOCHS, BATCH = 100, 256
+CLASSIFIER = f"softmax on standardised features, SGD momentum 0.9, cosine, {EPOCHS} epochs, batch {BATCH}"
 _HELD_OUT = 0.1  # of each class of the training set, to choose the rate
 
 
@@ -64,13 +66,13 @@ def score(job: Job) -> Outcome:
     """The kind "linear"; the classifier is settled before an image of val is read."""
     train, val = job.labelled()
     bank = job.features(train, "train")
-    probe = fit_linear(bank.features, bank.labels, seed=job.seed, device=job.device)
+    probe = fit_linear(bank.features, bank.labels, seed=job.seed, device=job.device, dtype=job.dtype)
     tested = job.features(val, "val")
     correct = probe.predict(tested.features) == tested.labels
     return Outcome(
         scores={"top1": percent(correct), "lr": probe.rate},
         settings={
-            "classifier": "softmax on standardised features, SGD momentum 0.9, cosine, 100 epochs, batch 256",
+            "classifier": CLASSIFIER,
             "lr_chosen_on": "a tenth of each class of train; then trained again on all of train",
             "held_out": {str(rate): accuracy for rate, accuracy in probe.held_out.items()},
         },
@@ -89,10 +91,11 @@ def fit_linear(
     labels: NDArray[np.int64],
     *,
     rates: Sequence[float] = RATES,
-    epochs: int = 100,
-    batch_size: int = 256,
+    epochs: int = EPOCHS,
+    batch_size: int = BATCH,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> LinearProbe:
     """Train softmax regression by SGD as DINO does (arXiv 2104.14294): momentum 0.9, no decay, cosine to 0.
 
@@ -110,23 +113,54 @@ def fit_linear(
         batch_size: images a step.
         seed: of the held-out part and the order of the images.
         device: where it runs; the result is the same to rounding.
+        dtype: of the products; the weights stay float32.
 
     Raises:
         UserError: no class has two images, so nothing can be held out.
     """
-    scaling = Scaling.of(features)
-    train, targets, classes = scaling(features, device), torch.from_numpy(labels).to(device), int(labels.max()) + 1
+    tried = trial(features, labels, rates, epochs, batch_size, seed, device, dtype)
+    best = min(tried, key=lambda rate: tried[rate])
+    probe = settle(features, labels, best, epochs, batch_size, seed, device, dtype)
+    return replace(probe, held_out={rate: -worst for rate, (worst, _) in tried.items()})
+
+
+def settle(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    rate: float,
+    epochs: int = EPOCHS,
+    batch_size: int = BATCH,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> LinearProbe:
+    """Trained at one rate on all that is given."""
+    scaling, classes = Scaling.of(features), int(labels.max()) + 1
+    x, y = scaling(features, device), torch.from_numpy(labels).to(device)
+    (weights,) = train(x, y, (rate,), classes, epochs, batch_size, seed, dtype)
+    return LinearProbe(rate, {}, scaling, weights)
+
+
+def trial(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    rates: Sequence[float] = RATES,
+    epochs: int = EPOCHS,
+    batch_size: int = BATCH,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> dict[float, tuple[float, float]]:
+    """What each rate reaches on the held-out part, the least the best: minus its accuracy in percent, its loss."""
+    x, y = Scaling.of(features)(features, device), torch.from_numpy(labels).to(device)
     fit, held_out = (torch.from_numpy(part).to(device) for part in split(labels, seed))
-    weights = _train(train[fit], targets[fit], rates, classes, epochs, batch_size, seed)
-    scores = [_score(train[held_out], targets[held_out], one) for one in weights]
-    best = min(range(len(rates)), key=lambda i: (-scores[i][0], scores[i][1]))
-    (final,) = _train(train, targets, rates[best : best + 1], classes, epochs, batch_size, seed)
-    return LinearProbe(
-        rate=rates[best],
-        held_out={rate: accuracy for rate, (accuracy, _) in zip(rates, scores, strict=True)},
-        scaling=scaling,
-        weights=final,
-    )
+    weights = train(x[fit], y[fit], rates, int(labels.max()) + 1, epochs, batch_size, seed, dtype)
+    x, y = x[held_out], y[held_out]
+    found = {}
+    for rate, logits in zip(rates, x @ weights, strict=True):
+        accuracy = 100 * int((logits.argmax(1) == y).sum()) / len(y)
+        found[rate] = -accuracy, torch.nn.functional.cross_entropy(logits, y).item()
+    return found
 
 
 def split(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -146,31 +180,36 @@ def split(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDAr
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def _train(
-    features: Tensor, labels: Tensor, rates: Sequence[float], classes: int, epochs: int, batch_size: int, seed: int
+def train(
+    features: Tensor,
+    labels: Tensor,
+    rates: Sequence[float],
+    classes: int,
+    epochs: int = EPOCHS,
+    batch_size: int = BATCH,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Weights [R, D + 1, C], one classifier a rate; all start at zero and see the same batches."""
+    """Weights [R, D + 1, C], one classifier a rate; all start at zero and see the same batches.
+
+    features [N, D + 1], labels [N]; dtype is that of the products, the weights stay float32.
+    """
     width = features.shape[1]
     weights = features.new_zeros(width, len(rates) * classes)
     velocity = torch.zeros_like(weights)
     rate = features.new_tensor(rates).repeat_interleave(classes)
+    inputs, rows = features.to(dtype), torch.arange(batch_size, device=features.device)
     generator = torch.Generator().manual_seed(seed)
     step, total = 0, epochs * math.ceil(len(features) / batch_size)
     for _ in range(epochs):
         order = torch.randperm(len(features), generator=generator).to(features.device)
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            x, y = features[batch], labels[batch]
-            error = (x @ weights).view(len(x), len(rates), classes).softmax(2)
-            error[torch.arange(len(x), device=x.device), :, y] -= 1  # the gradient of cross-entropy by the logits
-            velocity.addmm_(x.T, error.flatten(1), beta=0.9, alpha=1 / len(x))
-            weights -= rate * (0.5 + 0.5 * math.cos(math.pi * step / total)) * velocity
+            x, y = inputs[batch], labels[batch]
+            logits = (x @ weights.to(dtype)).view(len(x), len(rates), classes)
+            error = logits.softmax(2, dtype=torch.float32)
+            error[rows[: len(x)], :, y] -= 1  # the gradient of cross-entropy by the logits
+            velocity.mul_(0.9).add_(x.T @ error.flatten(1).to(dtype), alpha=1 / len(x))
+            weights.addcmul_(rate, velocity, value=-0.5 - 0.5 * math.cos(math.pi * step / total))
             step += 1
     return weights.view(width, len(rates), classes).transpose(0, 1)
-
-
-def _score(features: Tensor, labels: Tensor, weights: Tensor) -> tuple[float, float]:
-    """Accuracy in percent and mean cross-entropy."""
-    logits = features @ weights
-    accuracy = 100 * int((logits.argmax(1) == labels).sum()) / len(labels)
-    return accuracy, torch.nn.functional.cross_entropy(logits, labels).item()

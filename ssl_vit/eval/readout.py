@@ -85,7 +85,7 @@ def parts(backbone: Backbone, readout: Readout) -> list[Part]:
     """
     info: Any = _model(backbone).feature_info
     kinds = readout.pooling.split("+") if readout.pooling != "model" else [_like_the_head(backbone)]
-    if "class" in kinds and not _has_class_token(backbone):
+    if "class" in kinds and not has_class_token(backbone):
         raise UserError(f"{backbone.info.name}: has no class token; use --pooling mean")
     found, start = list[Part](), 0
     for layer in readout.layers:
@@ -96,6 +96,11 @@ def parts(backbone: Backbone, readout: Readout) -> list[Part]:
             found.append(Part(layer % len(info), kind, start, start + width))
             start += width
     return found
+
+
+def layer_count(backbone: Backbone) -> int:
+    """How many layers there are to read from."""
+    return len(_model(backbone).feature_info)
 
 
 def pooling_of(backbone: Backbone) -> str:
@@ -111,8 +116,7 @@ def pooling_of(backbone: Backbone) -> str:
 
 def patch_maps(backbone: Backbone, images: Tensor, layer: int = -1) -> Tensor:
     """The patches [B, D, H, W] of one layer, normalised by the model's last norm where it has one for that."""
-    count = len(_model(backbone).feature_info)
-    return _intermediates(backbone, images, [layer % count])[0][0].float()
+    return _intermediates(backbone, images, [layer % layer_count(backbone)])[0][0].float()
 
 
 def _intermediates(backbone: Backbone, images: Tensor, layers: list[int]) -> list[tuple[Tensor, Tensor | None]]:
@@ -135,10 +139,11 @@ def _pool(patches: Tensor, prefix: Tensor | None, kind: str) -> Tensor:
 
 
 def _like_the_head(backbone: Backbone) -> str:
-    return "class" if pooling_of(backbone) == "token" and _has_class_token(backbone) else "mean"
+    return "class" if pooling_of(backbone) == "token" and has_class_token(backbone) else "mean"
 
 
-def _has_class_token(backbone: Backbone) -> bool:
+def has_class_token(backbone: Backbone) -> bool:
+    """Whether pooling "class" is there."""
     model = _model(backbone)
     prefix = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
     return prefix and getattr(model, "cls_token", None) is not None

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ssl_vit.data.sources import open_source
-from ssl_vit.eval import fewshot, job, linear, logistic
+from ssl_vit.eval import fewshot, grid, job, linear, logistic
 from ssl_vit.eval.api import evaluate
 from ssl_vit.eval.features import extract
 from ssl_vit.eval.online import OnlineScore
@@ -38,14 +38,26 @@ def test_nothing_can_ask_for_augmentation_or_for_another_mode():
     assert not {"mode", "training", "transform", "augment"} & set(inspect.signature(extract).parameters)
 
 
-@pytest.mark.parametrize("fit", [linear.fit_linear, logistic.fit_logistic, fewshot.fit])
+@pytest.mark.parametrize("fit", [linear.fit_linear, logistic.fit_logistic, fewshot.fit, grid.fit_grid])
 def test_what_is_chosen_is_chosen_without_a_test_set(fit):
     names = set(inspect.signature(fit).parameters)
     assert {"features", "labels"} <= names
-    assert names <= {"features", "labels", "classes", "rates", "strengths", "epochs", "batch_size", "seed", "device"}
+    assert names <= {
+        "features",
+        "labels",
+        "classes",
+        "choices",
+        "rates",
+        "strengths",
+        "epochs",
+        "batch_size",
+        "seed",
+        "device",
+        "dtype",
+    }
 
 
-@pytest.mark.parametrize("kind", ["linear", "logistic"])
+@pytest.mark.parametrize("kind", ["linear", "logistic", "grid"])
 def test_val_is_read_once_the_classifier_is_settled(kind, run, images, monkeypatch):
     events, features, predict = [], job.Job.features, linear.LinearProbe.predict
 
@@ -54,7 +66,7 @@ def test_val_is_read_once_the_classifier_is_settled(kind, run, images, monkeypat
         return features(self, source, side, readout)
 
     monkeypatch.setattr(job.Job, "features", noted)
-    for module, name in ((linear, "fit_linear"), (logistic, "fit_logistic")):
+    for module, name in ((linear, "fit_linear"), (logistic, "fit_logistic"), (grid, "fit_grid")):
         fit = getattr(module, name)
         monkeypatch.setattr(
             module, name, lambda *args, fit=fit, **options: events.append("fit") or fit(*args, **options)
@@ -88,7 +100,9 @@ def test_the_hash_tells_protocols_apart_and_not_weights(run, images, tmp_path):
     assert 0 <= result["clustering"]["NMI"] <= 100
 
 
-@pytest.mark.parametrize(("kind", "name"), [("logistic", "top1"), ("retrieval", "mAP"), ("fewshot", "10")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("logistic", "top1"), ("grid", "top1"), ("retrieval", "mAP"), ("fewshot", "10")]
+)
 def test_every_other_kind_on_real_files(kind, name, run, images):
     scores = evaluate(kind, run, train=images / "train", val=images / "val")[kind]
     value = scores[name]["mean"] if kind == "fewshot" else scores[name]

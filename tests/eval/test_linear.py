@@ -59,6 +59,16 @@ def test_each_rate_is_trained_as_if_alone():
     assert len(set(together.held_out.values())) > 1
 
 
+def test_products_in_bfloat16_score_as_float32_does():
+    """Within half a point of 2,000 images for every rate that converges."""
+    train, test = clusters(2000, 1.5, 1), clusters(2000, 1.5, 2)
+    for rate in (0.01, 0.1, 1.0):
+        exact, rough = (
+            linear(*train, *test, rates=(rate,), epochs=10, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
+        )
+        assert rough.top1 == pytest.approx(exact.top1, abs=0.5)
+
+
 def test_equals_torchs_own_sgd():
     """torch.optim.SGD and cross_entropy on the same batches: the same predictions."""
     train, train_labels = clusters(300, 1.5, 1)
