@@ -91,7 +91,7 @@ def extract(
     rows = np.concatenate(mine).tolist() if mine else []
     if rows:
         dataset = EvalDataset(source, readout.image_size, alter=alter)
-        count = _workers(workers, len(rows))
+        count = worker_count(workers, len(rows))
         loader = EvalLoader(dataset, readout.batch_size, count, device.type == "cuda", max_bad=1.0, rows=rows)
         with evaluating(backbone), torch.inference_mode(), progress(title, len(rows)) as advance:
             _fill(store, backbone, readout, loader, device, advance)
@@ -167,7 +167,8 @@ def _collect(store: Store, source: Source) -> FeatureSet:
     )
 
 
-def _workers(asked: int | None, images: int) -> int:
+def worker_count(asked: int | None, images: int) -> int:
+    """Processes that read images, where none were asked for: none for few images."""
     if asked is not None:
         return asked
     return min(8, os.cpu_count() or 1) if images > MANY else 0

@@ -170,6 +170,15 @@ KINDS: dict[str, Kind] = {
             "radius": Option((1.0, 4.0), "of adversarial changes in 255ths, R,R,…", within(0, 255)),
         },
     ),
+    "segmentation": Kind(
+        "ssl_vit.eval.segmentation:score",
+        "masks from frozen patches, by a linear classifier and by the nearest patches: mIoU",
+        folders={
+            "train": "images with masks to learn from, as VOC's, ADE20K's, or images/ and masks/",
+            "val": "images with masks to score on",
+        },
+        options={"ignore": Option((255,), "numbers in the masks that don't count, N,N,…", whole(0, 65535))},
+    ),
     "labelfree": Kind(
         "ssl_vit.eval.labelfree:score",
         "without labels: effective rank, alignment, uniformity, neighbours shared by two views",

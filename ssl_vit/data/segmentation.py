@@ -1,0 +1,129 @@
+"""Images with a mask each: folders as Pascal VOC's or ADE20K's, or ``images`` beside ``masks``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ssl_vit.data.crops import Box, resize
+from ssl_vit.data.decode import MAX_PIXELS, BadImage, decode
+from ssl_vit.errors import UserError
+
+LAYOUTS = (("JPEGImages", "SegmentationClass"), ("images", "annotations"), ("images", "masks"))
+_PARTS = {
+    "train": ("training", "train"),
+    "val": ("validation", "val"),
+}  # ADE20K's sub-folders; ours where there are any
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its mask, files."""
+
+    image: Path
+    mask: Path
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """One image to be segmented."""
+
+    name: str
+    pixels: Tensor | None  # uint8 [3, S, S], the whole image, stretched; None where a file could not be read
+    mask: NDArray[np.int64]  # [H, W] at its own size
+    reason: str = ""  # why it could not be read
+
+
+def find_pairs(folder: Path, side: str) -> list[Pair]:
+    """The images of a folder that have a mask, by name; `side`, "train" or "val", is the flag that named the folder.
+
+    A folder of VOC holds lists in ``ImageSets/Segmentation``, one of ADE20K has ``training`` and ``validation``; there
+    the same folder can be given for both sides.
+
+    Raises:
+        UserError: no such layout, a mask without its image, nothing in it.
+    """
+    for images, masks in LAYOUTS:
+        if (folder / images).is_dir() and (folder / masks).is_dir():
+            places = [(folder / images / part, folder / masks / part) for part in ("", *_PARTS[side])]
+            pictures, answers = next(
+                (place for place in reversed(places) if place[0].is_dir() and place[1].is_dir()), places[0]
+            )
+            return _paired(folder, pictures, answers, _listed(folder, side))
+    layouts = ", ".join(f"{images}/ and {masks}/" for images, masks in LAYOUTS)
+    raise UserError(f"--{side} {folder}: no images with masks; expected {layouts}")
+
+
+def _listed(folder: Path, side: str) -> set[str] | None:
+    """The names that VOC's list for this side has, if there is one."""
+    path = folder / "ImageSets" / "Segmentation" / f"{side}.txt"
+    return set(path.read_text(encoding="utf-8").split()) if path.is_file() else None
+
+
+def _paired(folder: Path, images: Path, masks: Path, listed: set[str] | None) -> list[Pair]:
+    by_name = {path.stem: path for path in sorted(images.iterdir()) if path.suffix.lower() in _IMAGES}
+    found = {path.stem: path for path in sorted(masks.iterdir()) if path.suffix.lower() == ".png"}
+    wanted = sorted(found if listed is None else listed)
+    if not wanted:
+        raise UserError(f"{masks}: no masks; expected a .png for each image, of the same name")
+    for name in wanted:
+        if name not in found or name not in by_name:
+            missing = images if name not in by_name else masks
+            raise UserError(f"{folder}: {name} has no file in {missing}; add it, or remove its partner")
+    return [Pair(by_name[name], found[name]) for name in wanted]
+
+
+def read_mask(path: Path) -> NDArray[np.int64]:
+    """Class numbers [H, W] of a mask of one channel (grey or palette). Raises BadImage."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=("PNG",)) as image:
+                if image.mode not in ("L", "P", "I;16", "1", "I"):
+                    raise BadImage(str(path), f"a mask of {image.mode}; expected one channel of class numbers")
+                if image.width * image.height > MAX_PIXELS:
+                    raise BadImage(str(path), f"more than {MAX_PIXELS:.0f} pixels")
+                return np.array(image).astype(np.int64)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise BadImage(str(path), str(error)) from error
+
+
+class SegmentationDataset(Dataset[Segmented]):
+    """Images stretched to `size` x `size`, so that every pixel of the mask is seen; masks as they are."""
+
+    def __init__(self, pairs: Sequence[Pair], size: int) -> None:
+        self.pairs, self.size = pairs, size
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Segmented:
+        pair = self.pairs[index]
+        try:
+            image, mask = decode(str(pair.image)), read_mask(pair.mask)
+        except BadImage as error:
+            return Segmented(pair.image.name, None, np.zeros((0, 0), np.int64), str(error))
+        height, width = image.shape[:2]
+        if mask.shape != (height, width):
+            reason = f"the mask is {mask.shape}, the image {(height, width)}"
+            return Segmented(pair.image.name, None, mask, reason)
+        pixels = resize(image, Box(0, 0, height, width), (self.size, self.size))
+        return Segmented(pair.image.name, pixels, mask)
+
+
+def collate(samples: list[Segmented]) -> tuple[Tensor, list[Segmented], list[Segmented]]:
+    """Images uint8 [B, 3, S, S] of those that could be read, those, and the others."""
+    good = [sample for sample in samples if sample.pixels is not None]
+    pixels = [sample.pixels for sample in good if sample.pixels is not None]
+    bad = [sample for sample in samples if sample.pixels is None]
+    return torch.stack(pixels) if pixels else torch.empty(0, dtype=torch.uint8), good, bad

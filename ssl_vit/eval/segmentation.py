@@ -1,0 +1,180 @@
+"""Segmentation from frozen patches: a linear classifier of each patch, and its nearest patches; mIoU."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ssl_vit.data.augment import normalise
+from ssl_vit.data.bad import BadList
+from ssl_vit.data.crops import sample_rng
+from ssl_vit.data.loader import TIMEOUT, watched, worker_options
+from ssl_vit.data.segmentation import Pair, SegmentationDataset, Segmented, collate, find_pairs
+from ssl_vit.errors import UserError
+from ssl_vit.eval.features import evaluating, worker_count
+from ssl_vit.eval.job import Job, Outcome
+from ssl_vit.eval.knn import nearest
+from ssl_vit.eval.linear import LinearProbe, fit_linear
+from ssl_vit.eval.progress import progress
+from ssl_vit.eval.protocol import Side
+from ssl_vit.eval.readout import patch_maps
+
+LINEAR_PATCHES, BANK = 200_000, 50_000  # patches of train that are learnt from, that are searched
+EPOCHS, K, TEMPERATURE = 10, 20, 0.07
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Patches of train, each with the class that most of its pixels have."""
+
+    features: NDArray[np.float32]  # [N, D]
+    labels: NDArray[np.int64]  # [N] place in `values`
+    values: NDArray[np.int64]  # [C] the numbers in the masks
+
+
+def score(job: Job, ignore: tuple[int, ...]) -> Outcome:
+    """The kind "segmentation": mIoU and pixel accuracy in percent, at each mask's own size."""
+    train, val = (find_pairs(job.folders[side], side) for side in ("train", "val"))
+    known = _collect(job, train, ignore)
+    probe = fit_linear(known.features, known.labels, epochs=EPOCHS, seed=job.seed, device=job.device, dtype=job.dtype)
+    rows = np.random.default_rng(job.seed).permutation(len(known.labels))[:BANK]
+    bank, bank_labels = known.features[rows], known.labels[rows]
+    job.classes = len(known.values)
+    tables = {"linear": np.zeros((job.classes, job.classes), np.int64)}
+    tables["knn"] = tables["linear"].copy()
+    for maps, samples in _maps(job, val, "val"):
+        patches = np.ascontiguousarray(maps.permute(0, 2, 3, 1).flatten(0, 2).numpy())
+        shape = (len(samples), *maps.shape[-2:], job.classes)
+        found = {"linear": _linear(probe, patches), "knn": votes(bank, bank_labels, patches, job.classes)}
+        for name, each in found.items():
+            planes = each.reshape(shape).permute(0, 3, 1, 2)
+            for plane, sample in zip(planes, samples, strict=True):
+                tables[name] += confusion(known.values, sample, segment(plane, sample.mask.shape), ignore)
+    settings = {
+        "transform": f"the whole image stretched to {job.readout.image_size} x {job.readout.image_size}",
+        "patches": {"linear": len(known.labels), "knn": len(rows)},
+        "linear": f"lr {probe.rate}, chosen on a tenth of each class of train's patches, {EPOCHS} epochs",
+        "knn": f"k {K}, temperature {TEMPERATURE}",
+        "ignore": list(ignore),
+    }
+    return Outcome({name: summary(table) for name, table in tables.items()}, settings, seed=job.seed)
+
+
+def summary(table: NDArray[np.int64]) -> dict[str, float]:
+    """mIoU over the classes that are in the masks or in the answer, and pixel accuracy, in percent.
+
+    table: [C, C] pixels by true and by found class.
+
+    >>> summary(np.array([[3, 1], [0, 4]]))
+    {'mIoU': 77.5, 'accuracy': 87.5}
+    """
+    both = np.diag(table)
+    union = table.sum(0) + table.sum(1) - both
+    iou = both[union > 0] / union[union > 0]
+    return {"mIoU": 100 * float(iou.mean()), "accuracy": 100 * float(both.sum() / table.sum())}
+
+
+def confusion(
+    values: NDArray[np.int64], sample: Segmented, found: NDArray[np.int64], ignore: tuple[int, ...]
+) -> NDArray[np.int64]:
+    """Pixels by true and by found class [C, C]; UserError for a class that train doesn't have."""
+    counted = ~np.isin(sample.mask, ignore)
+    true = sample.mask[counted]
+    unknown = np.setdiff1d(true, values)
+    if len(unknown):
+        raise UserError(
+            f"--val: the mask of {sample.name} has class {unknown[0]}, which no mask of --train has; "
+            f"give both the same classes, or leave it out by --ignore {','.join(map(str, (*ignore, unknown[0])))}"
+        )
+    count = len(values)
+    cells = np.searchsorted(values, true) * count + found[counted]
+    return np.bincount(cells, minlength=count * count).reshape(count, count)
+
+
+def segment(scores: Tensor, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """The class [H, W] of every pixel by scores [C, h, w] of patches, enlarged bilinearly."""
+    enlarged = torch.nn.functional.interpolate(scores[None], shape, mode="bilinear", align_corners=False)
+    found: NDArray[np.int64] = enlarged[0].argmax(0).numpy()
+    return found
+
+
+def votes(bank: NDArray[np.float32], labels: NDArray[np.int64], patches: NDArray[np.float32], classes: int) -> Tensor:
+    """The share [N, C] of each class among the nearest patches, weighted by exp(similarity / temperature)."""
+    similarity, near = nearest(bank, patches, min(K, len(bank)))
+    weights = torch.from_numpy(similarity / TEMPERATURE).softmax(1)
+    return torch.zeros(len(patches), classes).scatter_add_(1, torch.from_numpy(labels[near]), weights)
+
+
+def _linear(probe: LinearProbe, patches: NDArray[np.float32]) -> Tensor:
+    weights, bias = probe.affine()
+    return torch.from_numpy(patches) @ weights.cpu() + bias.cpu()
+
+
+def _collect(job: Job, pairs: list[Pair], ignore: tuple[int, ...]) -> Patches:
+    """Some patches of every image, so that all together are at most LINEAR_PATCHES."""
+    most = max(1, LINEAR_PATCHES // len(pairs))
+    features, values = list[NDArray[np.float32]](), list[NDArray[np.int64]]()
+    done = 0
+    for maps, samples in _maps(job, pairs, "train"):
+        for each, sample in zip(maps, samples, strict=True):
+            labels = patch_labels(sample.mask, each.shape[-2:], ignore).ravel()
+            rows = np.flatnonzero(labels >= 0)
+            rows = np.sort(sample_rng(job.seed, 0, done).permutation(rows)[:most])
+            features.append(each.flatten(1).T.numpy()[rows])
+            values.append(labels[rows])
+            done += 1
+    numbers, labels = np.unique(np.concatenate(values), return_inverse=True)
+    if len(numbers) < 2:
+        raise UserError(f"--train: the masks hold one class alone, {numbers.tolist()}; segmentation needs two or more")
+    return Patches(np.concatenate(features), labels.astype(np.int64), numbers)
+
+
+def patch_labels(mask: NDArray[np.int64], grid: tuple[int, ...], ignore: tuple[int, ...]) -> NDArray[np.int64]:
+    """The most frequent class [h, w] among the pixels of each patch; -1 where all of them are ignored.
+
+    >>> patch_labels(np.array([[1, 1, 255, 255], [1, 2, 255, 255]]), (1, 2), (255,))
+    array([[ 1, -1]])
+    """
+    rows, columns = (np.arange(side) * count // side for side, count in zip(mask.shape, grid, strict=True))
+    patch = (rows[:, None] * grid[1] + columns)[~np.isin(mask, ignore)]
+    values, labels = np.unique(mask[~np.isin(mask, ignore)], return_inverse=True)
+    cells = grid[0] * grid[1]
+    counts = np.bincount(patch * len(values) + labels, minlength=cells * len(values)).reshape(cells, len(values))
+    if not len(values):
+        return np.full(grid, -1)
+    return np.where(counts.any(1), values[counts.argmax(1)], -1).reshape(grid)
+
+
+def _maps(job: Job, pairs: list[Pair], side: str) -> Iterator[tuple[Tensor, list[Segmented]]]:
+    """Patches [B, D, h, w] on the CPU, and their images; unreadable files are named and left out."""
+    dataset, readout = SegmentationDataset(pairs, job.readout.image_size), job.readout
+    workers = worker_count(None, len(pairs))
+    options = worker_options(workers, TIMEOUT)
+    loader: DataLoader[Segmented] = DataLoader(dataset, readout.batch_size, collate_fn=collate, **options)
+    bad = BadList(len(pairs), 1.0, consequence="it is left out")
+    backbone, left_out = job.backbone, 0
+    with evaluating(backbone), torch.inference_mode(), progress(side, len(pairs)) as advance:
+        for pixels, good, others in watched(loader):
+            bad.note([(sample.name, sample.reason) for sample in others])
+            left_out += len(others)
+            if good:
+                images = normalise(pixels.to(job.device), readout.mean, readout.std)
+                yield patch_maps(backbone, images, readout.layers[-1]).cpu(), good
+            advance(len(good) + len(others))
+    if left_out == len(pairs):
+        raise UserError(f"--{side} {job.folders[side]}: none of the {len(pairs)} images could be read")
+    job.sides[side] = Side(len(pairs) - left_out, left_out, _fingerprint(pairs, job.folders[side]))
+
+
+def _fingerprint(pairs: list[Pair], root: Path) -> str:
+    """sha256 of names and sizes, of images and masks."""
+    lines = [f"{path.relative_to(root)} {path.stat().st_size}\n" for pair in pairs for path in (pair.image, pair.mask)]
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
