@@ -170,6 +170,14 @@ KINDS: dict[str, Kind] = {
             "radius": Option((1.0, 4.0), "of adversarial changes in 255ths, R,R,…", within(0, 255)),
         },
     ),
+    "shapebias": Kind(
+        "ssl_vit.eval.shapebias:score",
+        "images of one class's shape and another's texture: which of them decides",
+        folders={
+            "train": "labelled images to learn from",
+            "conflict": "sub-folders by shape, file names that end in -TEXTURE and a number (arXiv 1811.12231)",
+        },
+    ),
     "segmentation": Kind(
         "ssl_vit.eval.segmentation:score",
         "masks from frozen patches, by a linear classifier and by the nearest patches: mIoU",
@@ -181,8 +189,11 @@ KINDS: dict[str, Kind] = {
     ),
     "labelfree": Kind(
         "ssl_vit.eval.labelfree:score",
-        "without labels: effective rank, alignment, uniformity, neighbours shared by two views",
+        "without labels: effective rank, LiDAR, alignment, uniformity, neighbours shared by two views",
         folders={"data": "images, with labels or without"},
-        options={"k": Option(10, "neighbours", int)},
+        options={
+            "k": Option(10, "neighbours", int),
+            "views": Option(4, "crops of every image, for LiDAR", int),
+        },
     ),
 }

@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssl_vit.data.crops import Box, resize
+from ssl_vit.data.crops import Box, make_views, resize, sample_rng
+from ssl_vit.data.plan import View, ViewPlan
 from ssl_vit.errors import UserError
 from ssl_vit.eval.job import Job, Outcome
 from ssl_vit.eval.knn import nearest, unit
 
 PAIRS = 2048  # images between which distances are averaged
+SCALE = (0.4, 1.0)  # of the area, in LiDAR's crops; the paper takes the views that the model was trained with
+_LIDAR_DELTA = 1e-4  # added to what changes, the paper's
 SHIFT = 0.85  # share of a side that the second view keeps
 
 
-def score(job: Job, k: int) -> Outcome:
-    """The kind "labelfree": effective rank, alignment, uniformity, and how many neighbours two views share."""
+def score(job: Job, k: int, views: int) -> Outcome:
+    """The kind "labelfree": effective rank, LiDAR, alignment, uniformity, and how many neighbours two views share."""
+    if views < 2:
+        raise UserError(f"labelfree: --views is {views}; how much they differ takes two or more")
     source = job.unlabelled("data")
     plain = job.features(source, "data").features
     if len(plain) < 2:
         raise UserError(f"--data {job.folders['data']}: a single image; these scores compare images with each other")
     moved = job.altered(source, zoomed, "second view").features
+    crops = [
+        job.altered(source, partial(cropped, job.seed, view), f"crop {view + 1}").features for view in range(views)
+    ]
     k = min(k, len(plain) - 1)
     scores = {
         "rank": rank(plain),
+        "lidar": lidar(np.stack(crops)),
         "alignment": alignment(plain, moved),
         "uniformity": uniformity(plain, job.seed),
         "shared_neighbours": shared_neighbours(plain, moved, k),
     }
     view = f"the image mirrored, its central {SHIFT:.0%} enlarged"
-    return Outcome(scores, {"k": k, "second_view": view, "pairs": PAIRS}, seed=job.seed)
+    settings = {"k": k, "second_view": view, "pairs": PAIRS, "lidar_crops": f"{views}, of {SCALE} of the area"}
+    return Outcome(scores, settings, seed=job.seed)
 
 
 def zoomed(image: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
@@ -43,10 +55,34 @@ def zoomed(image: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
     return pixels[:, ::-1]
 
 
+def cropped(seed: int, view: int, image: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
+    """One of LiDAR's views [S, S, 3]: a random crop, enlarged, mirrored half the time."""
+    crop = View("crop", 1, image.shape[0], scale=SCALE, flip_p=0.5)
+    (pixels,), _ = make_views(image, ViewPlan((crop,)), sample_rng(seed, view, index))
+    found: NDArray[np.uint8] = pixels[0].permute(1, 2, 0).numpy()
+    return found
+
+
 def rank(features: NDArray[np.float32]) -> float:
     """RankMe (arXiv 2210.02885): exp of the entropy of the singular values of features [N, D]; 1 is collapse."""
     values = np.linalg.svd(features.astype(np.float64), compute_uv=False)
     share = values / values.sum() + 1e-7
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def lidar(views: NDArray[np.float32]) -> float:
+    """LiDAR (arXiv 2312.04000) of features [V, N, D] of V views of N images: the effective rank of what tells images
+    apart, measured in what changes between the views of one image; 1 is collapse.
+    """
+    x = views.astype(np.float64)
+    means = x.mean(0)
+    between = np.cov(means, rowvar=False)
+    spread = (x - means).reshape(-1, x.shape[2])
+    within = spread.T @ spread / (len(means) * (len(x) - 1)) + _LIDAR_DELTA * np.eye(x.shape[2])
+    values, vectors = np.linalg.eigh(within)
+    whiten = vectors / np.sqrt(values)
+    told = np.linalg.eigvalsh(whiten.T @ between @ whiten).clip(0)
+    share = told / told.sum() + 1e-7
     return float(np.exp(-(share * np.log(share)).sum()))
 
 

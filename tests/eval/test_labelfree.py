@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ssl_vit.eval.api import evaluate
-from ssl_vit.eval.labelfree import alignment, rank, shared_neighbours, uniformity, zoomed
+from ssl_vit.eval.labelfree import alignment, cropped, lidar, rank, shared_neighbours, uniformity, zoomed
 
 
 def test_effective_rank_of_known_matrices():
@@ -14,6 +14,39 @@ def test_effective_rank_of_known_matrices():
     assert rank(orthogonal[:, :5] @ rng.normal(size=(5, 5)) @ np.eye(5, 40)) < 5.01
     assert rank(np.ones((50, 8))) == pytest.approx(1, abs=1e-3)
     assert rank(rng.normal(size=(2048, 384)).astype(np.float32)) == pytest.approx(374.6, abs=1)
+
+
+def test_lidar_counts_the_directions_that_tell_images_apart():
+    """20 directions with the same spread between images; where views differ as much in all, the rest are noise."""
+    rng = np.random.default_rng(0)
+    means = np.zeros((5000, 60))
+    means[:, :20] = 30 * rng.normal(size=(5000, 20))
+    views = (means + rng.normal(size=(6, 5000, 60))).astype(np.float32)
+    assert lidar(views) == pytest.approx(20, rel=0.05)
+    assert lidar(views[..., :20] * np.float32(1e3)) == pytest.approx(20, rel=0.01)  # any scale
+    collapsed = np.ones((6, 500, 60)) + 1e-3 * rng.normal(size=(500, 1)) * rng.normal(size=60)
+    assert lidar(collapsed.astype(np.float32)) == pytest.approx(1, abs=0.1)
+
+
+def test_lidar_is_that_of_scipys_generalised_eigenvalues():
+    from scipy.linalg import eigh
+
+    rng = np.random.default_rng(1)
+    mix = rng.normal(size=(12, 12))
+    views = (rng.normal(size=(80, 12)) @ mix + 0.3 * rng.normal(size=(4, 80, 12))).astype(np.float32)
+    means = views.mean(0, dtype=np.float64)
+    within = np.mean([np.cov(views[:, i], rowvar=False) for i in range(80)], 0) + 1e-4 * np.eye(12)
+    told = eigh(np.cov(means, rowvar=False), within, eigvals_only=True)
+    share = told / told.sum()
+    assert lidar(views) == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-4)
+
+
+def test_crops_are_another_for_each_view_and_the_same_for_a_seed():
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    first = cropped(0, 0, image, 3)
+    np.testing.assert_array_equal(first, cropped(0, 0, image, 3))
+    assert first.shape == image.shape
+    assert all((first != other).mean() > 0.5 for other in (cropped(0, 1, image, 3), cropped(0, 0, image, 4)))
 
 
 def test_alignment_and_uniformity_by_hand():
