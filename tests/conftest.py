@@ -29,3 +29,16 @@ def whole_run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     code = finish(command(pictures / "train", folder / "run", "--val", str(pictures / "val")), folder / "said")
     assert code == 0, (folder / "said").read_text()
     return folder / "run"
+
+
+EXPORTS = "export"  # the property in which a test says what it exported, and who has loaded it
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of exports: loaded in a library, names checked, or refused; also of tests in other processes."""
+    done = terminalreporter.getreports("passed")
+    lines = sorted(str(value) for report in done for name, value in report.user_properties if name == EXPORTS)
+    if lines:
+        terminalreporter.section("exports")
+        for line in lines:
+            terminalreporter.line(line)

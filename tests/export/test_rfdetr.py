@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ssl_vit.cli import main
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export import rfdetr
 from ssl_vit.export.api import export
+from tests.conftest import EXPORTS
 from tests.export.conftest import randomised, written
 
 PREFIX = "backbone.0.encoder.encoder."
@@ -55,7 +57,9 @@ def test_every_name_and_shape_is_the_encoders_own(
 
 
 @pytest.mark.export
-def test_the_detector_gives_our_last_map(run: Path, tmp_path: Path) -> None:
+def test_the_detector_gives_our_last_map(
+    run: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     pytest.importorskip("rfdetr")
     result = export(run, "rfdetr", tmp_path / "out")
     assert result.max_difference is not None
@@ -63,6 +67,7 @@ def test_the_detector_gives_our_last_map(run: Path, tmp_path: Path) -> None:
     names: dict[str, object] = {}
     exec(result.snippet, names)
     assert type(names["model"]).__name__ == "RFDETRNano"
+    record_property(EXPORTS, f"rfdetr × DINOv2: loaded in {result.consumer}, within {result.max_difference:.1g}")
 
 
 @pytest.mark.fault

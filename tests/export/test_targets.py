@@ -1,6 +1,6 @@
 """Every target, opened by its own library: the same features, or a refusal that says what to do.
 
-``pytest -m export -rP tests/export/test_targets.py`` lists who loaded what, whose names were checked, and refusals.
+The table at the end of a run says who loaded what, whose names were checked, and what was refused.
 """
 
 import importlib
@@ -22,6 +22,7 @@ from ssl_vit.cli import main
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export import TARGETS
 from ssl_vit.export.api import export
+from tests.conftest import EXPORTS
 from tests.export.conftest import written
 from tests.export.models import MODELS, fresh, model
 
@@ -54,37 +55,37 @@ def run_of(tmp_path):
 @pytest.mark.export
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("target", LOADED)
-def test_the_library_gives_our_features(run_of, name, target):
+def test_the_library_gives_our_features(run_of, name, target, record_property):
     run = run_of(name)
     if name not in LOADED[target]:
         with pytest.raises(UserError, match=r"use --to ") as refusal:
             export(run, target)
-        print(f"{target} × {name}: refused: {refusal.value}")
+        record_property(EXPORTS, f"{target} × {name}: refused: {refusal.value}")
         assert sorted(entry.name for entry in run.iterdir()) == ["export"]
         return
     result = export(run, target)
     assert result.max_difference < 1e-4
     assert result.folder == run / ("export" if target == "timm" else f"export-{target}")
     assert len(result.snippet.splitlines()) <= 5
-    print(f"{target} × {name}: loaded by {result.consumer}, features within {result.max_difference:.1g}")
+    record_property(EXPORTS, f"{target} × {name}: loaded in {result.consumer}, within {result.max_difference:.1g}")
 
 
 @pytest.mark.export
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("target", NAMED)
-def test_where_nothing_can_be_loaded_it_is_said(run_of, name, target, capsys):
+def test_where_nothing_can_be_loaded_it_is_said(run_of, name, target, capsys, record_property):
     run = run_of(name)
     if name not in NAMED[target]:
         assert main(["export", str(run), "--to", target]) == 2
         refusal = capsys.readouterr().err.strip()
         assert "use --to timm or --to onnx" in refusal
-        print(f"{target} × {name}: refused: {refusal}")
+        record_property(EXPORTS, f"{target} × {name}: refused: {refusal}")
         return
     assert main(["export", str(run), "--to", target]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].endswith(", not loaded")
     assert printed[0].startswith(f"{run / f'export-{target}'}: names checked for ")
-    print(f"{target} × {name}: {printed[0].partition(': ')[2]}")
+    record_property(EXPORTS, f"{target} × {name}: {printed[0].partition(': ')[2]}")
 
 
 @pytest.mark.export
@@ -92,10 +93,10 @@ def test_where_nothing_can_be_loaded_it_is_said(run_of, name, target, capsys):
 @pytest.mark.parametrize(
     "name", [name if name in TRACED_QUICKLY else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
 )
-def test_the_computation_itself_is_kept(run_of, name, target):
+def test_the_computation_itself_is_kept(run_of, name, target, record_property):
     result = export(run_of(name), target)
     assert result.max_difference < 1e-4
-    print(f"{target} × {name}: loaded by {result.consumer}, outputs within {result.max_difference:.1g}")
+    record_property(EXPORTS, f"{target} × {name}: loaded in {result.consumer}, within {result.max_difference:.1g}")
     images = torch.randn(5, 3, *model(name).info.size)  # neither the number traced nor the number verified
     names: dict = {}
     exec(result.snippet, names)
