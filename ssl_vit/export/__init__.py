@@ -14,3 +14,8 @@ TARGETS = {  # what --to takes, and the file here that writes it; kept where imp
     "torch-export": "torch_export",
     "safetensors": "safetensors",
 }
+
+REFUSED = {  # libraries that one may look for here, and why they are no target
+    "ultralytics": "it gives every batch norm another eps, so that outputs differ, and is AGPL-3.0; "
+    "use --to torchvision for a ResNet and see docs/exports.md",
+}

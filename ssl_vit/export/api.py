@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.errors import RunFailed, UserError
-from ssl_vit.export import TARGETS, card, timm
+from ssl_vit.export import REFUSED, TARGETS, card, timm
 from ssl_vit.export.target import Pairs, Target, Verified
 
 
@@ -39,6 +39,8 @@ def export(run: Path | str, to: str = "timm", out: Path | str | None = None) -> 
             run, damaged weights, or ``out`` exists.
         RunFailed: the library cannot load the weights, or gives other outputs.
     """
+    if to in REFUSED:
+        raise UserError(f"--to {to}: no target: {REFUSED[to]}")
     if to not in TARGETS:
         nearest = difflib.get_close_matches(to, TARGETS, n=1, cutoff=0.0)[0]
         raise UserError(f"--to {to}: unknown target; did you mean {nearest}? (known: {', '.join(TARGETS)})")

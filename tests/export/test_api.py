@@ -50,6 +50,8 @@ def test_corrupted_weights_never_get_out(run, tmp_path):
 def test_mistakes_are_named(run, tmp_path):
     with pytest.raises(UserError, match="did you mean timm"):
         export(run, to="tim")
+    with pytest.raises(UserError, match=r"--to ultralytics: no target: .*use --to torchvision"):
+        export(run, to="ultralytics")
     with pytest.raises(UserError, match="nowhere"):
         export(tmp_path / "nowhere")
     with pytest.raises(UserError, match="never overwritten"):
