@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "RunConfig": "ssl_vit.config:RunConfig",
     "UserError": "ssl_vit.errors:UserError",
+    "compare": "ssl_vit.eval.compare:compare",
     "create_backbone": "ssl_vit.backbones:create_backbone",
     "embed": "ssl_vit.eval.embed:embed",
     "evaluate": "ssl_vit.eval.api:evaluate",

@@ -211,7 +211,7 @@ def test_list_backbones_prints_the_registrys_rows(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "no command; one of pretrain, eval, export, inspect, embed, list, demo; see ssl-vit --help"),
+        ("", "no command; one of pretrain, eval, compare, export, inspect, embed, list, demo; see ssl-vit --help"),
         ("pretrian images", "unknown command 'pretrian'; did you mean pretrain?; see ssl-vit --help"),
         (
             "pretrain images --out r --epoch 3",

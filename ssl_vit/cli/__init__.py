@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ssl_vit import __version__
+from ssl_vit.cli.compare import compare
 from ssl_vit.cli.evaluate import embed, evaluate
 from ssl_vit.cli.export import export, inspect
 from ssl_vit.cli.listing import list_names
@@ -57,6 +58,7 @@ def demo(argv: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "pretrain": pretrain,
     "eval": evaluate,
+    "compare": compare,
     "export": export,
     "inspect": inspect,
     "embed": embed,

@@ -15,6 +15,7 @@ from ssl_vit.eval import weights as weights_of
 from ssl_vit.eval.files import write_whole
 from ssl_vit.eval.job import Job, Outcome
 from ssl_vit.eval.kinds import KINDS, POOLINGS, PRECISIONS, Kind
+from ssl_vit.eval.protocol import Protocol
 from ssl_vit.eval.readout import LAST
 
 load = weights_of.load
@@ -53,11 +54,42 @@ def evaluate(
     Raises:
         UserError: weights or images that can't be scored; see ``load`` too.
     """
+    if json is not None and not Path(json).parent.is_dir():
+        raise UserError(f"--json {json}: the folder {Path(json).parent} does not exist; create it first")
+    outcome, protocol = outcome_of(
+        kind,
+        weights,
+        backbone=backbone,
+        layers=layers,
+        pooling=pooling,
+        precision=precision,
+        seed=seed,
+        features=features,
+        **others,
+    )
+    result = {kind: dict(outcome.scores), **outcome.more, "protocol": protocol.as_dict()}
+    if json is not None:
+        text = jsons.dumps(result, indent=2) + "\n"
+        write_whole(Path(json), lambda file: file.write(text.encode()))
+    return result
+
+
+def outcome_of(
+    kind: str,
+    weights: Path | str,
+    *,
+    backbone: str | None = None,
+    layers: tuple[int, ...] = LAST,
+    pooling: str = "model",
+    precision: str = "float32",
+    seed: int = 0,
+    features: Path | str | None = None,
+    **others: Any,
+) -> tuple[Outcome, Protocol]:
+    """As ``evaluate``, with what was right image by image and the protocol as they are."""
     entry = _entry(kind)
     _check_choice("pooling", pooling, POOLINGS)
     _check_choice("precision", precision, PRECISIONS)
-    if json is not None and not Path(json).parent.is_dir():
-        raise UserError(f"--json {json}: the folder {Path(json).parent} does not exist; create it first")
     folders, options = _split(kind, entry, others)
     weights_file(weights)  # a mistake here is answered before any folder is looked through
     job = Job(
@@ -71,11 +103,7 @@ def evaluate(
         keep=None if features is None else Path(features),
     )
     outcome = score(entry, job, options)
-    result = {kind: dict(outcome.scores), **outcome.more, "protocol": job.protocol(kind, outcome).as_dict()}
-    if json is not None:
-        text = jsons.dumps(result, indent=2) + "\n"
-        write_whole(Path(json), lambda file: file.write(text.encode()))
-    return result
+    return outcome, job.protocol(kind, outcome)
 
 
 def score(entry: Kind, job: Job, options: dict[str, Any]) -> Outcome:

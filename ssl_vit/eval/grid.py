@@ -39,9 +39,9 @@ def score(job: Job, depths: tuple[int, ...]) -> Outcome:
             "classifier": CLASSIFIER,
             "chosen_on": "a tenth of each class of train; then trained again on all of train",
             "grid": {"layers": list(depths), "pooling": pooling, "lr": list(RATES)},
-            "held_out": tried,
         },
         seed=job.seed,
+        more={"held_out": tried},
         correct=correct,
     )
 

@@ -28,7 +28,7 @@ class Outcome:
     """What a kind of score found."""
 
     scores: Mapping[str, Any]  # plain values; kept under the kind's name
-    settings: Mapping[str, Any]  # what they depend on beside the features: k, temperature, rates, …
+    settings: Mapping[str, Any]  # what was asked for beside the features: k, temperature, rates, …; nothing found
     seed: int | None = None  # None where nothing is drawn
     more: Mapping[str, Any] = field(default_factory=dict)  # beside the scores, under names of their own
     correct: NDArray[np.bool_] | None = None  # [M] by image of val, for tests in pairs

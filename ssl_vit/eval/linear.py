@@ -74,9 +74,9 @@ def score(job: Job) -> Outcome:
         settings={
             "classifier": CLASSIFIER,
             "lr_chosen_on": "a tenth of each class of train; then trained again on all of train",
-            "held_out": {str(rate): accuracy for rate, accuracy in probe.held_out.items()},
         },
         seed=job.seed,
+        more={"held_out": {str(rate): accuracy for rate, accuracy in probe.held_out.items()}},
         correct=correct,
     )
 

@@ -27,9 +27,9 @@ def score(job: Job) -> Outcome:
         settings={
             "classifier": "C x sum of cross-entropies + half the squared weights, standardised features, L-BFGS",
             "C_chosen_on": "a tenth of each class of train; then trained again on all of train",
-            "held_out": {str(c): accuracy for c, accuracy in probe.held_out.items()},
         },
         seed=job.seed,
+        more={"held_out": {str(c): accuracy for c, accuracy in probe.held_out.items()}},
         correct=correct,
     )
 

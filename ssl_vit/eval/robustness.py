@@ -59,13 +59,12 @@ def score(
     scores |= {name: _attacks(job, val, probe, radius, steps) for name, steps in (("fgsm", 1), ("pgd", PGD_STEPS))}
     settings = {
         "classifier": "logistic regression on clean train, C chosen on a tenth of it",
-        "C": probe.rate,
         "corruptions_of": "ImageNet-C (arXiv 1903.12261); frost drawn, not photographed",
         "severities": list(severities),
         "hidden": f"percent of {CELLS} x {CELLS} cells at the image's mean colour",
         "attacks": f"largest change in 255ths; PGD {PGD_STEPS} steps from a random start",
     }
-    return Outcome(scores, settings, seed=job.seed, correct=correct)
+    return Outcome(scores, settings, seed=job.seed, more={"C": probe.rate}, correct=correct)
 
 
 def _names(asked: tuple[str, ...]) -> tuple[str, ...]:

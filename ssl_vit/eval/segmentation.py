@@ -61,11 +61,12 @@ def score(job: Job, ignore: tuple[int, ...]) -> Outcome:
     settings = {
         "transform": f"the whole image stretched to {job.readout.image_size} x {job.readout.image_size}",
         "patches": {"linear": len(known.labels), "knn": len(rows)},
-        "linear": f"lr {probe.rate}, chosen on a tenth of each class of train's patches, {EPOCHS} epochs",
+        "linear": f"lr chosen on a tenth of each class of train's patches, {EPOCHS} epochs",
         "knn": f"k {K}, temperature {TEMPERATURE}",
         "ignore": list(ignore),
     }
-    return Outcome({name: summary(table) for name, table in tables.items()}, settings, seed=job.seed)
+    scores = {name: summary(table) for name, table in tables.items()}
+    return Outcome(scores, settings, seed=job.seed, more={"lr": probe.rate})
 
 
 def summary(table: NDArray[np.int64]) -> dict[str, float]:

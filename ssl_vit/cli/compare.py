@@ -1,0 +1,34 @@
+"""``ssl-vit compare``: several runs on the same images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from ssl_vit.cli.parser import Parser, existing, new_file, say
+
+
+def compare(argv: list[str]) -> None:
+    """Score several runs on the same images and say which differences are more than chance."""
+    parser = Parser("compare", str(compare.__doc__))
+    words = "two or more folders of runs, or files of weights; each is tested against the first"
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=existing, help=words)
+    parser.add_argument("--train", type=existing, metavar="DIR", required=True, help="labelled images to learn from")
+    parser.add_argument("--val", type=existing, metavar="DIR", required=True, help="labelled images to score on")
+    parser.add_argument("--kind", default="knn", metavar="KIND", help="knn, linear, logistic or grid (knn, k = 20)")
+    parser.add_argument("--figure", type=new_file, metavar="FILE", help="draw the result there, a .png")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the result there too")
+    args = parser.parse(argv)
+    from ssl_vit.eval.compare import compare as run
+    from ssl_vit.eval.files import write_whole
+
+    found = run(args.runs, args.train, args.val, kind=args.kind)
+    if args.json is not None:
+        text = json.dumps(asdict(found), indent=2) + "\n"
+        write_whole(args.json, lambda file: file.write(text.encode()))
+    if args.figure is not None:
+        from ssl_vit.report.compare import figure
+        from ssl_vit.report.figures import save
+
+        save(figure(found), args.figure)
+    say(found.table())
