@@ -10,31 +10,18 @@ map is padded to multiples of 7 for the attention across, whose layers have 49 i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers.helpers import to_2tuple
-from timm.layers.norm import LayerNorm2d
 from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import (
-    MapBlock,
-    NHWCStage,
-    PatchEmbed,
-    PatchMerging,
-    Pyramid,
-    WindowAttention,
-    drop_path_rates,
-    from_windows,
-    init_linear,
-    register_variants,
-    rename,
-    resize_positions,
-    to_map,
-    to_windows,
-)
+from ssl_vit.backbones.layers import PatchEmbed, register_variants, rename, resize_positions, to_map
+from ssl_vit.backbones.pyramid import SwinLayout
+from ssl_vit.backbones.windows import MapBlock, WindowAttention, from_windows, to_windows
 
 PATCH = 4  # pixels
 WINDOW = 7  # cells
@@ -74,49 +61,23 @@ class PositionedPatches(PatchEmbed):
         return x + to_map(resize_positions(self.pos_embed, self.built, size), size)
 
 
-class CAT(Pyramid):
-    """Patches of 4 pixels, four stages at strides 4 to 32 and a linear head on the mean of the last map.
+class CAT(SwinLayout):
+    """Swin's layout, a unit of three blocks in place of each block.
 
     Args:
-        embed_dim: channels of the first stage; each later one has twice as many.
-        depths: units (three blocks each) of each stage.
         heads: of the attention inside windows, for each stage.
         img_size: that the positions are made for, pixels; any other size runs.
+        layout: of :class:`SwinLayout`.
     """
 
     def __init__(
-        self,
-        img_size: int | tuple[int, int] = 224,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        embed_dim: int = 64,
-        depths: Sequence[int] = (1, 1, 3, 1),
-        heads: Sequence[int] = (2, 4, 8, 16),
+        self, heads: Sequence[int] = (2, 4, 8, 16), img_size: int | tuple[int, int] = 224, **layout: Any
     ) -> None:
-        dims = [embed_dim * 2**i for i in range(4)]
-        rates = drop_path_rates(drop_path_rate, sum(depths))  # one rate a unit, as the official code has it
-        stages = []
-        for i, dim in enumerate(dims):
-            blocks: list[nn.Module] = []
-            for _ in range(depths[i]):
-                rate = next(rates)
-                inside, again = (WindowAttention(dim, heads[i], WINDOW) for _ in range(2))
-                blocks += (MapBlock(dim, attn, rate) for attn in (inside, CrossAttention(), again))
-            stages.append(NHWCStage(PatchMerging(dims[i - 1], dim) if i else nn.Identity(), blocks))
-        super().__init__(
-            PositionedPatches(to_2tuple(img_size), in_chans, embed_dim),
-            stages,
-            dims,
-            norm=LayerNorm2d(dims[-1], eps=1e-5),
-            num_classes=num_classes,
-            in_chans=in_chans,
-            global_pool=global_pool,
-            drop_rate=drop_rate,
-        )
-        init_linear(self)
+        def unit(stage: int, place: int, dim: int, drop_path: float) -> nn.Module:
+            inside, again = (WindowAttention(dim, heads[stage], WINDOW) for _ in range(2))
+            return nn.Sequential(*(MapBlock(dim, attn, drop_path) for attn in (inside, CrossAttention(), again)))
+
+        super().__init__(unit, stem=partial(PositionedPatches, to_2tuple(img_size)), **layout)
 
 
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -129,7 +90,7 @@ def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         (r"^layers\.(\d)\.downsample", lambda match: f"stages.{int(match[1]) + 1}.downsample"),
         (
             r"^layers\.(\d)\.(\w+)_blocks\.(\d+)",
-            lambda match: f"stages.{match[1]}.blocks.{3 * int(match[3]) + places[match[2]]}",
+            lambda match: f"stages.{match[1]}.blocks.{match[3]}.{places[match[2]]}",
         ),
         (r"attn\.relative", "attn.position.relative"),
         (r"^head\.(weight|bias)", r"head.fc.\1"),

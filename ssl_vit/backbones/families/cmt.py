@@ -17,10 +17,7 @@ from torch import Tensor, nn
 
 from ssl_vit.backbones.layers import (
     PatchEmbed,
-    Pyramid,
     Size,
-    TokenStage,
-    drop_path_rates,
     init_linear,
     merge_heads,
     pad_to_multiple,
@@ -30,6 +27,7 @@ from ssl_vit.backbones.layers import (
     to_map,
     to_tokens,
 )
+from ssl_vit.backbones.pyramid import Pyramid, TokenStage, drop_path_rates
 
 
 class InvertedResidual(nn.Module):
@@ -127,6 +125,7 @@ class CMT(Pyramid):
         stem: channels of the stem.
         mlp_ratio: hidden channels of the inverted residuals, times those of the stage.
         img_size: that the biases are made for, pixels; they're resized for any other.
+        head: `num_classes`, `global_pool` of :class:`Pyramid`.
     """
 
     def __init__(
@@ -139,32 +138,22 @@ class CMT(Pyramid):
         reductions: Sequence[int] = (8, 4, 2, 1),
         img_size: int | Size = 224,
         in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
         drop_rate: float = 0.1,
         drop_path_rate: float = 0.0,
+        **head: Any,
     ) -> None:
-        rates = drop_path_rates(drop_path_rate, sum(depths))
         stages = []
-        for i, dim in enumerate(dims):
+        for i, (dim, rates) in enumerate(zip(dims, drop_path_rates(drop_path_rate, depths), strict=True)):
             hidden = int(dim * mlp_ratio)
-            blocks = [Block(dim, heads[i], reductions[i], hidden, next(rates)) for _ in range(depths[i])]
+            blocks = [Block(dim, heads[i], reductions[i], hidden, rate) for rate in rates]
             downsample = PatchEmbed(dims[i - 1] if i else stem, dim, 2)
             stages.append(CMTStage(downsample, blocks, heads[i], reductions[i], ceil_div(to_2tuple(img_size), 4 << i)))
         convs: list[nn.Module] = []
         for i in range(3):
             conv = nn.Conv2d(stem if i else in_chans, stem, 3, stride=1 if i else 2, padding=1)
             convs += [conv, nn.GELU(), nn.BatchNorm2d(stem)]
-        super().__init__(
-            nn.Sequential(*convs),
-            stages,
-            dims,
-            head_width=1280,
-            num_classes=num_classes,
-            in_chans=in_chans,
-            global_pool=global_pool,
-            drop_rate=drop_rate,
-        )
+        stem_layers = nn.Sequential(*convs)
+        super().__init__(stem_layers, stages, dims, head_width=1280, in_chans=in_chans, drop_rate=drop_rate, **head)
         self.widen: nn.Module = nn.Sequential(nn.Conv2d(dims[-1], 1280, 1), nn.BatchNorm2d(1280), nn.SiLU())
         init_linear(self)
         for module in self.modules():

@@ -18,7 +18,8 @@ from timm.layers.drop import DropPath
 from timm.layers.split_attn import SplitAttn
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import Pyramid, Size, Stage, drop_path_rates, register_variants, rename
+from ssl_vit.backbones.layers import Size, register_variants, rename
+from ssl_vit.backbones.pyramid import Pyramid, Stage, drop_path_rates
 
 SHARE = 8  # channels that share a kernel
 WIDTHS = (64, 128, 256, 512)  # of the bottlenecks of each stage
@@ -145,13 +146,12 @@ class CoTNet(Pyramid):
         **head: Any,
     ) -> None:
         hybrid = stem_width is not None
-        rates = drop_path_rates(drop_path_rate, sum(depths))
         stem, in_dim = stem_of(in_chans, stem_width)
         stages = []
-        for i, planes in enumerate(WIDTHS):
+        for i, (planes, rates) in enumerate(zip(WIDTHS, drop_path_rates(drop_path_rate, depths), strict=True)):
             width, dim = planes * base_width // 64 * groups, planes * EXPANSION
             blocks = []
-            for j in range(depths[i]):
+            for j, rate in enumerate(rates):
                 stride = 2 if j == 0 and (i > 0 or hybrid) else 1
                 gated = hybrid and (i < 2 or (i == 2 and j % 2 == 1))
                 before = nn.AvgPool2d(3, stride, padding=1) if stride > 1 and not gated and not blur else None
@@ -159,7 +159,7 @@ class CoTNet(Pyramid):
                 own = 1 if before or after else stride
                 mixer = gated_conv(width, own) if gated else CoT(width, groups)
                 shortcut = shortcut_of(in_dim, dim, stride, pooled=hybrid) if j == 0 else nn.Identity()
-                blocks.append(Bottleneck(in_dim, width, dim, mixer, shortcut, next(rates), before, after))
+                blocks.append(Bottleneck(in_dim, width, dim, mixer, shortcut, rate, before, after))
                 in_dim = dim
             stages.append(Stage(nn.Identity(), blocks))
         super().__init__(stem, stages, [width * EXPANSION for width in WIDTHS], in_chans=in_chans, **head)

@@ -9,23 +9,18 @@ At other sizes than the built one the stripes stay as wide and are padded where 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers.drop import DropPath
 from timm.layers.mlp import Mlp
-from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import (
-    NHWCStage,
-    Pyramid,
-    drop_path_rates,
-    even_windows,
-    init_linear,
-    register_variants,
-    rename,
-)
+from ssl_vit.backbones.layers import conv_norm, register_variants, rename
+from ssl_vit.backbones.pyramid import SwinLayout
+from ssl_vit.backbones.windows import even_windows
 
 
 class StripeAttention(nn.Module):
@@ -77,48 +72,21 @@ class Block(nn.Module):
         return x
 
 
-class CSWin(Pyramid):
-    """A convolution stem, four stages at strides 4 to 32 and a linear head on the mean of the last map.
+class CSWin(SwinLayout):
+    """Swin's layout, with overlapping patches.
 
     Args:
-        embed_dim: channels of the first stage; each later one has twice as many.
-        depths, heads: of each stage.
-        stripes: width of the stripes of the first three stages, cells.
-        img_size: that the weights are made for, pixels; any other size runs.
+        heads: of each stage.
+        stripes: width of the stripes of all stages but the last, cells.
+        layout: of :class:`SwinLayout`.
     """
 
-    def __init__(
-        self,
-        img_size: int | tuple[int, int] = 224,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        embed_dim: int = 64,
-        depths: Sequence[int] = (1, 2, 21, 1),
-        heads: Sequence[int] = (2, 4, 8, 16),
-        stripes: Sequence[int] = (1, 2, 7),
-    ) -> None:
-        dims = [embed_dim * 2**i for i in range(4)]
-        rates = drop_path_rates(drop_path_rate, sum(depths))
-        stages = []
-        for i, stripe in enumerate((*stripes, None)):
-            merge = nn.Sequential(nn.Conv2d(dims[i - 1], dims[i], 3, 2, 1), LayerNorm2d(dims[i], eps=1e-5))
-            blocks = [Block(dims[i], heads[i], stripe, next(rates)) for _ in range(depths[i])]
-            stages.append(NHWCStage(merge if i else nn.Identity(), blocks))
-        stem = nn.Sequential(nn.Conv2d(in_chans, embed_dim, 7, 4, 2), LayerNorm2d(embed_dim, eps=1e-5))
-        super().__init__(
-            stem,
-            stages,
-            dims,
-            norm=LayerNorm2d(dims[-1], eps=1e-5),
-            num_classes=num_classes,
-            in_chans=in_chans,
-            global_pool=global_pool,
-            drop_rate=drop_rate,
-        )
-        init_linear(self)
+    def __init__(self, heads: Sequence[int] = (2, 4, 8, 16), stripes: Sequence[int] = (1, 2, 7), **layout: Any) -> None:
+        def block(stage: int, place: int, dim: int, drop_path: float) -> nn.Module:
+            return Block(dim, heads[stage], (*stripes, None)[stage], drop_path)
+
+        merge = partial(conv_norm, kernel=3, stride=2, padding=1)
+        super().__init__(block, merge, partial(conv_norm, kernel=7, stride=4, padding=2), **layout)
 
 
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

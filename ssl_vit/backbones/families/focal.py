@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,22 +23,9 @@ from timm.layers.norm import LayerNorm2d
 from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import (
-    MapBlock,
-    NHWCStage,
-    PatchEmbed,
-    Pyramid,
-    RelativePositionBias,
-    Size,
-    drop_path_rates,
-    from_windows,
-    init_linear,
-    merge_heads,
-    register_variants,
-    rename,
-    split_heads,
-    to_windows,
-)
+from ssl_vit.backbones.layers import PatchEmbed, Size, merge_heads, register_variants, rename, split_heads
+from ssl_vit.backbones.pyramid import SwinLayout
+from ssl_vit.backbones.windows import MapBlock, RelativePositionBias, from_windows, to_windows
 
 WINDOW = (7, 7)  # cells
 RING = 3  # cells around a window
@@ -211,61 +198,40 @@ class NearestAttention(FocalAttention):
         return seen, torch.cat(bias, dim=2).permute(0, 3, 1, 2)
 
 
-class Focal(Pyramid):
-    """Patches of 4 pixels, four stages at strides 4 to 32 and a linear head on the mean of the last map.
+def overlapping(in_dim: int, dim: int, patch: int) -> nn.Module:
+    """Patches that overlap their neighbours by almost half, [B, C, H, W] -> [B, D, H / patch, W / patch]."""
+    conv = nn.Conv2d(in_dim, dim, 2 * patch - 1, patch, patch // 2)
+    return nn.Sequential(OrderedDict(proj=conv, norm=LayerNorm2d(dim, eps=1e-5)))
+
+
+class Focal(SwinLayout):
+    """Swin's layout, with patches that are layer-normed at every stage.
 
     Args:
-        embed_dim: channels of the first stage; each later one has twice as many.
-        depths, heads: of each stage.
+        heads: of each stage.
         focus: pooled windows along each side of what a window sees, for each stage; None for the fast version.
         overlap: patches overlap their neighbours, 7 pixels with stride 4, then 3 cells with stride 2.
         img_size: that the weights are made for, pixels; any other size runs.
+        layout: of :class:`SwinLayout`.
     """
 
     def __init__(
         self,
-        img_size: int | tuple[int, int] = 224,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        embed_dim: int = 96,
-        depths: Sequence[int] = (2, 2, 6, 2),
         heads: Sequence[int] = (3, 6, 12, 24),
         focus: Sequence[int] | None = (7, 5, 3, 1),
         overlap: bool = False,
+        img_size: int | tuple[int, int] = 224,
+        **layout: Any,
     ) -> None:
-        dims = [in_chans, *(embed_dim * 2**i for i in range(4))]
-        rates = drop_path_rates(drop_path_rate, sum(depths))
-        stages: list[nn.Module] = []
-        patches: list[nn.Module] = []
-        for i, dim in enumerate(dims[1:]):
-            height, width = (math.ceil(side / 2 ** (i + 2)) for side in to_2tuple(img_size))
-            attention: Callable[[], nn.Module]
+        def block(stage: int, place: int, dim: int, drop_path: float) -> nn.Module:
+            height, width = (math.ceil(side / (4 << stage)) for side in to_2tuple(img_size))
             if focus is None:
-                attention = partial(NearestAttention, dim, heads[i], (height, width))
-            else:  # a map of one window has nothing around it
-                attention = partial(RingAttention, dim, heads[i], focus[i], ring=min(height, width) > WINDOW[0])
-            blocks = [MapBlock(dim, attention(), next(rates)) for _ in range(depths[i])]
-            patch = 2 if i else 4
-            if overlap:
-                conv = nn.Conv2d(dims[i], dim, 2 * patch - 1, patch, patch // 2)
-                patches.append(nn.Sequential(OrderedDict(proj=conv, norm=LayerNorm2d(dim, eps=1e-5))))
-            else:
-                patches.append(PatchEmbed(dims[i], dim, patch))
-            stages.append(NHWCStage(patches[i] if i else nn.Identity(), blocks))
-        super().__init__(
-            patches[0],
-            stages,
-            dims[1:],
-            norm=LayerNorm2d(dims[-1], eps=1e-5),
-            num_classes=num_classes,
-            in_chans=in_chans,
-            global_pool=global_pool,
-            drop_rate=drop_rate,
-        )
-        init_linear(self)
+                return MapBlock(dim, NearestAttention(dim, heads[stage], (height, width)), drop_path)
+            ring = min(height, width) > WINDOW[0]  # a map of one window has nothing around it
+            return MapBlock(dim, RingAttention(dim, heads[stage], focus[stage], ring), drop_path)
+
+        patches = overlapping if overlap else PatchEmbed
+        super().__init__(block, partial(patches, patch=2), partial(patches, patch=4), **layout)
 
 
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,16 +14,9 @@ import torch.nn.functional as F
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import (
-    Pyramid,
-    Size,
-    Stage,
-    drop_path_rates,
-    even_windows,
-    init_linear,
-    register_variants,
-    rename,
-)
+from ssl_vit.backbones.layers import Size, init_linear, register_variants, rename
+from ssl_vit.backbones.pyramid import Pyramid, Stage, drop_path_rates
+from ssl_vit.backbones.windows import even_windows
 
 
 def norm_of(dim: int, first: bool) -> nn.Module:
@@ -192,14 +185,13 @@ class HATNet(Pyramid):
         drop_path_rate: float = 0.0,
         **head: Any,
     ) -> None:
-        rates = drop_path_rates(drop_path_rate, sum(depths))
         stages = []
-        for i, dim in enumerate(dims):
+        for i, (dim, rates) in enumerate(zip(dims, drop_path_rates(drop_path_rate, depths), strict=True)):
             blocks = []
-            for _ in range(depths[i]):
+            for rate in rates:
                 attn = Attention(dim, head_dim, grids[i], reductions[i], first)
                 conv = InvertedResidual(dim, expansions[i] * dim, kernels[i], first)
-                blocks.append(Block(attn, conv, next(rates)))
+                blocks.append(Block(attn, conv, rate))
             stages.append(Stage(Downsample(dims[i - 1], dim, first) if i else nn.Identity(), blocks))
         stem = nn.Sequential(
             *(nn.Conv2d(in_chans, 16, 3, stride=2, padding=1), norm_of(16, first), nn.SiLU()),

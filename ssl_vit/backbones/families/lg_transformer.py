@@ -17,24 +17,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
-from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import (
-    MapBlock,
-    NHWCStage,
-    PatchEmbed,
-    PatchMerging,
-    Pyramid,
-    RelativePositionBias,
-    drop_path_rates,
-    even_windows,
-    from_windows,
-    init_linear,
-    merge_heads,
-    register_variants,
-    to_windows,
-)
+from ssl_vit.backbones.layers import merge_heads, register_variants
+from ssl_vit.backbones.pyramid import SwinLayout
+from ssl_vit.backbones.windows import MapBlock, RelativePositionBias, even_windows, from_windows, to_windows
 
 WINDOW = (7, 7)  # cells
 HIDDEN = -3e4  # a logit that softmax makes 0, within the range of half precision
@@ -90,49 +77,23 @@ class LocalToGlobal(nn.Module):
         return total
 
 
-class LGTransformer(Pyramid):
-    """Patches of 4 pixels, four stages at strides 4 to 32 and a linear head on the mean of the last map.
+class LGTransformer(SwinLayout):
+    """Swin's layout.
 
     Args:
-        embed_dim: channels of the first stage; each later one has twice as many.
-        depths, heads: of each stage.
+        heads: of each stage.
         paths: maps that each layer attends on, for each stage.
-        img_size: that the weights are made for, pixels; any other size runs.
+        layout: of :class:`SwinLayout`.
     """
 
     def __init__(
-        self,
-        img_size: int | tuple[int, int] = 224,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        embed_dim: int = 96,
-        depths: Sequence[int] = (2, 2, 6, 2),
-        heads: Sequence[int] = (3, 6, 12, 24),
-        paths: Sequence[int] = (4, 3, 2, 1),
+        self, heads: Sequence[int] = (3, 6, 12, 24), paths: Sequence[int] = (4, 3, 2, 1), **layout: Any
     ) -> None:
-        dims = [embed_dim * 2**i for i in range(4)]
-        rates = drop_path_rates(drop_path_rate, sum(depths))
-        stages = []
-        for i, dim in enumerate(dims):
-            blocks = [
-                MapBlock(dim, LocalToGlobal(dim, heads[i], paths[i], shifted=j % 2 == 1), next(rates))
-                for j in range(depths[i])
-            ]
-            stages.append(NHWCStage(PatchMerging(dims[i - 1], dim) if i else nn.Identity(), blocks))
-        super().__init__(
-            PatchEmbed(in_chans, embed_dim, 4),
-            stages,
-            dims,
-            norm=LayerNorm2d(dims[-1], eps=1e-5),
-            num_classes=num_classes,
-            in_chans=in_chans,
-            global_pool=global_pool,
-            drop_rate=drop_rate,
-        )
-        init_linear(self)
+        def block(stage: int, place: int, dim: int, drop_path: float) -> nn.Module:
+            attn = LocalToGlobal(dim, heads[stage], paths[stage], shifted=place % 2 == 1)
+            return MapBlock(dim, attn, drop_path)
+
+        super().__init__(block, **layout)
 
 
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,24 +17,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers.norm import LayerNorm2d
 from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import (
-    MapBlock,
-    NHWCStage,
-    PatchEmbed,
-    PatchMerging,
-    Pyramid,
-    drop_path_rates,
-    from_windows,
-    init_linear,
-    merge_heads,
-    register_variants,
-    split_heads,
-    to_windows,
-)
+from ssl_vit.backbones.layers import merge_heads, register_variants, split_heads
+from ssl_vit.backbones.pyramid import SwinLayout
+from ssl_vit.backbones.windows import MapBlock, from_windows, to_windows
 
 WINDOW = (7, 7)  # cells
 SHIFT = 3  # cells
@@ -104,49 +92,20 @@ class WindowMixer(nn.Module):
         return x
 
 
-class LinMapper(Pyramid):
-    """Patches of 4 pixels, four stages at strides 4 to 32 and a linear head on the mean of the last map.
+class LinMapper(SwinLayout):
+    """Swin's layout.
 
     Args:
         mixer: what replaces attention: "linear", "mlp" or "depthwise".
-        embed_dim: channels of the first stage; each later one has twice as many.
-        depths, heads: of each stage.
-        img_size: that the weights are made for, pixels; any other size runs.
+        heads: of each stage.
+        layout: of :class:`SwinLayout`.
     """
 
-    def __init__(
-        self,
-        img_size: int | tuple[int, int] = 224,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        mixer: str = "linear",
-        embed_dim: int = 96,
-        depths: Sequence[int] = (2, 2, 6, 2),
-        heads: Sequence[int] = (3, 6, 12, 24),
-    ) -> None:
-        dims = [embed_dim * 2**i for i in range(4)]
-        rates = drop_path_rates(drop_path_rate, sum(depths))
-        stages = []
-        for i, dim in enumerate(dims):
-            blocks = [
-                MapBlock(dim, WindowMixer(dim, heads[i], mixer, shifted=j % 2 == 1), next(rates))
-                for j in range(depths[i])
-            ]
-            stages.append(NHWCStage(PatchMerging(dims[i - 1], dim) if i else nn.Identity(), blocks))
-        super().__init__(
-            PatchEmbed(in_chans, embed_dim, 4),
-            stages,
-            dims,
-            norm=LayerNorm2d(dims[-1], eps=1e-5),
-            num_classes=num_classes,
-            in_chans=in_chans,
-            global_pool=global_pool,
-            drop_rate=drop_rate,
-        )
-        init_linear(self)
+    def __init__(self, mixer: str = "linear", heads: Sequence[int] = (3, 6, 12, 24), **layout: Any) -> None:
+        def block(stage: int, place: int, dim: int, drop_path: float) -> nn.Module:
+            return MapBlock(dim, WindowMixer(dim, heads[stage], mixer, shifted=place % 2 == 1), drop_path)
+
+        super().__init__(block, **layout)
 
 
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,15 +11,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
 from ssl_vit.backbones.layers import (
     PreNormBlock,
-    Pyramid,
     Size,
-    TokenStage,
-    drop_path_rates,
+    conv_norm,
     init_linear,
     merge_heads,
     register_variants,
@@ -28,6 +25,7 @@ from ssl_vit.backbones.layers import (
     to_map,
     to_tokens,
 )
+from ssl_vit.backbones.pyramid import Pyramid, TokenStage, drop_path_rates
 
 RATIOS = ((12, 16, 20, 24), (6, 8, 10, 12), (3, 4, 5, 6), (1, 2, 3, 4))  # of each stage: cells of the map a pooled one
 
@@ -116,16 +114,15 @@ class P2T(Pyramid):
         drop_path_rate: float = 0.0,
         **head: Any,
     ) -> None:
-        rates = drop_path_rates(drop_path_rate, sum(depths))
         stages = []
-        for i, dim in enumerate(dims):
+        for i, (dim, rates) in enumerate(zip(dims, drop_path_rates(drop_path_rate, depths), strict=True)):
             blocks = []
-            for _ in range(depths[i]):
+            for rate in rates:
                 attn, mlp = PoolingAttention(dim, heads[i], RATIOS[i]), InvertedBottleneck(dim, mlp_ratios[i] * dim)
-                blocks.append(Block(dim, attn, mlp, next(rates), eps=1e-6))
-            merge = nn.Sequential(nn.Conv2d(dims[i - 1], dim, 3, 2, 1), LayerNorm2d(dim, eps=1e-5))
-            stages.append(P2TStage(merge if i else nn.Identity(), blocks, dim, RATIOS[i]))
-        stem = nn.Sequential(nn.Conv2d(in_chans, dims[0], 7, 4, 3), LayerNorm2d(dims[0], eps=1e-5))
+                blocks.append(Block(dim, attn, mlp, rate, eps=1e-6))
+            merge = conv_norm(dims[i - 1], dim, 3, 2, 1) if i else nn.Identity()
+            stages.append(P2TStage(merge, blocks, dim, RATIOS[i]))
+        stem = conv_norm(in_chans, dims[0], 7, 4, 3)
         super().__init__(stem, stages, dims, in_chans=in_chans, **head)
         init_linear(self)
 

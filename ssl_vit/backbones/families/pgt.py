@@ -9,26 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
-from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import (
-    MapBlock,
-    NHWCStage,
-    PatchEmbed,
-    Pyramid,
-    drop_path_rates,
-    from_windows,
-    init_linear,
-    merge_heads,
-    register_variants,
-    rename,
-    split_heads,
-    to_windows,
-)
+from ssl_vit.backbones.layers import PatchEmbed, merge_heads, register_variants, rename, split_heads
+from ssl_vit.backbones.pyramid import SwinLayout
+from ssl_vit.backbones.windows import MapBlock, from_windows, to_windows
 
 
 class GroupAttention(nn.Module):
@@ -66,46 +55,22 @@ class Block(MapBlock):
         return x
 
 
-class PyramidGroupTransformer(Pyramid):
-    """Patches of 4 pixels, four stages at strides 4 to 32 and a linear head on the mean of the last map.
+class PyramidGroupTransformer(SwinLayout):
+    """Swin's layout, with patches that are layer-normed at every stage.
 
     Args:
-        embed_dim: channels of the first stage; each later one has twice as many.
-        depths, heads: of each stage.
+        heads: of each stage.
         groups: along each side of the map, for each stage.
-        img_size: that the weights are made for, pixels; any other size runs.
+        layout: of :class:`SwinLayout`.
     """
 
     def __init__(
-        self,
-        img_size: int | tuple[int, int] = 224,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        embed_dim: int = 64,
-        depths: Sequence[int] = (2, 2, 6, 2),
-        heads: Sequence[int] = (2, 4, 8, 16),
-        groups: Sequence[int] = (8, 4, 1, 1),
+        self, heads: Sequence[int] = (2, 4, 8, 16), groups: Sequence[int] = (8, 4, 1, 1), **layout: Any
     ) -> None:
-        dims = [embed_dim * 2**i for i in range(4)]
-        rates = drop_path_rates(drop_path_rate, sum(depths))
-        stages = []
-        for i, dim in enumerate(dims):
-            blocks = [Block(dim, GroupAttention(dim, heads[i], groups[i]), next(rates)) for _ in range(depths[i])]
-            stages.append(NHWCStage(PatchEmbed(dims[i - 1], dim, 2) if i else nn.Identity(), blocks))
-        super().__init__(
-            PatchEmbed(in_chans, embed_dim, 4),
-            stages,
-            dims,
-            norm=LayerNorm2d(dims[-1], eps=1e-5),
-            num_classes=num_classes,
-            in_chans=in_chans,
-            global_pool=global_pool,
-            drop_rate=drop_rate,
-        )
-        init_linear(self)
+        def block(stage: int, place: int, dim: int, drop_path: float) -> nn.Module:
+            return Block(dim, GroupAttention(dim, heads[stage], groups[stage]), drop_path)
+
+        super().__init__(block, partial(PatchEmbed, patch=2), **layout)
 
 
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers.helpers import to_2tuple
 from timm.layers.mlp import Mlp
 from timm.layers.pool1d import global_pool_nlc
@@ -21,43 +20,16 @@ from torch import Tensor, nn
 from ssl_vit.backbones.layers import (
     PatchEmbed,
     PreNormBlock,
-    Pyramid,
+    ReducedAttention,
     Size,
-    TokenStage,
-    drop_path_rates,
     init_linear,
-    merge_heads,
-    pad_to_multiple,
     register_variants,
     rename,
     resize_positions,
-    split_heads,
     to_map,
     to_tokens,
 )
-
-
-class Attention(nn.Module):
-    """Attention whose keys and values come from a map reduced `reduction` times by a strided convolution."""
-
-    def __init__(self, dim: int, heads: int, reduction: int) -> None:
-        super().__init__()
-        self.heads, self.reduction = heads, reduction
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
-        if reduction > 1:
-            self.sr = nn.Conv2d(dim, dim, reduction, stride=reduction)
-            self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor, size: Size) -> Tensor:
-        """[B, N, D] -> [B, N, D]; N is H*W, or one more where nothing is reduced."""
-        q = split_heads(self.q(x), self.heads)
-        if self.reduction > 1:
-            x = self.norm(to_tokens(self.sr(pad_to_multiple(to_map(x, size), self.reduction))))
-        k, v = (split_heads(t, self.heads) for t in self.kv(x).chunk(2, dim=-1))
-        x = self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))
-        return x
+from ssl_vit.backbones.pyramid import Pyramid, TokenStage, drop_path_rates
 
 
 class PVTStage(TokenStage):
@@ -111,13 +83,13 @@ class PVT(Pyramid):
         drop_path_rate: float = 0.0,
     ) -> None:
         height, width = to_2tuple(img_size)
-        rates = drop_path_rates(drop_path_rate, sum(depths))
         stages = []
-        for i, dim in enumerate(dims):
+        for i, (dim, rates) in enumerate(zip(dims, drop_path_rates(drop_path_rate, depths), strict=True)):
             blocks = []
-            for _ in range(depths[i]):
-                attn, mlp = Attention(dim, heads[i], reductions[i]), Mlp(dim, mlp_ratios[i] * dim)
-                blocks.append(PreNormBlock(dim, attn, mlp, next(rates), eps=1e-6))
+            for rate in rates:
+                reduce = PatchEmbed(dim, dim, reductions[i]) if reductions[i] > 1 else None
+                attn, mlp = ReducedAttention(dim, heads[i], reduce), Mlp(dim, mlp_ratios[i] * dim)
+                blocks.append(PreNormBlock(dim, attn, mlp, rate, eps=1e-6))
             downsample = PatchEmbed(dims[i - 1], dim, 2) if i else nn.Identity()
             built = (-(-height // (4 << i)), -(-width // (4 << i)))
             stages.append(PVTStage(downsample, blocks, dim, built, cls=i == len(dims) - 1))
@@ -183,6 +155,8 @@ def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         (r"^block(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks."),
         (r"^pos_embed(\d)$", lambda m: f"stages.{int(m[1]) - 1}.pos_embed"),
         (r"^cls_token$", "stages.3.cls_token"),
+        (r"\.attn\.sr\.", ".attn.reduce.proj."),
+        (r"\.attn\.norm\.", ".attn.reduce.norm."),
         (r"^head\.", "head.fc."),
     )
 

@@ -8,14 +8,13 @@ network again, where the second class token (timm's register token) classifies i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import register_variants, split_heads
+from ssl_vit.backbones.layers import register_variants, rename, split_heads
 from ssl_vit.backbones.plain import PlainViT
 
 THRESHOLD = 1.2  # times the mean score; the official code's
@@ -136,11 +135,7 @@ OFFICIAL = (  # pattern of official names -> ours
 
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names of the official checkpoints to ours; query, key and value become one matrix."""
-    ours = {}
-    for name, value in state_dict.items():
-        for pattern, replacement in OFFICIAL:
-            name = re.sub(pattern, replacement, name)
-        ours[name] = value
+    ours = rename(state_dict, *OFFICIAL)
     for name in [name for name in ours if ".attn.query." in name]:
         parts = [ours.pop(name.replace(".query.", f".{part}.")) for part in ("query", "key", "value")]
         ours[name.replace(".query.", ".qkv.")] = torch.cat(parts)

@@ -9,7 +9,6 @@ Maps can't be fused away: memory grows with the square of the tokens, to some 9 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -22,7 +21,7 @@ from timm.layers.mlp import Mlp
 from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import merge_heads, register_variants, split_heads
+from ssl_vit.backbones.layers import merge_heads, register_variants, rename, split_heads
 from ssl_vit.backbones.plain import WiredViT, stem_embed
 
 STRIDE = 16
@@ -173,12 +172,7 @@ OFFICIAL = (  # pattern of official names -> ours
 
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names of the official checkpoints to ours."""
-    ours = {}
-    for name, value in state_dict.items():
-        for pattern, replacement in OFFICIAL:
-            name = re.sub(pattern, replacement, name)
-        ours[name] = value
-    return ours
+    return rename(state_dict, *OFFICIAL)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

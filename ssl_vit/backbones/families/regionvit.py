@@ -19,17 +19,9 @@ from timm.layers.norm import LayerNorm2d
 from timm.models import checkpoint
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import (
-    Pyramid,
-    RelativePositionBias,
-    drop_path_rates,
-    from_windows,
-    init_linear,
-    pad_to_multiple,
-    register_variants,
-    rename,
-    to_windows,
-)
+from ssl_vit.backbones.layers import init_linear, pad_to_multiple, register_variants, rename
+from ssl_vit.backbones.pyramid import Pyramid, drop_path_rates
+from ssl_vit.backbones.windows import RelativePositionBias, from_windows, to_windows
 
 PATCH = 4  # pixels of a local token
 HIDDEN = -3e4  # a logit that softmax makes 0, within the range of half precision
@@ -197,16 +189,14 @@ class RegionViT(Pyramid):
         window: local tokens along each side of a region.
         deep_stem: three 3 x 3 convolutions for local tokens instead of one 8 x 8.
         peg: positions by a depthwise convolution after the first block of each stage.
-        img_size: that the weights are made for, pixels; any other size runs.
+        img_size: taken for timm's sake; nothing in the family depends on it.
+        head: `num_classes`, `global_pool`, `drop_rate` of :class:`Pyramid`.
     """
 
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
         in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
-        drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         embed_dim: int = 64,
         depths: Sequence[int] = (2, 2, 8, 2),
@@ -214,28 +204,20 @@ class RegionViT(Pyramid):
         window: int = 7,
         deep_stem: bool = True,
         peg: bool = False,
+        **head: Any,
     ) -> None:
         dims = [embed_dim * 2**i for i in range(4)]
-        rates = drop_path_rates(drop_path_rate, sum(depths))
         stages = []
-        for i, dim in enumerate(dims):
+        for i, (dim, rates) in enumerate(zip(dims, drop_path_rates(drop_path_rate, depths), strict=True)):
             downsample: nn.Module = nn.Identity()
             if i:
                 conv = nn.Conv2d(dims[i - 1], dim, 3, 2, 1, groups=dims[i - 1])
                 downsample = nn.Sequential(LayerNorm2d(dims[i - 1], eps=1e-5), nn.GELU(), conv)
-            blocks = [Block(dim, heads[i], window, next(rates)) for _ in range(depths[i])]
+            blocks = [Block(dim, heads[i], window, rate) for rate in rates]
             positions = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False) if peg else None
             stages.append(RegionStage(downsample, blocks, window, positions))
-        super().__init__(
-            Stem(in_chans, embed_dim, window, deep_stem),
-            stages,
-            dims,
-            norm=RegionNorm(dims[-1], eps=1e-6),
-            num_classes=num_classes,
-            in_chans=in_chans,
-            global_pool=global_pool,
-            drop_rate=drop_rate,
-        )
+        stem, norm = Stem(in_chans, embed_dim, window, deep_stem), RegionNorm(dims[-1], eps=1e-6)
+        super().__init__(stem, stages, dims, norm=norm, in_chans=in_chans, **head)
         init_linear(self)
 
     def level(self, x: Regions, norm: bool) -> Tensor:

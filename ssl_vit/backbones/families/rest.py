@@ -15,34 +15,19 @@ from timm.layers.mlp import Mlp
 from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import (
-    PreNormBlock,
-    Pyramid,
-    Size,
-    TokenStage,
-    drop_path_rates,
-    init_linear,
-    merge_heads,
-    register_variants,
-    rename,
-    split_heads,
-    to_map,
-    to_tokens,
-)
+from ssl_vit.backbones.layers import PreNormBlock, ReducedAttention, Size, init_linear, register_variants, rename
+from ssl_vit.backbones.pyramid import Pyramid, TokenStage, drop_path_rates
 
 
-class Attention(nn.Module):
+class Attention(ReducedAttention):
     """Attention over a map reduced `reduction` times, whose heads talk to one another."""
 
     def __init__(self, dim: int, heads: int, reduction: int) -> None:
-        super().__init__()
-        self.heads, self.reduction = heads, reduction
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
+        reduce = None
         if reduction > 1:
-            self.sr = nn.Conv2d(dim, dim, reduction + 1, stride=reduction, padding=reduction // 2, groups=dim)
-            self.sr_norm = nn.LayerNorm(dim)
+            conv = nn.Conv2d(dim, dim, reduction + 1, stride=reduction, padding=reduction // 2, groups=dim)
+            reduce = nn.Sequential(conv, LayerNorm2d(dim, eps=1e-5))
+        super().__init__(dim, heads, reduce)
         if heads > 1:
             self.transform_conv = nn.Conv2d(heads, heads, 1)
 
@@ -59,15 +44,6 @@ class Attention(nn.Module):
         if attn.shape[-2:].numel() == 1:  # a map of one place has no spread to divide by
             return torch.zeros_like(v)
         return torch.matmul(F.instance_norm(attn).to(v.dtype), v)
-
-    def forward(self, x: Tensor, size: Size) -> Tensor:
-        """[B, H*W, D] -> [B, H*W, D]."""
-        q = split_heads(self.q(x), self.heads)
-        if self.reduction > 1:
-            x = self.sr_norm(to_tokens(self.sr(to_map(x, size))))
-        k, v = (split_heads(t, self.heads) for t in self.kv(x).chunk(2, dim=-1))
-        x = self.proj(merge_heads(self.attend(q, k, v)))
-        return x
 
 
 class PixelAttention(nn.Module):
@@ -108,13 +84,12 @@ class ResT(Pyramid):
         drop_path_rate: float = 0.0,
         **head: Any,
     ) -> None:
-        rates = drop_path_rates(drop_path_rate, sum(depths))
         stages = []
-        for i, dim in enumerate(dims):
+        for i, (dim, rates) in enumerate(zip(dims, drop_path_rates(drop_path_rate, depths), strict=True)):
             blocks = []
-            for _ in range(depths[i]):
+            for rate in rates:
                 attn = Attention(dim, heads[i], reductions[i])
-                blocks.append(PreNormBlock(dim, attn, Mlp(dim, 4 * dim), next(rates), eps=1e-5))
+                blocks.append(PreNormBlock(dim, attn, Mlp(dim, 4 * dim), rate, eps=1e-5))
             stages.append(TokenStage(downsample(dims[i - 1], dim) if i else nn.Identity(), blocks))
         half = dims[0] // 2
         stem = nn.Sequential(
@@ -137,6 +112,8 @@ def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         (r"\.downsample\.norm\.", ".downsample.1."),
         (r"\.downsample\.pos\.", ".downsample.2."),
         (r"^stage(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks."),
+        (r"\.attn\.sr\.", ".attn.reduce.0."),
+        (r"\.attn\.sr_norm\.", ".attn.reduce.1."),
         (r"^head\.", "head.fc."),
     )
 

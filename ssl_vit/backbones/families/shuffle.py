@@ -17,17 +17,9 @@ from timm.layers.drop import DropPath
 from timm.layers.mlp import ConvMlp
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import (
-    Pyramid,
-    RelativePositionBias,
-    Stage,
-    drop_path_rates,
-    even_windows,
-    init_linear,
-    pad_to_multiple,
-    register_variants,
-    rename,
-)
+from ssl_vit.backbones.layers import init_linear, pad_to_multiple, register_variants, rename
+from ssl_vit.backbones.pyramid import Pyramid, Stage, drop_path_rates
+from ssl_vit.backbones.windows import RelativePositionBias, even_windows
 
 HEAD_DIM = 32
 WINDOW = 7  # cells
@@ -108,24 +100,22 @@ class ShuffleTransformer(Pyramid):
 
     Args:
         depths, heads: of each stage, depths even; heads have 32 channels.
-        img_size: that the weights are made for, pixels; any other size runs.
+        img_size: taken for timm's sake; nothing in the family depends on it.
+        head: `num_classes`, `global_pool`, `drop_rate` of :class:`Pyramid`.
     """
 
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
         in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
-        drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         depths: Sequence[int] = (2, 2, 6, 2),
         heads: Sequence[int] = (3, 6, 12, 24),
+        **head: Any,
     ) -> None:
         dims = [HEAD_DIM * count for count in heads]
-        rates = drop_path_rates(drop_path_rate, 4)  # one rate a stage, as the official code has it
         stages = []
-        for i, rate in enumerate(rates):
+        for i, [rate] in enumerate(drop_path_rates(drop_path_rate, [1] * 4)):  # one a stage, as in the official code
             blocks = [Block(dims[i], heads[i], spread=j % 2 == 1, drop_path=rate) for j in range(depths[i])]
             stages.append(Stage(PatchMerging(dims[i - 1], dims[i]) if i else nn.Identity(), blocks))
         stem = nn.Sequential(
@@ -137,15 +127,7 @@ class ShuffleTransformer(Pyramid):
             nn.ReLU6(inplace=True),
             nn.Conv2d(dims[0], dims[0], 1),
         )
-        super().__init__(
-            stem,
-            stages,
-            dims,
-            num_classes=num_classes,
-            in_chans=in_chans,
-            global_pool=global_pool,
-            drop_rate=drop_rate,
-        )
+        super().__init__(stem, stages, dims, in_chans=in_chans, **head)
         init_linear(self, nn.Conv2d)
 
 

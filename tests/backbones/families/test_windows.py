@@ -14,7 +14,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from ssl_vit.backbones.families import focal, lg_transformer, linmapper, pgt, regionvit, shuffle
-from ssl_vit.backbones.layers import RelativePositionBias
+from ssl_vit.backbones.windows import RelativePositionBias
 from tests.backbones.families.compiled import check_compiled
 
 # the smallest variant of each family's module, made shallow: depth would add nothing but time
