@@ -112,12 +112,13 @@ def resolve_config(
         any_size=info.any_size,
         multiple=info.multiple,
         drops_paths=info.drops_paths,
+        grid=info.grid,
     )
     for key, (value, why) in config.method.choose(given).items():
         resolver.decide(key, value, why)
     chosen = RunConfig.model_validate(resolver.tree)
-    chosen.method.check(given)
     _refuse(chosen, info)
+    chosen.method.check(given)
     if weights is not None:
         with torch.device("meta"):
             backbone = create_backbone(part["name"], image_size=part["image_size"], model_args=part["args"])
@@ -233,6 +234,11 @@ def _batch_size(facts: Facts, image_size: int, world: int) -> int:
 
 def _refuse(config: RunConfig, info: BackboneInfo) -> None:
     """What the method asks of the backbone is checked against what the backbone can do, before any image is read."""
+    if config.method.plain_only and not info.drops_patches:
+        raise UserError(
+            f"method.name: {config.method.name} can't pretrain {info.name}: it is {config.method.plain_only}; choose "
+            "another method, or a vit or deit"
+        )
     size = settled(config.backbone.image_size)
     for view in config.method.views(size).views:
         fits = view.size == size or (info.any_size and view.size % info.multiple == 0)

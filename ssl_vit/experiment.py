@@ -26,7 +26,7 @@ from ssl_vit.checkpoints.hub import is_hub_id
 from ssl_vit.checkpoints.inspection import Inspection, inspect
 from ssl_vit.checkpoints.load import put
 from ssl_vit.config import RunConfig, check_data, check_out, dump, load_config
-from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch, worker_failure
+from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch, to_views, worker_failure
 from ssl_vit.data.scan import scan
 from ssl_vit.data.sources import Source, open_source, require
 from ssl_vit.errors import UserError
@@ -37,6 +37,8 @@ from ssl_vit.export.api import ExportResult, export, hand_over
 from ssl_vit.methods import method_class
 from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.method import Method
+from ssl_vit.report.tokenizer import reconstructions
+from ssl_vit.training import fitting
 from ssl_vit.training.callbacks import Checkpoints, Health, Metrics, OnlineKnn, StopOnSignal, last_knn
 from ssl_vit.training.checkpoint import AtomicCheckpointIO, checkpoint_path, newest_checkpoint, write_atomically
 from ssl_vit.training.health import Verdict
@@ -140,6 +142,7 @@ class _Run:
         return Recipe(
             optimizer=settled(optim.optimizer),
             lr=settled(optim.lr),
+            beta2=settled(optim.beta2),
             min_lr=settled(optim.min_lr),
             weight_decay=settled(optim.weight_decay),
             weight_decay_end=settled(optim.weight_decay_end),
@@ -157,11 +160,13 @@ class _Run:
         metrics = Metrics(self.out, start) if first else None
         checkpoints = Checkpoints(self.out / "checkpoints", settled(self.config.train.checkpoint_every))
         stop = StopOnSignal(checkpoints)
-        health = Health(metrics, settled(self.config.health.every), self.warmup)
+        health = Health(metrics, settled(self.config.health.every), self.warmup, self.config.method.advice)
         callbacks: list[L.Callback] = [health, *self._knn(metrics), checkpoints, stop]
         if metrics is not None:
             callbacks = [metrics, ProgressLine(settled(self.config.train.batch_size)), *callbacks]
-        loader = self._loader(start)
+        if first and checkpoint is None:
+            self._fit_tokenizer()  # the other ranks get it with the first broadcast of all weights
+        loader = self._loader(self.total, self.config.train.seed, start)
         trainer = self._trainer(callbacks)
         try:
             trainer.fit(self.module, loader, ckpt_path=checkpoint, weights_only=True)
@@ -181,17 +186,41 @@ class _Run:
             raise SystemExit(0)  # the first rank writes what remains to be written
         return self._finish(health.verdict, len(loader.bad.files))
 
-    def _loader(self, start: int) -> Loader:
+    def _fit_tokenizer(self) -> None:
+        """What the method needs fitted, once a run folder: a run that is begun again finds it there."""
+        tokenizer, path, train = self.method.to_fit(), self.out / "tokenizer.safetensors", self.config.train
+        if tokenizer is None or not tokenizer.fit_steps:
+            return
+        if path.exists():
+            fitting.restore(tokenizer, path)
+            return
+        log.info("fitting the tokenizer on your images: %d steps", tokenizer.fit_steps)
+        mean, std = settled(self.config.data.mean), settled(self.config.data.std)
+        loader = self._loader(tokenizer.fit_steps, train.seed + 1, world=1)
+        grid = self.method.exported().info.grid
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            loss = fitting.fit(tokenizer, loader, grid, mean, std, train.seed, device)
+        except KeyboardInterrupt:
+            again = f"ssl-vit pretrain {shlex.quote(self.config.data.path)} --out {shlex.quote(str(self.out))} --resume"
+            raise StoppedError(f"stopped while the tokenizer was fitted; begin again with: {again}") from None
+        sample = to_views(next(iter(self._loader(1, train.seed, world=1))), mean, std, device)[0][:8]
+        reconstructions(tokenizer, sample, grid, self.out / "tokenizer.png")
+        fitting.save(tokenizer, path)
+        log.info("the tokenizer is fitted: loss %.3f; see %s", loss, self.out / "tokenizer.png")
+
+    def _loader(self, steps: int, seed: int, start: int = 0, world: int | None = None) -> Loader:
         train, data = self.config.train, self.config.data
+        world = world or self.world
         return build_loader(
             self.source,
             self.method.views(),
             batch_size=settled(train.batch_size) // self.world,
-            seed=train.seed,
-            total_steps=self.total,
+            seed=seed,
+            total_steps=steps,
             start_step=start,
-            rank=rank(),
-            world=self.world,
+            rank=rank() if world > 1 else 0,
+            world=world,
             workers=settled(data.workers),
             pin_memory=torch.cuda.is_available(),
             max_bad=data.max_bad,
@@ -282,9 +311,12 @@ def build_method(config: RunConfig, weights: Inspection | None = None) -> Method
         model_args=part.args,
         masked=config.method.masks,
     )
+    method = method_class(config.method.name)
+    method.begin(backbone)
     if weights is not None:
         put(backbone, weights)
-    return method_class(config.method.name)(config.method, backbone, settled(part.image_size))
+    backbone.info = replace(backbone.info, mean=settled(config.data.mean), std=settled(config.data.std))
+    return method(config.method, backbone, settled(part.image_size))
 
 
 def _weights(config: RunConfig) -> Inspection | None:

@@ -10,9 +10,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 import ssl_vit
+from ssl_vit.backbones import list_backbones
 from ssl_vit.cli import COMMANDS, main
 from ssl_vit.config import load_config
 from ssl_vit.errors import RunFailed, UserError
+from ssl_vit.methods import list_methods
 
 HEAVY = ("torch", "torchvision", "timm", "lightning", "numpy", "PIL", "faiss", "rich")
 REPOSITORY = os.path.dirname(os.path.dirname(ssl_vit.__file__))
@@ -185,7 +187,9 @@ def test_list_backbones_prints_the_registrys_rows(monkeypatch, capsys):
 
     stages = (Stage(64, 4), Stage(512, 32))
     grey = ((0.5,) * 3, (0.5,) * 3)
-    net = BackboneInfo("net[a]", "nets", "hybrid", 512, 512, stages, None, (224, 192), True, 32, *grey, 1_234_567)
+    net = BackboneInfo(
+        "net[a]", "nets", "hybrid", 512, 512, stages, None, (224, 192), (7, 6), True, 32, *grey, 1_234_567
+    )
     rows = [BackboneRow("net[a]", "nets", "hybrid", net, 1_234_567, "arXiv:2101.00001")]
     monkeypatch.setattr(ssl_vit.backbones, "list_backbones", lambda pattern: rows, raising=False)
     assert run("list backbones net*") == 0
@@ -211,7 +215,10 @@ def test_list_backbones_prints_the_registrys_rows(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "no command; one of pretrain, eval, compare, export, inspect, embed, list, demo; see ssl-vit --help"),
+        (
+            "",
+            "no command; one of pretrain, eval, compare, export, inspect, embed, list, matrix, demo; see ssl-vit --help",
+        ),
         ("pretrian images", "unknown command 'pretrian'; did you mean pretrain?; see ssl-vit --help"),
         (
             "pretrain images --out r --epoch 3",
@@ -402,3 +409,20 @@ def test_poor_terminals_get_their_answer(settings):
     done = subprocess.run(command, env=ENVIRONMENT | settings, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "train.epochs: an integer" in done.stdout
+
+
+def test_the_matrix_has_every_family_and_method_or_the_reason(capsys) -> None:
+    assert main(["matrix", "--json"]) == 0
+    rows = {row["family"]: row for row in json.loads(capsys.readouterr().out)}
+    families = {row.family for row in list_backbones()}
+    assert rows.keys() == families
+    assert all(set(list_methods()) <= row.keys() for row in rows.values())
+    refused = {(name, family) for family, row in rows.items() for name in list_methods() if row[name] is not None}
+    assert refused == {("mae", family) for family in families - {"vision_transformer", "deit"}}
+    assert main(["matrix", "swin_transformer"]) == 0
+    title, line, reason = capsys.readouterr().out.splitlines()
+    assert title.split() == ["family", "models", *list_methods()]
+    assert line.split()[2:] == ["(1)" if name == "mae" else "✓" for name in list_methods()]
+    assert reason.startswith("(1) not with mae: it is no plain ViT")
+    assert main(["matrix", "nosuch*"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

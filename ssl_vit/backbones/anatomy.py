@@ -14,6 +14,8 @@ from typing import Any
 import timm
 import torch
 from timm.layers.patch_embed import PatchEmbed
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ssl_vit.backbones.backbone import BackboneInfo, Stage
@@ -98,6 +100,8 @@ _FREEING: dict[str, Argument] = {  # arguments that let a model take other sizes
     "dynamic_img_size": True,
     "strict_img_size": False,
 }
+_PLAIN = (VisionTransformer, VisionTransformerDistilled)  # each block takes any set of tokens
+PLAIN_FAMILIES = {model.__module__.rpartition(".")[2] for model in _PLAIN}
 # Models that fail at larger sizes where the meta device, which reads no index, can't see it.
 _FAIL_UNSEEN = {"MultiScaleVit": "its tables of relative positions end at the size it was built for"}
 
@@ -150,11 +154,13 @@ def _info(model: TimmModel, name: str, family: str, size: Size, sight: Sight) ->
         stages=tuple(Stage(level.shape[1], stride) for level, stride in zip(sight.maps, strides, strict=True)),
         patch=patch.patch_size[0] if patch else None,
         size=size,
+        grid=(features.patches.shape[2], features.patches.shape[3]),
         any_size=multiple is not None,
         multiple=multiple or 1,
         mean=tuple(model.pretrained_cfg["mean"]),
         std=tuple(model.pretrained_cfg["std"]),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
+        drops_patches=patch is not None and type(model) in _PLAIN,
     )
 
 

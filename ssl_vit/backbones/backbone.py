@@ -15,6 +15,14 @@ class Features(NamedTuple):
     patches: Tensor  # [B, D, H, W]  the last feature map or token grid
 
 
+class Visible(NamedTuple):
+    """What a plain transformer gives that saw N of an image's patches."""
+
+    pooled: Tensor  # [B, D]
+    prefix: Tensor  # [B, P, D]  class and register tokens; P may be 0
+    patches: Tensor  # [B, N, D]
+
+
 class Stage(NamedTuple):
     """One level of the pyramid."""
 
@@ -34,12 +42,14 @@ class BackboneInfo:
     stages: tuple[Stage, ...]
     patch: int | None  # patch size in pixels where there is a patch embedding that masks can act on, else None
     size: tuple[int, int]  # the (height, width) it was built for, pixels
+    grid: tuple[int, int]  # rows and columns of patches of such an image: what a mask must have
     any_size: bool  # takes images of other sizes than `size`
     multiple: int  # with any_size: height and width must be multiples of this, pixels
     mean: tuple[float, float, float]  # of images in [0, 1]
     std: tuple[float, float, float]
     parameters: int
     drops_paths: bool = True  # whether it has stochastic depth
+    drops_patches: bool = False  # whether it can leave patches out instead of hiding them: plain transformers
     limits: tuple[str, ...] = ()  # one plain sentence for each thing it can't do
 
 
@@ -53,6 +63,20 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Features:
         """images: [B, 3, H, W] normalised; mask: bool [B, H/s, W/s] of the patch grid, True = hidden."""
+        raise NotImplementedError
+
+    def visible(self, images: Tensor, kept: Tensor) -> Visible:
+        """Patches that aren't kept are never computed; only where ``info.drops_patches``.
+
+        images: [B, 3, H, W]; kept: int64 [B, N], numbers of patches, counted row by row.
+        """
+        raise NotImplementedError
+
+    def place_patches(self, positions: Tensor, fixed: bool) -> None:
+        """Begin with these positions of the patches, [H * W, D], where it has a table of them; fixed: never train them.
+
+        Other tokens begin without; a backbone that knows positions in another way stays as it is.
+        """
         raise NotImplementedError
 
     def pyramid(self, images: Tensor) -> list[Tensor]:

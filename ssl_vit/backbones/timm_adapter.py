@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_vit.backbones.anatomy import Anatomy, patch_embedding
-from ssl_vit.backbones.backbone import Backbone, Features
+from ssl_vit.backbones.backbone import Backbone, Features, Visible
 from ssl_vit.backbones.layout import Size, TimmModel
 
 
@@ -26,7 +26,10 @@ class TimmBackbone(Backbone):
         self.layout = anatomy.layout
         self.timm_args: dict[str, Any] = dict(anatomy.weight_args)
         self.mask_token: nn.Parameter | None = None
-        self._mask: Tensor | None = None  # of the pass under way, for the hook
+        self._mask: Tensor | None = None  # of the pass under way, for the hooks
+        self._kept: Tensor | None = None  # likewise
+        if self.info.drops_patches:
+            model.patch_drop.register_forward_hook(self._drop_patches)
         embedding = patch_embedding(model)
         if masked and embedding is not None:
             self.mask_token = nn.Parameter(torch.empty(embedding.proj.out_channels))
@@ -53,9 +56,41 @@ class TimmBackbone(Backbone):
         finally:
             self._mask = None
 
+    def visible(self, images: Tensor, kept: Tensor) -> Visible:
+        """images: [B, 3, H, W]; kept: int64 [B, N], numbers of patches, counted row by row.
+
+        Errors: ValueError for a model that isn't a plain transformer (see ``info.drops_patches``).
+        """
+        if not self.info.drops_patches:
+            raise ValueError(f"{self.info.name}: can't leave patches out; it isn't a plain transformer")
+        self._kept = kept + self.layout.prefix
+        try:
+            tokens = self.model.forward_features(images)
+        finally:
+            self._kept = None
+        prefix, patches = tokens[:, : self.layout.prefix], tokens[:, self.layout.prefix :]
+        return Visible(self.layout.pool(self.model, tokens, patches.mT[..., None]), prefix, patches)
+
+    @torch.no_grad()
+    def place_patches(self, positions: Tensor, fixed: bool) -> None:
+        """Begin with these positions of the patches, [H * W, D], in timm's ``pos_embed``; fixed: never train them."""
+        table = getattr(self.model, "pos_embed", None)
+        lengths = {len(positions), len(positions) + self.layout.prefix}
+        if isinstance(table, nn.Parameter) and table.ndim == 3 and table.shape[1] in lengths:
+            table.zero_()
+            table[0, -len(positions) :] = positions
+            table.requires_grad_(not fixed)
+
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] -> the map of every stage, [B, C_i, H/s_i, W/s_i], finest first."""
         return self.layout.pyramid(self.model, images)
+
+    def _drop_patches(self, _: Any, __: Any, tokens: Tensor) -> Tensor:
+        """Of tokens [B, P + H * W, D], which have their positions by now, the prefix and the patches kept."""
+        if self._kept is None:
+            return tokens
+        chosen = tokens.gather(1, self._kept[..., None].expand(-1, -1, tokens.shape[-1]))
+        return torch.cat([tokens[:, : self.layout.prefix], chosen], dim=1)
 
     def _hide_embeddings(self, embedding: Any, images: tuple[Tensor], embedded: Tensor) -> Tensor:
         """The mask token in place of hidden patches, in [B, H * W, D], [B, H, W, D] or [B, D, H, W]."""

@@ -11,6 +11,7 @@ from ssl_vit.cli.compare import compare
 from ssl_vit.cli.evaluate import embed, evaluate
 from ssl_vit.cli.export import export, inspect
 from ssl_vit.cli.listing import list_names
+from ssl_vit.cli.matrix import matrix
 from ssl_vit.cli.parser import Parser, nearest, new, say
 from ssl_vit.cli.pretrain import pretrain
 from ssl_vit.errors import UserError
@@ -63,5 +64,6 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "inspect": inspect,
     "embed": embed,
     "list": list_names,
+    "matrix": matrix,
     "demo": demo,
 }

@@ -16,6 +16,7 @@ from ssl_vit.methods.base_config import (
     CountOrZero,
     Fraction,
     MethodConfig,
+    Momentum,
     NonNegative,
     Positive,
     Section,
@@ -70,6 +71,8 @@ class OptimConfig(Section):
     """The optimiser."""
     lr: Auto[Positive] = "auto"
     """Peak learning rate, as used: already scaled to the batch size."""
+    beta2: Auto[Momentum] = "auto"
+    """AdamW's share of old squared gradients kept at each step; SGD has none."""
     min_lr: Auto[NonNegative] = "auto"
     """Learning rate at the end of the cosine."""
     weight_decay: Auto[NonNegative] = "auto"

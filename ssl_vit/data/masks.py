@@ -1,4 +1,4 @@
-"""Which patches of an image are hidden: blocks, as BEiT hides them (2106.08254, algorithm 1)."""
+"""Which patches of an image are hidden: blocks, as in BEiT (2106.08254, algorithm 1), or squares, as in SimMIM."""
 
 from __future__ import annotations
 
@@ -34,6 +34,21 @@ def blockwise_masks(counts: Tensor, height: int, width: int) -> Tensor:
         masks[growing] |= blocks[fits]
         left[growing] -= new[fits]
     return masks | _one_patch(masks, counts)
+
+
+def random_masks(images: int, height: int, width: int, *, unit: int, ratio: float) -> Tensor:
+    """Masks bool [images, height, width], True = hidden: a share of squares of ``unit`` patches (2111.09886).
+
+    Rounded up to whole squares, of which one is hidden at least and one left; on the CPU, from torch's generator.
+
+    >>> random_masks(2, 4, 4, unit=2, ratio=0.6).sum((1, 2))
+    tensor([12, 12])
+    """
+    rows, columns = -(-height // unit), -(-width // unit)
+    hidden = min(max(1, math.ceil(rows * columns * ratio)), rows * columns - 1)
+    coarse = torch.rand(images, rows * columns).argsort(1).argsort(1) < hidden
+    fine = coarse.view(-1, rows, columns).repeat_interleave(unit, 1).repeat_interleave(unit, 2)
+    return fine[:, :height, :width]
 
 
 def _random_blocks(largest: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:

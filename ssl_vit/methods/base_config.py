@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal, TypeAlias, TypeVar
 
@@ -20,6 +21,7 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Part = Annotated[float, Field(gt=0, lt=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -59,10 +61,19 @@ class Situation:
     any_size: bool  # whether the backbone takes crops of other sizes
     multiple: int  # which those sizes must be multiples of, pixels
     drops_paths: bool  # whether the backbone has stochastic depth
+    grid: tuple[int, int]  # its rows and columns of patches of a global crop
 
 
 Choices = dict[str, tuple[object, str]]
 """key ("optim.lr") to the value chosen and the reason, in a few words."""
+
+SMALL = 20_000  # images below which a recipe made for the 1.28 million of ImageNet is adapted
+
+
+def small_set_rate(given: Situation) -> tuple[float, str]:
+    """A learning rate of AdamW for few images; the linear rules, made for batches of thousands, give far less."""
+    lr = 1e-3 * 128 / given.dim * math.sqrt(given.batch_size / 128)
+    return float(f"{lr:.2g}"), "small set: 1e-3 for width 128 and batch 128, less for wider networks"
 
 
 class MethodConfig(Section):
@@ -84,6 +95,14 @@ class MethodConfig(Section):
     """Whether optim.clip bounds the gradient of each tensor, or of all together."""
     masks: ClassVar[bool] = False
     """Whether the method hides patches, for which the backbone then learns a token."""
+    advice: ClassVar[dict[str, str]] = {
+        "constant-output collapse": "Lower optim.lr, raise optim.warmup_epochs, or set a larger train.batch_size.",
+        "not learning yet": "Train longer, or raise optim.lr.",
+    }
+    """What to change where a run is found to be in such a state: the kind of verdict to a sentence."""
+
+    plain_only: ClassVar[str | None] = None
+    """What other backbones are, where the method needs a plain transformer; None where it takes any."""
 
     def choose(self, given: Situation) -> Choices:
         """The recipe: a value and a reason for every setting of the method and of the optimiser that is "auto"."""
@@ -108,24 +127,34 @@ def optimiser_choices(
     warmup_epochs: float,
     clip: float = 0.0,
     drop_path: float = 0.0,
+    beta2: float = 0.999,
 ) -> Choices:
     """A published recipe for an optimiser with constant weight decay.
 
     lr: (rate, batch) of the paper, scaled linearly to the batch of the run; min_lr: as a share of that.
     warmup_epochs: of 300; a short run keeps their share, but at least a tenth.
+    Small sets get another rate and all their paths, unless the network is convolutional.
     """
     warmup = min(warmup_epochs, max(warmup_epochs / 300, 0.1) * given.epochs)
     rate = lr[0] * given.batch_size / lr[1]
-    no_paths = drop_path > 0 and not given.drops_paths
+    scaled = (rate, f"{lr[0]:g} x batch / {lr[1]}, {why}")
+    paths = (drop_path, why)
+    if drop_path > 0 and not given.drops_paths:
+        paths = 0.0, "this backbone has no such paths"
+    if given.images < SMALL and given.kind != "convolutional":
+        scaled = small_set_rate(given)
+        paths = 0.0, "small set: few steps, nothing to regularise yet"
+        rate = scaled[0]
     return {
         "optim.optimizer": (optimizer, why),
-        "optim.lr": (rate, f"{lr[0]:g} x batch / {lr[1]}, {why}"),
+        "optim.lr": scaled,
+        "optim.beta2": (beta2, why),
         "optim.min_lr": (rate * min_lr, why),
         "optim.weight_decay": (weight_decay, why),
         "optim.weight_decay_end": (weight_decay, why),
         "optim.warmup_epochs": (warmup, why if warmup == warmup_epochs else f"{warmup_epochs:g} of 300 epochs, {why}"),
         "optim.clip": (clip, why),
-        "backbone.drop_path": (0.0, "this backbone has no such paths") if no_paths else (drop_path, why),
+        "backbone.drop_path": paths,
     }
 
 
@@ -192,3 +221,35 @@ class TwoViewConfig(MethodConfig):
     def views(self, image_size: int) -> ViewPlan:
         """BYOL's two views of ``image_size`` pixels."""
         return ViewPlan(two_views(image_size, self.scale, self.flip, self.interpolation))
+
+
+class MaskedConfig(MethodConfig):
+    """What methods have in common that predict, from one crop, what is hidden in it."""
+
+    mask_ratio: Part
+    scale: Scale = (0.08, 1.0)
+    """Share of the image's area that the crop covers, low and high."""
+    flip: Fraction = 0.5
+    """Share of crops that are mirrored; 0 where left and right differ, as in text."""
+    colours: ClassVar[tuple[float, float, float, float] | None] = None
+    """By how much brightness, contrast, saturation and hue are changed."""
+
+    def check(self, given: Situation) -> None:
+        """Something must be hidden, and something seen."""
+        (rows, columns), size = given.grid, given.image_size
+        if rows * columns == 1:
+            raise UserError(
+                f"backbone.name: at {size} pixels its grid is a single patch, of which {self.name} can't hide a part; "
+                "raise backbone.image_size, or choose a backbone with a finer grid"
+            )
+        least = 1 / (rows * columns)
+        if not least <= self.mask_ratio <= 1 - least:
+            raise UserError(
+                f"method.mask_ratio: {self.mask_ratio:.3g} of {rows} x {columns} patches, the grid at {size} pixels, "
+                f"does not hide one patch and leave one; set {least:.3g} to {1 - least:.3g}"
+            )
+
+    def views(self, image_size: int) -> ViewPlan:
+        """One crop of ``image_size`` pixels."""
+        view = View("image", 1, image_size, scale=self.scale, flip_p=self.flip)
+        return ViewPlan((replace(view, jitter=self.colours, jitter_p=1.0) if self.colours else view,))

@@ -36,6 +36,10 @@ class BYOL(Siamese):
         spread = key1.var(dim=0, correction=0).sum().sqrt()
         return Step(loss, {"target_spread": spread}, seen.features)
 
+    def remark(self, parts: dict[str, float]) -> str:
+        """How far the targets are from being one and the same."""
+        return f"Targets spread {parts['target_spread']:.2f} of 1 (0: all images have one target)."
+
     def after_step(self, progress: Progress) -> None:
         """The teacher moves towards the student."""
         momentum = cosine(self.config.momentum, 1.0, progress.step, progress.total)

@@ -29,6 +29,8 @@ class Branch(nn.Module):
 class DINO(Method):
     """A student learns to predict, from every crop, what its own moving average says of the two global crops."""
 
+    heads: tuple[str, ...] = ("view",)
+
     def __init__(self, config: Config, backbone: Backbone, image_size: int) -> None:
         super().__init__()
         self.config, self.image_size = config, image_size
@@ -36,6 +38,7 @@ class DINO(Method):
         self.teacher = as_teacher(self.student)
         out_dim = settled(config.out_dim)
         self.uniform_loss: float = math.log(out_dim)
+        self.prototypes = out_dim
         self.center: Tensor
         self.register_buffer("center", torch.zeros(1, out_dim))
 
@@ -66,7 +69,7 @@ class DINO(Method):
             seen = self.teacher.backbone(images).pooled
         features = [self.student.backbone(crops).pooled for crops in (images, *batch[2:])]
         loss, entropy = self.view_loss(seen, torch.cat(features), progress)
-        return Step(loss, {"teacher_entropy": entropy}, seen[: len(batch[0])])
+        return Step(loss, {"view_loss": loss.detach(), "view_entropy": entropy}, seen[: len(batch[0])])
 
     def view_loss(self, seen: Tensor, features: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
         """The loss over pairs of crops, and the entropy of the teacher's targets, both [].

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 from ssl_vit.data.plan import ViewPlan
 from ssl_vit.methods.base_config import (
+    SMALL,
     Auto,
     Choices,
     Count,
@@ -23,10 +24,10 @@ from ssl_vit.methods.base_config import (
     Scale,
     Situation,
     settled,
+    small_set_rate,
     two_views,
 )
 
-SMALL = 20_000  # images below which the official recipe, made for 1.28 million, is adapted
 OFFICIAL = "official recipe"
 
 
@@ -69,8 +70,7 @@ def _small_set(given: Situation) -> Choices:
         "method.freeze_last_layer_epochs": (0.0, "small set: every step counts"),
     }
     if given.kind != "convolutional":
-        lr = 1e-3 * 128 / given.dim * math.sqrt(given.batch_size / 128)
-        choices["optim.lr"] = (float(f"{lr:.2g}"), "1e-3 for width 128 and batch 128, less for wider networks")
+        choices["optim.lr"] = small_set_rate(given)
         choices["backbone.drop_path"] = (0.0, "small set: few steps, nothing to regularise yet")
     return choices
 
@@ -90,6 +90,10 @@ class Config(MethodConfig):
     )
 
     clip_per_tensor: ClassVar[bool] = True
+    advice: ClassVar[dict[str, str]] = {
+        "uniform collapse": "Lower method.teacher_temp or method.out_dim, or set method.head_norm=batch.",
+        "constant-output collapse": "Raise method.teacher_temp, lower method.center_momentum or lower optim.lr.",
+    }
 
     out_dim: Auto[Count] = "auto"
     """Prototypes, the length of the head's output (official: 65536)."""
@@ -149,6 +153,7 @@ class Config(MethodConfig):
             "method.global_scale": ((0.4, 1.0), OFFICIAL),
             "method.local_scale": ((0.05, 0.4), OFFICIAL),
             "method.local_size": (patches * given.multiple, "96 of 224, in whole patches"),
+            "optim.beta2": (0.999, OFFICIAL),
             "optim.min_lr": (1e-6, OFFICIAL),
             "optim.warmup_epochs": (min(10.0, given.epochs / 20), "10, official, or a twentieth of a short run"),
             "optim.clip": (3.0, OFFICIAL),

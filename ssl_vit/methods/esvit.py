@@ -15,6 +15,8 @@ from ssl_vit.methods.targets import exact
 class EsViT(DenseDINO):
     """DINO, and the same for regions: each of the student's learns from the teacher's that is most like it."""
 
+    heads = ("view", "region")
+
     def forward(self, batch: list[Tensor], progress: Progress) -> Step:
         """Batch: global 1 and 2 [B, 3, S, S] each; local [L * B, 3, s, s] where there are any."""
         images = torch.cat(batch[:2])
@@ -25,7 +27,6 @@ class EsViT(DenseDINO):
         temp = self.teacher_temp(progress)
         region, region_entropy = self.region_loss(seen.patches, [crop.patches for crop in crops], temp)
         parts = {
-            "teacher_entropy": (view_entropy + region_entropy) / 2,  # the least that the loss can be
             "view_loss": view.detach(),
             "region_loss": region.detach(),
             "view_entropy": view_entropy,

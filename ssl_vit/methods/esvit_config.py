@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from ssl_vit.methods.base_config import Choices, Situation
-from ssl_vit.methods.dino_config import SMALL
+from ssl_vit.methods.base_config import SMALL, Choices, Situation
 from ssl_vit.methods.dino_config import Config as DINOConfig
 
 RELEASED = "the released Swin models"

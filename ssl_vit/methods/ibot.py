@@ -23,6 +23,7 @@ class IBOT(DenseDINO):
     """DINO, and what the teacher says of a patch is predicted where the student doesn't see it."""
 
     config: Config
+    heads = ("view", "patch")
 
     def __init__(self, config: Config, backbone: Backbone, image_size: int) -> None:
         info = backbone.info
@@ -51,7 +52,6 @@ class IBOT(DenseDINO):
         view, view_entropy = self.view_loss(seen.pooled, torch.cat(pooled), progress)
         patch, patch_entropy = self.patch_loss(seen.patches, masked.patches, masks, progress)
         parts = {
-            "teacher_entropy": view_entropy + MASKED * patch_entropy,  # the least that the loss can be
             "view_loss": view.detach(),
             "patch_loss": patch.detach(),
             "view_entropy": view_entropy,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from ssl_vit.methods.base_config import Auto, Choices, Positive, Scale, Situation
-from ssl_vit.methods.dino_config import OFFICIAL, SMALL
+from ssl_vit.methods.base_config import SMALL, Auto, Choices, Positive, Scale, Situation
+from ssl_vit.methods.dino_config import OFFICIAL
 from ssl_vit.methods.dino_config import Config as DINOConfig
 
 RELEASED = "the released ViT-S/16"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.plan import ViewPlan
+from ssl_vit.tokenizers.tokenizer import Tokenizer
 
 
 class Progress(NamedTuple):
@@ -24,7 +25,8 @@ class Step:
     """What one forward of a method gives."""
 
     loss: Tensor  # [] to be minimised
-    parts: dict[str, Tensor] = field(default_factory=dict)  # named scalars for the log and the health verdict
+    parts: dict[str, Tensor] = field(default_factory=dict)  # named scalars for the log and the health verdict, among
+    # which "blind_loss" is that of the best guess which does not look at the image, where that can be measured
     embedding: Tensor | None = None  # [B, D] detached features of one view, for health
 
 
@@ -33,6 +35,10 @@ class Method(nn.Module):
 
     All state that must survive a resume (centre, queue, teacher) is a buffer or a parameter.
     """
+
+    @staticmethod
+    def begin(backbone: Backbone) -> None:
+        """Change how a new backbone begins, before it gets the weights of a file or the method is built around it."""
 
     def views(self) -> ViewPlan:
         """What each image is turned into."""
@@ -44,6 +50,20 @@ class Method(nn.Module):
 
     uniform_loss: float | None = None
     """The loss of a model whose outputs are all uniform (ln K for K prototypes), where the method has such a value."""
+
+    heads: tuple[str, ...] = ()
+    """Names of the outputs that are distilled as distributions over K prototypes; ``parts`` has NAME_loss and
+    NAME_entropy, that of the targets, of each, and both are ln K where it is uniform."""
+    prototypes: int = 0
+    """That K."""
+
+    def to_fit(self) -> Tokenizer | None:
+        """What has to be fitted on the images before the first step."""
+        return None
+
+    def remark(self, parts: dict[str, float]) -> str:
+        """A sentence for the health verdict, from the means of ``parts`` over the steps since the last one; or ""."""
+        return ""
 
     def before_optimizer(self, progress: Progress) -> None:
         """Between backward and the optimiser's step: drop or change gradients."""

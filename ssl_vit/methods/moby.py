@@ -17,6 +17,8 @@ from ssl_vit.methods.siamese import Siamese
 from ssl_vit.methods.teacher import average_into, gather_over_ranks, rank_and_world
 from ssl_vit.schedules import cosine
 
+STALE = 0.9  # share of the teacher that is newer than a key, above which the key says little
+
 
 class MoBY(Siamese):
     """From each view the student picks its image's other view, by the teacher's key, among the keys of a queue.
@@ -49,12 +51,24 @@ class MoBY(Siamese):
         self._new_keys = seen.keys
 
         steps = len(self.queue1) / (len(key1) * rank_and_world()[1])
+        age = min(float(progress.step), steps)
+        kept = cosine(self.config.momentum, 1.0, progress.step, progress.total) ** age
         parts = {
             "own_key_first": (first1 + first2) / 2,
-            "queue_filled": loss1.new_tensor(min(1.0, progress.step / steps)),
-            "queue_age_steps": loss1.new_tensor(min(float(progress.step), steps)),
+            "queue_filled": loss1.new_tensor(age / steps),
+            "queue_stale": loss1.new_tensor(1.0 - kept),  # share of the teacher that is newer than its oldest key
         }
         return Step(loss1 + loss2, parts, seen.features)
+
+    def remark(self, parts: dict[str, float]) -> str:
+        """How often the right key is found, and what the queue is worth."""
+        found = f"Of the views {100 * parts['own_key_first']:.0f} % find their own key first."
+        if parts["queue_filled"] < 1:
+            full = f"The queue is {100 * parts['queue_filled']:.0f} % full of real keys"
+            return f"{found} {full}; until then a rising loss is normal."
+        stale = f"{100 * parts['queue_stale']:.0f} % of the teacher is newer than the oldest key in the queue"
+        hint = "; set a smaller method.queue_size" if parts["queue_stale"] > STALE else ""
+        return f"{found} {stale}{hint}."
 
     def after_step(self, progress: Progress) -> None:
         """New keys take the place of the oldest; the teacher moves.

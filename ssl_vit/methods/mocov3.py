@@ -43,6 +43,10 @@ class MoCoV3(Siamese):
         self.uniform_loss = 4 * temp * math.log(images)
         return Step(loss1 + loss2, {"own_key_first": (first1 + first2) / 2}, seen.features)
 
+    def remark(self, parts: dict[str, float]) -> str:
+        """How often the right key is found."""
+        return f"Of the views {100 * parts['own_key_first']:.0f} % find their own key first."
+
     def after_step(self, progress: Progress) -> None:
         """The teacher moves, with the momentum of the step that will use it."""
         momentum = cosine(self.config.momentum, 1.0, progress.step + 1, progress.total)

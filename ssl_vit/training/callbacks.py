@@ -8,9 +8,10 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean as mean
 from types import FrameType
 from typing import Any
 
@@ -145,10 +146,11 @@ class StopOnSignal(Callback):
 class Health(Callback):
     """Every so many steps: vital signs, and a verdict where it changes."""
 
-    def __init__(self, metrics: Metrics | None, every: int, warmup: int) -> None:
-        self._metrics, self._every, self._warmup = metrics, every, warmup
+    def __init__(self, metrics: Metrics | None, every: int, warmup: int, advice: Mapping[str, str]) -> None:
+        self._metrics, self._every, self._warmup, self._advice = metrics, every, warmup, advice
         self._seen = torch.empty(0)  # [N, D] features of the newest images
-        self._losses: list[float] = []
+        self._losses: list[float] = []  # since the last check
+        self._parts: dict[str, list[float]] = {}  # likewise
         self.history: list[Vitals] = []
         self.verdict: Verdict | None = None
 
@@ -161,37 +163,43 @@ class Health(Callback):
             self._seen = torch.cat([self._seen.to(new.device), new])[-HEALTH_ROWS:]
         if math.isfinite(module.loss):
             self._losses.append(module.loss)
+            for name, value in module.last.parts.items():
+                self._parts.setdefault(name, []).append(float(value))
         step = trainer.global_step
         if step % self._every == 0 or step == trainer.max_steps:
-            self._check(step, module)
+            self._check(step, module.method)
 
     def state_dict(self) -> dict[str, Any]:
         """Kept in the checkpoint, so that a resumed run comes to the same verdicts."""
-        return {"seen": self._seen, "losses": self._losses, "history": [asdict(vitals) for vitals in self.history]}
+        history = [asdict(vitals) for vitals in self.history]
+        return {"seen": self._seen, "losses": self._losses, "parts": self._parts, "history": history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was written."""
-        self._seen, self._losses = state_dict["seen"], state_dict["losses"]
+        self._seen, self._losses, self._parts = (state_dict[key] for key in ("seen", "losses", "parts"))
         self.history = [Vitals(**vitals) for vitals in state_dict["history"]]
-        self.verdict = diagnose(self.history) if self.history else None
+        self.verdict = diagnose(self.history, self._advice) if self.history else None
 
-    def _check(self, step: int, module: Pretraining) -> None:
-        assert module.last is not None
-        method: Method = module.method
-        entropy = module.last.parts.get("teacher_entropy")
-        loss = sum(self._losses) / len(self._losses) if self._losses else float("nan")
-        vitals = Vitals(
-            step,
-            self._warmup,
-            loss,
-            method.uniform_loss,
-            None if entropy is None else float(entropy),
-            feature_std(self._seen),
-            rank_me(self._seen),
+    def _check(self, step: int, method: Method) -> None:
+        parts = {name: mean(values) for name, values in self._parts.items()}
+        self.history.append(
+            Vitals(
+                step,
+                self._warmup,
+                mean(self._losses) if self._losses else float("nan"),
+                method.uniform_loss,
+                feature_std(self._seen),
+                rank_me(self._seen),
+                method.prototypes,
+                {name: (parts[f"{name}_loss"], parts[f"{name}_entropy"]) for name in method.heads} if parts else {},
+                parts.get("blind_loss", None if method.heads else method.uniform_loss),
+                method.remark(parts) if parts else "",
+            )
         )
+        vitals = self.history[-1]
         self._losses.clear()
-        self.history.append(vitals)
-        before, self.verdict = self.verdict, diagnose(self.history)
+        self._parts.clear()
+        before, self.verdict = self.verdict, diagnose(self.history, self._advice)
         if self._metrics is None:
             return
         self._metrics.write(step, {"health": self.verdict.kind} | asdict(vitals) | {"step": step})

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-Kind = Literal["warming up", "learning", "uniform collapse", "constant-output collapse", "diverged"]
+Kind = Literal["warming up", "learning", "not learning yet", "uniform collapse", "constant-output collapse", "diverged"]
 
 NEAR = 0.01  # of ln K: how close to uniform, or to no entropy at all, counts as there
 FLAT = 0.02  # relative spread over images below which features are one and the same vector
@@ -24,10 +24,14 @@ class Vitals:
     step: int
     warmup: int  # step at which the learning rate is at its peak
     loss: float  # mean since the check before
-    uniform_loss: float | None  # the loss of uniform outputs (ln K), where there is such a value
-    teacher_entropy: float | None  # nats; 0 = always one prototype, ln K = uniform
+    uniform_loss: float | None  # the loss of uniform outputs, where there is such a value
     feature_std: float  # of L2-normalised features over images, times sqrt(D): near 1 when spread out, 0 when constant
     rank: float  # RankMe, the effective number of dimensions
+    prototypes: int = 0  # K of the heads below
+    heads: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Loss, and entropy of the targets (nats; 0 = always one prototype, ln K = uniform), of each head."""
+    blind_loss: float | None = None  # of the best guess that does not look at the image, where that is measured
+    remark: str = ""  # the method's own
 
 
 class Verdict(NamedTuple):
@@ -62,63 +66,75 @@ def feature_std(features: Tensor) -> float:
     return float(unit.std(dim=0, correction=0).mean() * unit.shape[1] ** 0.5)
 
 
-def diagnose(history: Sequence[Vitals]) -> Verdict:
+def diagnose(history: Sequence[Vitals], advice: Mapping[str, str]) -> Verdict:
     """The verdict on a run from its checks so far, oldest first; the last must be there.
 
-    Constants and cases come from peers' issue trackers: a loss that stays at ln K (8.3178 for 4,096 prototypes,
-    11.0904 for 65,536) is uniform collapse; an entropy of nothing is one constant output.
+    advice: what to change, by kind of verdict. Constants and cases come from peers' issue trackers: a loss that stays
+    at ln K (8.3178 for 4,096 prototypes, 11.0904 for 65,536) is uniform collapse; an entropy of nothing is one
+    constant output. One head of several that collapses is enough.
     """
     now = history[-1]
+    kind, found = _state(history)
+    return Verdict(kind, " ".join(part for part in (found, advice.get(kind, ""), now.remark) if part))
+
+
+def _state(history: Sequence[Vitals]) -> tuple[Kind, str]:
+    """What a run is in, and by what that is seen."""
+    now, recent = history[-1], history[-PATIENCE:]
     if not math.isfinite(now.loss):
-        return Verdict("diverged", f"The loss is {now.loss}: lower optim.lr, or set train.precision=32-true.")
-    reference = max(history[0].loss, now.uniform_loss or 0.0)
-    if now.loss > 1.5 * reference and reference > 0:
-        return Verdict(
-            "diverged",
+        return "diverged", f"The loss is {now.loss}: lower optim.lr, or set train.precision=32-true."
+    reference = max(history[0].loss, now.uniform_loss or 0.0, now.blind_loss or 0.0)
+    if now.loss > 1.5 * reference > 0:
+        return "diverged", (
             f"The loss has risen to {now.loss:.3f}, from {history[0].loss:.3f}: lower optim.lr or raise "
-            "optim.warmup_epochs.",
+            "optim.warmup_epochs."
         )
-    recent = history[-PATIENCE:]
-    if len(recent) == PATIENCE and now.step > now.warmup:
-        if all(_is_constant(v) for v in recent):
-            return Verdict("constant-output collapse", _constant_sentence(now))
-        if all(_is_uniform(v) for v in recent):
-            return Verdict("uniform collapse", _uniform_sentence(now))
-    if now.step <= now.warmup or len(recent) < PATIENCE or _is_constant(now) or _is_uniform(now):
-        return Verdict("warming up", f"Too early to say: loss {now.loss:.3f}, effective rank {now.rank:.1f}.")
-    return Verdict("learning", _learning_sentence(now))
+    early = f"Too early to say: loss {now.loss:.3f}, effective rank {now.rank:.1f}."
+    if now.step <= now.warmup or len(recent) < PATIENCE:
+        return "warming up", early
+    signs: list[tuple[Kind, Callable[[Vitals], str]]] = [
+        ("constant-output collapse", _constant),
+        ("uniform collapse", _uniform),
+        ("not learning yet", _blind),
+    ]
+    for kind, sign in signs:
+        if all(sign(vitals) for vitals in recent):
+            return kind, sign(now)
+    if any(sign(now) for _, sign in signs):
+        return "warming up", early
+    against = f" against {now.uniform_loss:.3f} for no information" if now.uniform_loss is not None else ""
+    if now.blind_loss is not None:
+        against = f" against {now.blind_loss:.3f} for the best guess that doesn't look"
+    return "learning", f"The loss is {now.loss:.3f}{against}; features use {now.rank:.1f} effective dimensions."
 
 
-def _is_uniform(v: Vitals) -> bool:
-    if v.uniform_loss is None or v.teacher_entropy is None:
-        return False
-    margin = NEAR * v.uniform_loss
-    return abs(v.loss - v.uniform_loss) < margin and v.uniform_loss - v.teacher_entropy < margin
+def _uniform(v: Vitals) -> str:
+    """A sentence where the outputs of a head are uniform, else ""."""
+    for name, (loss, entropy) in v.heads.items():
+        top = math.log(v.prototypes)
+        if abs(loss - top) < NEAR * top and top - entropy < NEAR * top:
+            return (
+                f"The {name} loss is {loss:.3f} = ln {v.prototypes}: every image gets the same, uniform output and "
+                "nothing is learnt."
+            )
+    return ""
 
 
-def _is_constant(v: Vitals) -> bool:
+def _constant(v: Vitals) -> str:
+    """A sentence where all images give one feature, or a head one prototype, else ""."""
     if v.rank < 2 and v.feature_std < FLAT:
-        return True
-    if v.uniform_loss is None or v.teacher_entropy is None:
-        return False
-    return v.teacher_entropy < NEAR * v.uniform_loss and v.loss < NEAR * v.uniform_loss
+        return (
+            f"All images give one and the same output (loss {v.loss:.3f}, effective rank {v.rank:.1f}): nothing is "
+            "learnt."
+        )
+    for name, (loss, entropy) in v.heads.items():
+        if max(loss, entropy) < NEAR * math.log(v.prototypes):
+            return f"All images give one and the same output ({name} loss {loss:.3f}): nothing is learnt."
+    return ""
 
 
-def _uniform_sentence(v: Vitals) -> str:
-    prototypes = round(math.exp(v.uniform_loss or 0.0))
-    return (
-        f"The loss is {v.loss:.3f} = ln {prototypes}: every image gets the same, uniform output and nothing is "
-        "learnt. Lower method.teacher_temp or method.out_dim, or set method.head_norm=batch."
-    )
-
-
-def _constant_sentence(v: Vitals) -> str:
-    return (
-        f"All images give one and the same output (loss {v.loss:.3f}, effective rank {v.rank:.1f}): nothing is learnt. "
-        "Raise method.teacher_temp, lower method.center_momentum or lower optim.lr."
-    )
-
-
-def _learning_sentence(v: Vitals) -> str:
-    against = f" against {v.uniform_loss:.3f} for no information" if v.uniform_loss is not None else ""
-    return f"The loss is {v.loss:.3f}{against}; features use {v.rank:.1f} effective dimensions."
+def _blind(v: Vitals) -> str:
+    """A sentence where the loss is no better than a guess, else ""."""
+    if v.blind_loss is None or v.loss < (1 - NEAR) * v.blind_loss:
+        return ""
+    return f"The loss is {v.loss:.3f}, and a guess that doesn't look at the image costs {v.blind_loss:.3f}."

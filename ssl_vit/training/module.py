@@ -31,6 +31,7 @@ class Recipe:
 
     optimizer: Literal["adamw", "sgd"]
     lr: float  # peak
+    beta2: float  # of AdamW
     min_lr: float
     weight_decay: float
     weight_decay_end: float
@@ -64,7 +65,7 @@ class Pretraining(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimiser; its learning rate and weight decay are set before every step."""
-        return make_optimizer(self.method, self.recipe.optimizer, self.recipe.lr)
+        return make_optimizer(self.method, self.recipe.optimizer, self.recipe.lr, self.recipe.beta2)
 
     def learning_rate(self) -> float:
         """Linear warm-up, then a cosine."""

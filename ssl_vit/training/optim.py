@@ -17,11 +17,13 @@ def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
     return [{"params": decay, "decays": True}, {"params": rest, "decays": False, "weight_decay": 0.0}]
 
 
-def make_optimizer(model: nn.Module, name: Literal["adamw", "sgd"], lr: float) -> torch.optim.Optimizer:
-    """AdamW (1711.05101; betas 0.9, 0.999) or SGD with momentum 0.9, both in torch's fused kernels."""
+def make_optimizer(
+    model: nn.Module, name: Literal["adamw", "sgd"], lr: float, beta2: float = 0.999
+) -> torch.optim.Optimizer:
+    """AdamW (1711.05101; beta1 0.9) or SGD with momentum 0.9, both in torch's fused kernels."""
     groups = parameter_groups(model)
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, fused=True)
+        return torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), fused=True)
     return torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=True)
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ssl_vit.backbones import families
 from ssl_vit.methods.heads import DINOHead
-from tests.golden import detectors, moby
+from ssl_vit.tokenizers import dalle
+from tests.golden import beit, detectors, moby
 
 Entry = str | Callable[[], nn.Module]
 
@@ -37,7 +38,13 @@ NAMES: dict[str, dict[str, Entry]] = {
         f"augvit_{kind}": f"augvit_{kind}"
         for kind in ("small", "small_linear", "small_linear2", "small_circulant2", "base_circulant2")
     },
-    "beit": {f"finetune_beit_{size}_patch16_224": f"beit_{size}_patch16_224" for size in ("base", "large")},
+    "beit": {
+        **{f"finetune_beit_{size}_patch16_224": f"beit_{size}_patch16_224" for size in ("base", "large")},
+        **{
+            f"pretrain_beit_{size}_patch16_224_8k_vocab": partial(beit.Network, f"beit_{size}_patch16_224")
+            for size in ("base", "large")
+        },
+    },
     "cait": {"cait_XXS24_224": "cait_xxs24_224", "cait_S24_224": "cait_s24_224"},
     "cat": {name: name for name in ("cat_tiny", "cat_small", "cat_base")},
     "cswin": {
@@ -56,6 +63,7 @@ NAMES: dict[str, dict[str, Entry]] = {
             *(f"se_cotnetd_{depth}" for depth in (50, 101, 152)),
         )
     },
+    "dalle": {"dalle_encoder": dalle.Encoder, "dalle_decoder": dalle.Decoder},
     "detr": {"detr_resnet50": detectors.detr},
     "detreg": {
         "detreg_pretrain_defdetr": partial(detectors.deformable, 512),

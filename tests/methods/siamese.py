@@ -30,6 +30,7 @@ SITUATION = Situation(
     any_size=True,
     multiple=32,
     drops_paths=True,
+    grid=(14, 14),
 )
 
 
@@ -39,7 +40,9 @@ class Tiny(Backbone):
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(3, DIM)
-        self.info = BackboneInfo("tiny", "tiny", "mlp", DIM, DIM, (), None, (8, 8), True, 1, (0, 0, 0), (1, 1, 1), 24)
+        self.info = BackboneInfo(
+            "tiny", "tiny", "mlp", DIM, DIM, (), None, (8, 8), (1, 1), True, 1, (0, 0, 0), (1, 1, 1), 24
+        )
 
     def forward(self, images, mask=None):
         pooled = self.linear(images.mean((2, 3)))

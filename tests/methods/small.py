@@ -49,7 +49,9 @@ class Patchy(Backbone):
         stages = (Stage(patch_dim, 2),)
         dim = 6 if patch_dim == 6 else 7
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        self.info = BackboneInfo("patchy", "test", "mlp", dim, patch_dim, stages, 2, (8, 8), True, 2, mean, std, 84)
+        self.info = BackboneInfo(
+            "patchy", "test", "mlp", dim, patch_dim, stages, 2, (8, 8), (4, 4), True, 2, mean, std, 84
+        )
 
     def forward(self, images, mask=None):
         patches = self.linear(torch.pixel_unshuffle(images, 2).movedim(1, -1))

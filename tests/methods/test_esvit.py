@@ -135,7 +135,7 @@ def test_uniform_outputs_cost_ln_k_and_health_sees_it() -> None:
             for head in (branch.head, branch.patch_head):
                 head.last_layer.weight_g.zero_()
     out = method(views(0), START)
-    for name in ("view_loss", "region_loss", "view_entropy", "region_entropy", "teacher_entropy"):
+    for name in ("view_loss", "region_loss", "view_entropy", "region_entropy"):
         assert out.parts[name].item() == pytest.approx(math.log(16))
     assert out.loss.item() == pytest.approx(method.uniform_loss)
 

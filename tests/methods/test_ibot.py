@@ -149,7 +149,8 @@ def test_uniform_outputs_cost_what_health_expects() -> None:
     for name in ("view_loss", "patch_loss", "view_entropy", "patch_entropy"):
         assert out.parts[name].item() == pytest.approx(math.log(16))
     assert out.loss.item() == pytest.approx(method.uniform_loss)
-    assert out.parts["teacher_entropy"].item() == pytest.approx(method.uniform_loss)
+    assert method.heads == ("view", "patch")
+    assert math.log(method.prototypes) == pytest.approx(math.log(16))
 
 
 def test_state_is_complete() -> None:

@@ -100,7 +100,10 @@ def test_parts_say_how_full_the_queue_is_and_whether_keys_are_found() -> None:
     method = make()
     found = [method(batch(0), Progress(step, TOTAL, 1)).parts for step in range(4)]
     assert [part["queue_filled"].item() for part in found] == [0.0, 0.5, 1.0, 1.0]
-    assert [part["queue_age_steps"].item() for part in found] == [0.0, 1.0, 2.0, 2.0]
+    momentum = [1 - 0.1 * (1 + math.cos(math.pi * step / TOTAL)) / 2 for step in range(4)]
+    ages = [0, 1, 2, 2]
+    stale = [1 - m**age for m, age in zip(momentum, ages, strict=True)]
+    assert [part["queue_stale"].item() for part in found] == pytest.approx(stale)
     (q1, q2), (k1, k2) = queries_and_keys(method, batch(0))
     contrasts = (q1, k2, array(method.queue2)), (q2, k1, array(method.queue1))
     hits = [(q * k).sum(1) > (q @ queue.T).max(1) for q, k, queue in contrasts]
@@ -138,6 +141,7 @@ def test_the_recipe_is_the_published_one() -> None:
             "method.queue_size": 4096,
             "optim.optimizer": "adamw",
             "optim.lr": 1e-3,
+            "optim.beta2": 0.999,
             "optim.min_lr": 5e-6,
             "optim.weight_decay": 0.05,
             "optim.weight_decay_end": 0.05,

@@ -128,6 +128,7 @@ def test_the_recipe_is_the_published_one() -> None:
         {
             "optim.optimizer": "adamw",
             "optim.lr": 2.4e-3,  # 1.5e-4 x 4096 / 256
+            "optim.beta2": 0.999,
             "optim.min_lr": 0.0,
             "optim.weight_decay": 0.1,
             "optim.weight_decay_end": 0.1,

@@ -17,16 +17,19 @@ from ssl_vit.errors import RunFailed
 from ssl_vit.methods.dino import DINO
 from ssl_vit.methods.method import Progress, Step
 from ssl_vit.training.checkpoint import newest_checkpoint
-from ssl_vit.training.health import Vitals, diagnose, feature_std, rank_me
+from ssl_vit.training.health import Verdict, Vitals, diagnose, feature_std, rank_me
 from tests.runs import SETTINGS, losses, rows
 
 LN = math.log(4096)  # 8.3178
 
 
+ADVICE = {"uniform collapse": "Do this.", "constant-output collapse": "Do that.", "not learning yet": "Wait."}
+
+
 def history(*checks: tuple[float, float, float, float], warmup: int = 10) -> list[Vitals]:
-    """(loss, teacher entropy, feature deviation, rank) every ten steps, the first when the warm-up ends."""
+    """(loss, targets' entropy, feature deviation, rank) every ten steps, the first when the warm-up ends."""
     return [
-        Vitals(10 * i, warmup, loss, LN, entropy, deviation, rank)
+        Vitals(10 * i, warmup, loss, LN, deviation, rank, 4096, {"view": (loss, entropy)})
         for i, (loss, entropy, deviation, rank) in enumerate(checks, start=1)
     ]
 
@@ -44,10 +47,14 @@ GOOD = (6.0, 4.0, 0.8, 40.0)
         ([GOOD] * 2, "warming up", "Too early"),
         ([GOOD] * 3, "learning", "against 8.318 for no information; features use 40.0"),
         ([UNIFORM] * 2, "warming up", "Too early"),
-        ([UNIFORM] * 3, "uniform collapse", "loss is 8.318 = ln 4096"),
+        (
+            [UNIFORM] * 3,
+            "uniform collapse",
+            "view loss is 8.318 = ln 4096: every image gets the same, uniform output and nothing is learnt. Do this.",
+        ),
         ([UNIFORM, UNIFORM, GOOD], "learning", "6.000"),
         ([GOOD, UNIFORM, UNIFORM], "warming up", "Too early"),
-        ([CONSTANT] * 3, "constant-output collapse", "loss 0.010"),
+        ([CONSTANT] * 3, "constant-output collapse", "loss 0.010): nothing is learnt. Do that."),
         ([GOOD, *[FLAT] * 3], "constant-output collapse", "effective rank 1.0"),
         ([GOOD, GOOD, (math.nan, 4.0, 0.8, 40.0)], "diverged", "loss is nan"),
         ([GOOD, GOOD, (math.inf, 4.0, 0.8, 40.0)], "diverged", "loss is inf"),
@@ -56,22 +63,60 @@ GOOD = (6.0, 4.0, 0.8, 40.0)
     ],
 )
 def test_every_verdict(checks: list[tuple[float, float, float, float]], kind: str, word: str) -> None:
-    verdict = diagnose(history(*checks))
+    verdict = diagnose(history(*checks), ADVICE)
     assert verdict.kind == kind
     assert word in verdict.sentence
 
 
 def test_no_collapse_is_called_before_the_warm_up_ends() -> None:
-    assert diagnose(history(*[UNIFORM] * 5, warmup=50)).kind == "warming up"
-    assert diagnose(history(*[UNIFORM] * 6, warmup=50)).kind == "uniform collapse"
+    assert diagnose(history(*[UNIFORM] * 5, warmup=50), ADVICE).kind == "warming up"
+    assert diagnose(history(*[UNIFORM] * 6, warmup=50), ADVICE).kind == "uniform collapse"
 
 
 def test_a_method_without_a_uniform_loss_is_judged_by_its_features() -> None:
     def checks(rank: float, deviation: float) -> list[Vitals]:
-        return [Vitals(10 * i, 0, 1.0, None, None, deviation, rank) for i in range(1, 4)]
+        return [Vitals(10 * i, 0, 1.0, None, deviation, rank) for i in range(1, 4)]
 
-    assert diagnose(checks(30.0, 0.8)).kind == "learning"
-    assert diagnose(checks(1.1, 0.001)).kind == "constant-output collapse"
+    assert diagnose(checks(30.0, 0.8), {}).kind == "learning"
+    assert diagnose(checks(1.1, 0.001), {}).kind == "constant-output collapse"
+
+
+@pytest.mark.parametrize("collapsed", ["view", "patch"])
+@pytest.mark.parametrize(("values", "kind"), [((LN, LN), "uniform collapse"), ((0.0, 0.0), "constant-output collapse")])
+def test_one_head_of_two_that_collapses_is_enough(collapsed: str, values: tuple[float, float], kind: str) -> None:
+    heads = {"view": (6.0, 4.0), "patch": (6.0, 4.0)} | {collapsed: values}
+    loss = heads["view"][0] + heads["patch"][0] / 2
+    verdict = diagnose([Vitals(10 * i, 0, loss, 1.5 * LN, 0.8, 40.0, 4096, heads) for i in range(1, 4)], ADVICE)
+    assert verdict.kind == kind
+    assert f"{collapsed} loss" in verdict.sentence
+    assert ADVICE[kind] in verdict.sentence
+
+
+def test_a_loss_no_better_than_a_blind_guess_is_not_learning_yet() -> None:
+    def checks(*losses: float) -> Verdict:
+        vitals = [Vitals(10 * i, 0, loss, None, 0.8, 40.0, blind_loss=0.5) for i, loss in enumerate(losses, start=1)]
+        return diagnose(vitals, ADVICE)
+
+    stuck = checks(0.51, 0.499, 0.505)
+    assert stuck.kind == "not learning yet"
+    assert stuck.sentence == "The loss is 0.505, and a guess that doesn't look at the image costs 0.500. Wait."
+    assert checks(0.51, 0.48, 0.505).kind == "warming up"
+    better = checks(0.51, 0.505, 0.48)
+    assert (better.kind, "against 0.500 for the best guess" in better.sentence) == ("learning", True)
+
+
+def test_the_rising_loss_of_a_queue_that_fills_is_no_divergence() -> None:
+    """MoBY's first keys are random: the loss of two contrasts with 4,096 of them is far below 2 ln 4097 and rises."""
+    uniform = 2 * math.log(4097)
+    losses = [8.0, 14.0, 16.5]
+    remark = "The queue is 40 % full of real keys; until then a rising loss is normal."
+    rising = [
+        Vitals(10 * i, 0, loss, uniform, 0.8, 40.0, blind_loss=uniform, remark=remark)
+        for i, loss in enumerate(losses, start=1)
+    ]
+    verdict = diagnose(rising, {})
+    assert verdict.kind in ("learning", "warming up")
+    assert verdict.sentence.endswith(remark)
 
 
 def test_effective_rank_of_known_matrices() -> None:

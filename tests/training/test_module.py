@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from ssl_vit.methods.method import Method, Progress, Step
 from ssl_vit.training.module import Pretraining, Recipe
 
-RECIPE = Recipe("sgd", 0.1, 0.1, 0.0, 0.0, 0, 3.0, False, 0, (0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
+RECIPE = Recipe("sgd", 0.1, 0.999, 0.1, 0.0, 0.0, 0, 3.0, False, 0, (0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
 
 
 class Slope(Method):

@@ -1,0 +1,76 @@
+"""BEiT: predict the visual words of hidden patches (2106.08254)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_vit.backbones.backbone import Backbone, BackboneInfo
+from ssl_vit.checkpoints.load import restore
+from ssl_vit.data.masks import blockwise_masks
+from ssl_vit.methods.base_config import settled
+from ssl_vit.methods.beit_config import Config
+from ssl_vit.methods.masked import Masked, hidden_rows, linear, with_pooled
+from ssl_vit.methods.method import Progress, Step
+from ssl_vit.methods.targets import exact
+from ssl_vit.tokenizers.dalle import Dalle
+from ssl_vit.tokenizers.tokenizer import Tokenizer
+from ssl_vit.tokenizers.vq import VQ
+
+
+class BEiT(Masked):
+    """From patches in sight, the words of those that blocks hide; a frozen tokenizer names the words."""
+
+    config: Config
+
+    def __init__(self, config: Config, backbone: Backbone, image_size: int) -> None:
+        super().__init__(config, backbone, image_size)
+        self.tokenizer = new_tokenizer(config, self.cell, backbone.info)
+        self.head = linear(backbone.info.patch_dim, self.tokenizer.codes)
+
+    def draw_masks(self, images: int) -> Tensor:
+        """Blocks, bool [images, *grid]: at most ``mask_ratio`` of each image."""
+        most = max(1, int(self.config.mask_ratio * self.grid[0] * self.grid[1]))
+        return blockwise_masks(torch.full((images,), most), *self.grid)
+
+    def forward(self, batch: list[Tensor], progress: Progress) -> Step:
+        """Batch: one crop, [B, 3, S, S]."""
+        (images,) = batch
+        with torch.no_grad():
+            words = self.tokenizer(images, self.grid)
+        features, masks = self.see(images)
+        wanted = hidden_rows(words[:, None], masks)[:, 0]
+        logits = exact(self.head(hidden_rows(features.patches, masks)))
+        loss = F.cross_entropy(logits, wanted)
+        shares = torch.bincount(words.flatten(), minlength=self.tokenizer.codes).to(logits.dtype) / words.numel()
+        parts = {
+            "blind_loss": torch.special.entr(shares).sum(),  # of always saying how frequent each word is
+            "accuracy": (logits.detach().argmax(1) == wanted).to(logits.dtype).mean(),
+            "commonest": shares.max(),  # the accuracy of always saying that one
+            "words_used": (shares > 0).to(logits.dtype).sum(),
+            "hidden": masks.to(logits.dtype).mean(),
+        }
+        return Step(with_pooled(loss, features.pooled), parts, features.pooled.detach())
+
+    def to_fit(self) -> Tokenizer:
+        """The tokenizer."""
+        return self.tokenizer
+
+    def remark(self, parts: dict[str, float]) -> str:
+        """How often the right word is found, and how much of the vocabulary is in use."""
+        return (
+            f"Of hidden patches {100 * parts['accuracy']:.1f} % get the right word (always the commonest: "
+            f"{100 * parts['commonest']:.1f} %); a batch has {parts['words_used']:.0f} of {self.tokenizer.codes} words."
+        )
+
+
+def new_tokenizer(config: Config, cell: int, info: BackboneInfo) -> Tokenizer:
+    """The tokenizer that the configuration names, for patches of ``cell`` pixels and images as ``info`` has them."""
+    if config.tokenizer == "own":
+        return VQ(settled(config.codes), cell, settled(config.tokenizer_steps), info.mean, info.std)
+    assert config.tokenizer_weights is not None  # checked before
+    if config.tokenizer == "dalle":
+        return Dalle(config.tokenizer_weights, info.mean, info.std)
+    teacher = restore(config.tokenizer_weights, config.tokenizer_backbone)
+    return VQ(settled(config.codes), cell, settled(config.tokenizer_steps), info.mean, info.std, teacher=teacher)

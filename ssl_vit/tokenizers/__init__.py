@@ -1,0 +1,1 @@
+"""Visual tokens: what BEiT predicts of the patches that it does not see."""

@@ -1,0 +1,129 @@
+"""Every method: a run that dies and is resumed ends with the same numbers and the same state, to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ssl_vit import experiment
+from ssl_vit.config import load_config
+from ssl_vit.methods import list_methods
+from ssl_vit.training import fitting
+from ssl_vit.training.callbacks import Metrics
+from ssl_vit.training.checkpoint import newest_checkpoint
+from tests.methods.settings import SMALL
+from tests.runs import rows, weights
+
+COMMON = {
+    "backbone.name": "vit_tiny_patch16_224",
+    "backbone.args": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
+    "backbone.image_size": 32,
+    "backbone.drop_path": 0.2,
+    "optim.lr": 1e-3,
+    "optim.warmup_epochs": 1.0,
+    "train.batch_size": 8,
+    "train.epochs": 2,
+    "train.precision": "32-true",
+    "train.checkpoint_every": 4,
+    "health.every": 3,
+    "data.workers": 0,
+}
+STEPS, DIES = 12, 6
+
+
+class Killed(BaseException):
+    """No handler expects it, as none sees a kill."""
+
+
+def pretrain(pictures: Path, out: Path, method: str, *, resume: bool = False) -> None:
+    if resume:
+        experiment.pretrain(load_config([out / "config.yaml"]), out, resume=True)
+        return
+    flags = COMMON | {"data.path": str(pictures / "train"), "method.name": method}
+    flags |= {f"method.{key}": value for key, value in SMALL[method].items()}
+    experiment.pretrain(load_config(flags=flags), out)
+
+
+def state(out: Path) -> dict[str, torch.Tensor]:
+    """Weights, centres, queues, tokenizer: all that the last checkpoint holds of the method."""
+    newest = newest_checkpoint(out / "checkpoints")
+    assert newest is not None
+    found: dict[str, torch.Tensor] = torch.load(newest, weights_only=True)["state_dict"]
+    return found
+
+
+def same(whole: Path, out: Path) -> None:
+    assert rows(out) == rows(whole)
+    assert weights(out) == weights(whole)
+    before, after = state(whole), state(out)
+    assert before.keys() == after.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_killed_and_resumed_equals_never_killed(
+    method: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    pretrain(pictures, whole, method)
+    assert sum("grad_norm" in row for row in rows(whole)) == STEPS
+    write = Metrics.write
+
+    def dying(metrics: Metrics, step: int, row: dict[str, Any]) -> None:
+        if step == DIES:
+            raise Killed
+        write(metrics, step, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Metrics, "write", dying)
+        with pytest.raises(Killed):
+            pretrain(pictures, out, method)
+    assert newest_checkpoint(out / "checkpoints").name == "step-000000004.ckpt"  # type: ignore[union-attr]  # it is there
+    pretrain(pictures, out, method, resume=True)
+    same(whole, out)
+
+
+def test_killed_while_the_tokenizer_is_fitted_begins_again(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    pretrain(pictures, whole, "beit")
+    for name in ("tokenizer.safetensors", "tokenizer.png"):
+        assert (whole / name).exists()
+
+    def dying(*_: object) -> float:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "fit", dying)
+        with pytest.raises(Killed):
+            pretrain(pictures, out, "beit")
+    assert not (out / "tokenizer.safetensors").exists()
+    pretrain(pictures, out, "beit", resume=True)
+    same(whole, out)
+    assert (out / "tokenizer.safetensors").read_bytes() == (whole / "tokenizer.safetensors").read_bytes()
+    assert (out / "tokenizer.png").read_bytes() == (whole / "tokenizer.png").read_bytes()
+
+
+def test_a_fitted_tokenizer_is_not_fitted_again(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a run died before its first checkpoint, the file in its folder is used."""
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    pretrain(pictures, whole, "beit")
+
+    def dying(metrics: Metrics, step: int, row: dict[str, Any]) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Metrics, "write", dying)
+        with pytest.raises(Killed):
+            pretrain(pictures, out, "beit")
+    assert newest_checkpoint(out / "checkpoints") is None
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "fit", dying)
+        pretrain(pictures, out, "beit", resume=True)
+    same(whole, out)
