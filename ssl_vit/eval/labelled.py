@@ -11,18 +11,23 @@ from numpy.typing import NDArray
 from ssl_vit.data.sources import Source, open_source
 from ssl_vit.errors import UserError
 
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test"})
+
 
 def open_labelled(path: Path | str, side: str) -> Source:
     """A folder with a sub-folder of images for each class; `side` is the flag that named it.
 
     Raises:
-        UserError: no labels, a single image, or an empty class.
+        UserError: no labels, labels one level further down, a single image, or an empty class.
     """
     source = open_source(path)
     if len(source) < 2:
         raise UserError(f"--{side} {path}: a single image; a score needs several of each class")
     if not source.classes:
         raise UserError(f"--{side} {path}: no labels; expected two or more sub-folders of images, one for each class")
+    splits = sorted(_SPLITS & {name.lower() for name in source.classes})
+    if splits and all(source.name(i).count("/") > 1 for i in range(len(source))):
+        raise UserError(f"--{side} {path}: its sub-folders are sets, not classes; give {os.path.join(path, splits[0])}")
     folders = [entry for entry in os.scandir(path) if entry.is_dir()] if os.path.isdir(path) else []
     empty = sorted({entry.name for entry in folders if not entry.name.startswith(".")} - set(source.classes))
     if empty:
@@ -31,7 +36,12 @@ def open_labelled(path: Path | str, side: str) -> Source:
 
 
 def check_same_classes(train: Source, val: Source) -> None:
-    """UserError that names the classes of one side only."""
+    """UserError that names the classes of one side only, or for the same images on both sides."""
+    if train.fingerprint == val.fingerprint:
+        raise UserError(
+            f"--train and --val hold the same images ({train.root}, {val.root}); a score on what was learnt from says "
+            "nothing, give --val others"
+        )
     only = {
         "--train": sorted(set(train.classes) - set(val.classes)),
         "--val": sorted(set(val.classes) - set(train.classes)),

@@ -63,7 +63,7 @@ def test_linear_of_a_run(run, images, tmp_path):
     result = evaluate("linear", run, train=images / "train", val=images / "val", json=tmp_path / "linear.json")
     assert json.loads((tmp_path / "linear.json").read_text()) == result
     assert result["linear"]["top1"] > 50
-    assert str(result["linear"]["lr"]) in result["protocol"]["held_out"]
+    assert str(result["linear"]["lr"]) in result["held_out"]
     assert result["protocol"]["seed"] == 0
 
 
@@ -122,6 +122,10 @@ def test_images_that_cannot_be_scored(run, images, tmp_path):
     other = folder_of(tmp_path / "other", 2, classes=("ash", "birch", "oak"))
     with pytest.raises(UserError, match=r"different classes: cedar only in --train"):
         evaluate("knn", run, train=train, val=other)
+    with pytest.raises(UserError, match=r"sub-folders are sets, not classes; give .*images.*/train"):
+        evaluate("knn", run, train=images, val=val)
+    with pytest.raises(UserError, match="hold the same images"):
+        evaluate("knn", run, train=val, val=val)
     empty = folder_of(tmp_path / "empty", 2)
     (empty / "yew").mkdir()
     with pytest.raises(UserError, match=r"empty.*yew"):

@@ -76,7 +76,7 @@ def test_the_command_draws_and_says_what_eval_says(run, other, images, tmp_path,
 
 def test_runs_that_read_other_features_are_refused(run, tmp_path, images):
     """The grid reads class tokens where there are some, and means alone where there are none."""
-    written(randomised("resnet10t"), tmp_path / "export", mean=MEAN, std=STD, description={})
+    written(randomised("test_resnet", image_size=32), tmp_path / "export", mean=MEAN, std=STD, description={})
     with pytest.raises(UserError, match="scored in another way"):
         compare([run, tmp_path], images / "train", images / "val", kind="grid", depths=(1,))
 
