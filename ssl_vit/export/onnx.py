@@ -34,14 +34,31 @@ def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) 
                 output_names=outputs,
                 opset_version=_OPSET,
                 dynamo=True,
+                optimize=False,  # that takes minutes, for a graph that onnxruntime runs as fast as the one of _tidy
                 verbose=False,
             )
     except Exception as error:  # of any type: an operation that ONNX has no word for
-        said = " ".join(str(error).split())[:200]
+        said = " ".join(str(_root(error)).split())[:200]
         raise RunFailed(f"{backbone.info.name}: torch {torch.__version__} can't write it as ONNX: {said}") from error
     assert program is not None  # with dynamo=True it never is
+    _tidy(program)
     program.save(str(folder / FILE))
     return []
+
+
+def _root(error: BaseException) -> BaseException:
+    """What went wrong first: torch tells of its own steps around it."""
+    return error if error.__cause__ is None else _root(error.__cause__)
+
+
+def _tidy(program: torch.onnx.ONNXProgram) -> None:
+    """Compute constants now, and once what pooled features and pyramid have in common."""
+    from onnx_ir.passes.common import CommonSubexpressionEliminationPass
+    from onnxscript.optimizer import fold_constants, remove_unused_nodes
+
+    fold_constants(program.model)
+    CommonSubexpressionEliminationPass()(program.model)
+    remove_unused_nodes(program.model)
 
 
 def snippet(folder: Path, backbone: TimmBackbone) -> str:

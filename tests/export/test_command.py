@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
+import yaml
+from safetensors import safe_open
 
 from ssl_vit.cli import main
 from ssl_vit.export import TARGETS
@@ -31,3 +34,16 @@ def test_a_run_is_handed_over(
         assert line in card
     assert f"- Check: {said.removeprefix('weights: ')}" in card
     assert (tmp_path / "weights" / "keys.tsv").is_file() == (target not in NAMELESS)
+
+
+def test_one_file_holds_the_settings_of_its_run(whole_run: Path, tmp_path: Path) -> None:
+    assert main(["export", str(whole_run), "--to", "safetensors", "--out", str(tmp_path / "weights")]) == 0
+    with safe_open(tmp_path / "weights" / "model.safetensors", "pt") as file:
+        config = json.loads(file.metadata()["config"])
+    kept = yaml.safe_load((whole_run / "config.yaml").read_text())
+    settings = config["ssl_vit"]["settings"]
+    assert {name: settings[name] for name in ("method", "optim", "train")} == {
+        name: kept[name] for name in ("method", "optim", "train")
+    }
+    assert config["pretrained_cfg"]["mean"] == kept["data"]["mean"]
+    assert config["pretrained_cfg"]["input_size"] == [3, 32, 32]

@@ -24,10 +24,10 @@ PLAIN = {"augvit", "multi_stream", "rams_trans", "refiner", "t2t_vit", "vision_x
 
 
 def shallow(family: str) -> TimmBackbone:
-    """With two blocks a stage: writing a graph takes time for each block, and the others are the same again."""
+    """With few blocks: writing a graph takes time for each, and the others are the same again."""
     torch.manual_seed(0)
     name, kwargs = cheapest()[family]
-    depth = {"depth": 2} if family in PLAIN else {"depths": (2, 2, 2, 2)}
+    depth = {"depth": 2} if family in PLAIN else {"depths": (1, 1, 2, 1)}
     return create_backbone(name, image_size=kwargs["image_size"], model_args=depth).eval()
 
 
