@@ -1,9 +1,23 @@
-"""Settings that make each method small, for tests that run over all of them."""
+"""Settings that make a run and each method small, for tests that run over all methods."""
 
 from __future__ import annotations
 
 from typing import Any
 
+COMMON = {
+    "backbone.name": "vit_tiny_patch16_224",
+    "backbone.args": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
+    "backbone.image_size": 32,
+    "backbone.drop_path": 0.2,
+    "optim.lr": 1e-3,
+    "optim.warmup_epochs": 1.0,
+    "train.batch_size": 8,
+    "train.epochs": 2,
+    "train.precision": "32-true",
+    "train.checkpoint_every": 4,
+    "health.every": 3,
+    "data.workers": 0,
+}
 DISTILLING = {
     "out_dim": 64,
     "hidden_dim": 32,

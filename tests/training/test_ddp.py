@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.methods.settings import COMMON, SMALL
 from tests.runs import command, finish, losses, steps_done, wait_for
 
 pytestmark = pytest.mark.dist
@@ -58,8 +59,24 @@ def two_processes(argv: list[str], said: Path, mark: str) -> subprocess.Popen[by
 def test_two_processes_learn_what_one_does(changes: dict[str, str], pictures: Path, tmp_path: Path, mark: str) -> None:
     """The same images a step, half of them in each process: every loss to 1e-5."""
     changes = changes | {"backbone__drop_path": 0.0, "train__epochs": 2}
-    run = two_processes(command(pictures / "train", tmp_path / "two", **changes), tmp_path / "said2", mark)
-    assert finish(command(pictures / "train", tmp_path / "one", **changes), tmp_path / "said1") == 0
+    lines = [command(pictures / "train", tmp_path / name, **changes) for name in ("one", "two")]
+    equal_losses(lines, tmp_path, mark)
+
+
+@pytest.mark.parametrize("method", ["moby", "mocov3"])
+def test_keys_of_both_processes_are_contrasted(method: str, pictures: Path, tmp_path: Path, mark: str) -> None:
+    """A queue that both fill, or a batch that both share."""
+    settings = COMMON | {"method.name": method, "backbone.drop_path": 0.0, "optim.lr": 1e-4}  # more amplifies rounding
+    settings |= {f"method.{key}": value for key, value in SMALL[method].items()}
+    sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    lines = [["pretrain", str(pictures / "train"), "--out", str(tmp_path / name), *sets] for name in ("one", "two")]
+    equal_losses(lines, tmp_path, mark)
+
+
+def equal_losses(lines: list[list[str]], tmp_path: Path, mark: str) -> None:
+    """The first command in one process, the second in two."""
+    run = two_processes(lines[1], tmp_path / "said2", mark)
+    assert finish(lines[0], tmp_path / "said1") == 0, (tmp_path / "said1").read_text()
     assert run.wait() == 0, (tmp_path / "said2").read_text()
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == 12

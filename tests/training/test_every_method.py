@@ -14,23 +14,9 @@ from ssl_vit.methods import list_methods
 from ssl_vit.training import fitting
 from ssl_vit.training.callbacks import Metrics
 from ssl_vit.training.checkpoint import newest_checkpoint
-from tests.methods.settings import SMALL
+from tests.methods.settings import COMMON, SMALL
 from tests.runs import rows, weights
 
-COMMON = {
-    "backbone.name": "vit_tiny_patch16_224",
-    "backbone.args": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
-    "backbone.image_size": 32,
-    "backbone.drop_path": 0.2,
-    "optim.lr": 1e-3,
-    "optim.warmup_epochs": 1.0,
-    "train.batch_size": 8,
-    "train.epochs": 2,
-    "train.precision": "32-true",
-    "train.checkpoint_every": 4,
-    "health.every": 3,
-    "data.workers": 0,
-}
 STEPS, DIES = 12, 6
 
 
