@@ -16,7 +16,8 @@ class TimmBackbone(Backbone):
     """A timm model behind the contract.
 
     ``model`` is timm's own, so that ``model.state_dict()`` loads in ``timm.create_model(name, num_classes=0,
-    **timm_args)``. With ``masked`` the adapter owns a learned ``mask_token`` [D] where there is a patch embedding.
+    **timm_args)``. With ``masked`` the adapter owns a learned ``mask_token``: a patch embedding [D], or without one a
+    colour [3]. (The mean colour, 0 everywhere, makes layer norms divide by nothing: gradients overflow.)
     """
 
     def __init__(self, model: TimmModel, anatomy: Anatomy, masked: bool = False) -> None:
@@ -35,6 +36,8 @@ class TimmBackbone(Backbone):
             self.mask_token = nn.Parameter(torch.empty(embedding.proj.out_channels))
             nn.init.trunc_normal_(self.mask_token, std=0.02)  # as BEiT's (arXiv 2106.08254)
             embedding.register_forward_hook(self._hide_embeddings)
+        elif masked:
+            self.mask_token = nn.Parameter(torch.randn(3))
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Features:
         """images: [B, 3, H, W] normalised; mask: bool [B, h, w], True = hidden, of the patch grid.
@@ -42,13 +45,13 @@ class TimmBackbone(Backbone):
         Hidden are the patch embeddings, or without a patch embedding the pixels, that lie under the mask; a mask that
         is coarser than the patch embedding (a Swin's, at the stride of its last stage) covers several of them.
 
-        Errors: ValueError for a mask where the patch embedding has no mask token (``masked=True`` makes one).
+        Errors: ValueError for a mask where there is no mask token (``masked=True`` makes one).
         """
         if mask is not None and self.mask_token is None:
-            if self.info.patch is not None:
-                raise ValueError(f"{self.info.name}: no mask token; create the backbone with masked=True")
+            raise ValueError(f"{self.info.name}: no mask token; create the backbone with masked=True")
+        if mask is not None and self.info.patch is None:
             hidden = _spread(mask, (images.shape[-2], images.shape[-1]), self.layout.stride)
-            images = images.masked_fill(hidden[:, None], 0.0)  # 0 is the mean colour
+            images = torch.where(hidden[:, None], self.mask_token[:, None, None].to(images.dtype), images)
         else:
             self._mask = mask
         try:

@@ -59,7 +59,7 @@ class Config(MaskedConfig):
         """The official recipe; on small sets a small vocabulary, fitted in a minute."""
         small = given.images < SMALL
         official = "official recipe"
-        words = (512, "small set: words that occur often") if small else (8192, "as many as DALL-E's")
+        words = (64, "small set: words so common that few steps learn them") if small else (8192, "as many as DALL-E's")
         steps = (400, "small set: the words settle within them") if small else (3000, "a few minutes")
         optimiser = optimiser_choices(
             given,

@@ -78,7 +78,7 @@ def test_the_recipe_is_the_official_one_and_another_on_small_sets() -> None:
     assert chosen["backbone.drop_path"] == 0.1
     assert chosen["method.codes"] == 8192
     few = {key: value for key, (value, _) in Config().choose(replace(SITUATION, images=2000)).items()}
-    assert (few["method.codes"], few["method.tokenizer_steps"], few["backbone.drop_path"]) == (512, 400, 0.0)
+    assert (few["method.codes"], few["method.tokenizer_steps"], few["backbone.drop_path"]) == (64, 400, 0.0)
 
 
 def test_the_view_is_one_crop_with_the_official_colours() -> None:
