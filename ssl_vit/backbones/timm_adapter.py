@@ -47,13 +47,14 @@ class TimmBackbone(Backbone):
 
         Errors: ValueError for a mask where there is no mask token (``masked=True`` makes one).
         """
-        if mask is not None and self.mask_token is None:
-            raise ValueError(f"{self.info.name}: no mask token; create the backbone with masked=True")
-        if mask is not None and self.info.patch is None:
-            hidden = _spread(mask, (images.shape[-2], images.shape[-1]), self.layout.stride)
-            images = torch.where(hidden[:, None], self.mask_token[:, None, None].to(images.dtype), images)
-        else:
-            self._mask = mask
+        if mask is not None:
+            if self.mask_token is None:
+                raise ValueError(f"{self.info.name}: no mask token; create the backbone with masked=True")
+            if self.info.patch is None:
+                hidden = _spread(mask, (images.shape[-2], images.shape[-1]), self.layout.stride)
+                images = torch.where(hidden[:, None], self.mask_token[:, None, None].to(images.dtype), images)
+                mask = None
+        self._mask = mask
         try:
             return self.layout.read(self.model, images)
         finally:
