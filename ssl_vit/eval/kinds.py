@@ -83,6 +83,29 @@ def whole(low: int, high: int) -> Callable[[str], tuple[int, ...]]:
     return read
 
 
+def positive(text: str) -> int:
+    """A whole number from 1 on.
+
+    >>> positive("3")
+    3
+    """
+    if int(text) < 1:
+        raise ValueError("expected 1 or more")
+    return int(text)
+
+
+def rates(text: str) -> tuple[float, ...]:
+    """Numbers above 0 between commas.
+
+    >>> rates("0.1,1")
+    (0.1, 1.0)
+    """
+    found = tuple(float(word) for word in text.split(","))
+    if not all(value > 0 for value in found):
+        raise ValueError("expected numbers above 0")
+    return found
+
+
 def percents(text: str) -> tuple[float, ...]:
     """Numbers above 0 and below 100 between commas.
 
@@ -135,6 +158,27 @@ KINDS: dict[str, Kind] = {
         "ssl_vit.eval.grid:score",
         "linear classifiers over layers, pooling and learning rates, chosen on a part of train (DINOv2)",
         options={"depths": Option((1, 4), "the last so many layers, N,N,…", whole(1, 1000))},
+    ),
+    "augmented": Kind(
+        "ssl_vit.eval.augmented:score",
+        "a linear classifier on another crop in every epoch, as DINO's and MoBY's papers score",
+        options={
+            "epochs": Option(100, "passes over train", positive),
+            "batch": Option(256, "images a step", positive),
+            "lr": Option((0.001, 0.01, 0.1), "at 256 images a step, R,R,…; one is not chosen but taken", rates),
+        },
+    ),
+    "finetune": Kind(
+        "ssl_vit.eval.finetune:score",
+        "the whole network trained on the classes: layer decay, mixup, smoothed labels",
+        options={
+            "epochs": Option(100, "passes over train", positive),
+            "batch": Option(64, "images a step, an even number", positive),
+            "lr": Option(1e-3, "at 256 images a step", float),
+            "layer_decay": Option(0.75, "the learning rate of a layer over that of the next", float),
+            "mixup": Option(0.8, "0 for none", float),
+            "cutmix": Option(1.0, "0 for none", float),
+        },
     ),
     "logistic": Kind(
         "ssl_vit.eval.logistic:score",

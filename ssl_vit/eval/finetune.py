@@ -1,0 +1,116 @@
+"""Fine-tuning: the whole network learns the classes, with timm's recipe (layer decay, mixup, smoothed labels)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.data.mixup import Mixup
+from timm.optim._optim_factory import create_optimizer_v2
+from torch import nn
+
+from ssl_vit.data.augment import normalise
+from ssl_vit.data.evalset import EvalDataset, EvalLoader
+from ssl_vit.data.loader import steps_per_epoch, to_views
+from ssl_vit.data.sources import Source
+from ssl_vit.errors import RunFailed, UserError
+from ssl_vit.eval.augmented import SCALE, crops
+from ssl_vit.eval.features import evaluating
+from ssl_vit.eval.job import Job, Outcome
+from ssl_vit.eval.labelled import check_every_class
+from ssl_vit.eval.linear import percent
+from ssl_vit.eval.progress import progress
+from ssl_vit.eval.protocol import Side
+from ssl_vit.eval.readout import Readout
+from ssl_vit.schedules import warmup_cosine
+
+WEIGHT_DECAY, SMOOTHING, WARMUP = 0.05, 0.1, 0.05  # the last: share of the steps
+
+
+def score(job: Job, epochs: int, batch: int, lr: float, layer_decay: float, mixup: float, cutmix: float) -> Outcome:
+    """The kind "finetune": top-1 of the last step's network in evaluation mode; nothing is chosen on val."""
+    train, val = job.labelled()
+    if batch % 2:
+        raise UserError(f"finetune: --batch is {batch}; mixup mixes images in pairs, give an even number")
+    model = fitted(job, train, epochs, batch, lr, layer_decay, mixup, cutmix)
+    correct, left_out = tested(model, val, job.readout, job.device)
+    job.sides["train"] = Side(len(train), 0, str(train.fingerprint["sha256"]))
+    job.sides["val"] = Side(len(correct), left_out, str(val.fingerprint["sha256"]))
+    settings = {
+        "classifier": "the whole network and timm's own head",
+        "optimizer": f"AdamW, lr {lr} x batch / 256, layer decay {layer_decay}, weight decay {WEIGHT_DECAY}",
+        "schedule": f"{epochs} epochs, batch {batch}, {WARMUP:.0%} of them warming up, cosine to 0",
+        "train_transform": f"random crop of {SCALE} of the area, mirrored half the time",
+        "mixing": f"mixup {mixup}, cutmix {cutmix}, labels smoothed by {SMOOTHING}",
+    }
+    return Outcome({"top1": percent(correct)}, settings, seed=job.seed, correct=correct)
+
+
+def fitted(
+    job: Job, source: Source, epochs: int, batch: int, lr: float, layer_decay: float, mixup: float, cutmix: float
+) -> nn.Module:
+    """A copy of the job's network with a new head, [B, 3, S, S] -> [B, C], trained on the whole source."""
+    readout, device, classes = job.readout, job.device, len(source.classes)
+    loader = crops(source, readout.image_size, epochs, batch, job.seed, device)
+    torch.manual_seed(job.seed)
+    model: Any = copy.deepcopy(job.backbone.get_submodule("model"))
+    model.reset_classifier(classes)
+    model.to(device).train()
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=WEIGHT_DECAY, layer_decay=layer_decay)
+    mix: Any = Mixup(  # type: ignore[no-untyped-call]  # timm has no types for it
+        mixup_alpha=mixup,
+        cutmix_alpha=cutmix,
+        prob=float(mixup > 0 or cutmix > 0),
+        label_smoothing=SMOOTHING,
+        num_classes=classes,
+    )
+    labels = torch.from_numpy(source.labels).long()
+    total, per_epoch = len(loader), steps_per_epoch(len(source), batch)
+    with seeded(job.seed), progress("fine-tuning", total * batch) as advance:
+        for step, each in enumerate(loader):
+            rate = warmup_cosine(lr * batch / 256, 0.0, step + 1, total, max(1, round(WARMUP * total)))
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("lr_scale", 1.0)
+            images = to_views(each, readout.mean, readout.std, device)[0]
+            images, targets = mix(images, labels[each.index].to(device))
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=readout.precision == "bfloat16"):
+                loss = nn.functional.cross_entropy(model(images).float(), targets)
+            if not torch.isfinite(loss):
+                raise RunFailed(f"finetune: the loss is {loss.item()} in epoch {step // per_epoch}; lower --lr")
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
+            optimizer.step()
+            advance(len(each.index))
+    return model  # type: ignore[no-any-return]  # a module of timm's, which has no types
+
+
+def tested(model: nn.Module, source: Source, readout: Readout, device: torch.device) -> tuple[NDArray[np.bool_], int]:
+    """Whether each readable image, as it is, is classified rightly [M], and how many could not be read."""
+    loader = EvalLoader(EvalDataset(source, readout.image_size), readout.batch_size, max_bad=1.0)
+    right, seen, left_out = list[NDArray[np.bool_]](), list[NDArray[np.int64]](), 0
+    with evaluating(model), torch.inference_mode(), progress("scoring", len(source)) as advance:
+        for batch in loader:
+            left_out += len(batch.unread)
+            if len(batch.index):
+                logits = model(normalise(batch.images.to(device), readout.mean, readout.std))
+                right.append((logits.argmax(1).cpu() == batch.labels).numpy())
+                seen.append(batch.labels.numpy())
+            advance(len(batch.index) + len(batch.unread))
+    check_every_class(np.concatenate([np.empty(0, np.int64), *seen]), source)
+    return np.concatenate(right), left_out
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """timm's mixup draws from numpy's global generator, which is left as it was."""
+    before = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)

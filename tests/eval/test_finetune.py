@@ -1,0 +1,90 @@
+"""Training on crops, of a head alone and of the whole network: against plain torch, and what may not change."""
+
+import numpy as np
+import pytest
+import torch
+
+from ssl_vit.data.sources import open_source
+from ssl_vit.errors import UserError
+from ssl_vit.eval.api import evaluate, outcome_of
+from ssl_vit.eval.augmented import crops, fit_augmented
+from ssl_vit.eval.features import evaluating
+from ssl_vit.eval.readout import Readout, read
+from tests.eval.conftest import MEAN, STD
+
+READOUT, CPU = Readout(32, MEAN, STD), torch.device("cpu")
+
+
+def test_a_head_on_crops_equals_torchs_own_sgd(vit, images):
+    """torch.optim.SGD on the same crops, of the images that are learnt from: the same classes for every image."""
+    from ssl_vit.data.loader import to_views
+
+    source = open_source(images / "train")
+    fit = np.flatnonzero(np.arange(120) % 5 != 0)
+    found = fit_augmented(vit, source, READOUT, fit, (0.02, 1.0), 2, 24, 3, CPU)
+    model = torch.nn.Linear(48, 3)
+    torch.nn.init.zeros_(model.weight)
+    torch.nn.init.zeros_(model.bias)
+    optimizer = torch.optim.SGD(model.parameters(), lr=24 / 256, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
+    labels = torch.from_numpy(source.labels).long()
+    with evaluating(vit):
+        for batch in crops(source, 32, 2, 24, 3, CPU):
+            kept = torch.from_numpy(np.isin(batch.index.numpy(), fit))
+            with torch.no_grad():
+                x = read(vit, to_views(batch, MEAN, STD, CPU)[0], READOUT)[kept]
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), labels[batch.index][kept]).backward()
+            optimizer.step()
+            schedule.step()
+    probe = found[1]
+    assert [each.rate for each in found] == [0.02, 1.0]
+    torch.testing.assert_close(probe.weights[:-1], model.weight.T.detach(), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(probe.weights[-1], model.bias.detach(), rtol=1e-3, atol=1e-5)
+
+
+def test_the_augmented_kind_chooses_among_rates_and_takes_one_as_it_is(run, images):
+    sides = {"train": images / "train", "val": images / "val"}
+    several = evaluate("augmented", run, **sides, epochs=6, batch=24, lr=(1e-6, 3.0))
+    reached = several["held_out"]
+    assert reached[str(several["augmented"]["lr"])] == max(reached.values())
+    assert set(reached) == {"1e-06", "3.0"}
+    assert several["augmented"]["top1"] > 30  # chance is 33, and the weights are random
+    one = evaluate("augmented", run, **sides, epochs=1, batch=24, lr=(1e-6,))
+    assert one["held_out"] == {}
+    assert one["protocol"]["lr_chosen_on"] == "given"
+    with pytest.raises(UserError, match="batch"):
+        evaluate("augmented", run, **sides, epochs=1, batch=500)
+
+
+def test_fine_tuning_learns_and_leaves_the_weights_and_the_generators_alone(run, images):
+    sides = {"train": images / "train", "val": images / "val"}
+    options = {"batch": 24, "lr": 0.02, "mixup": 0.1, "cutmix": 0.0}
+    np.random.seed(5)
+    drawn, weights = np.random.get_state()[1].copy(), (run / "export" / "model.safetensors").read_bytes()
+    outcome, protocol = outcome_of("finetune", run, **sides, epochs=12, layer_decay=0.9, **options)
+    assert outcome.scores["top1"] > 40  # chance is 33, and the weights start at random
+    assert outcome.correct.shape == (45,)
+    assert (run / "export" / "model.safetensors").read_bytes() == weights
+    np.testing.assert_array_equal(np.random.get_state()[1], drawn)
+    assert protocol.images == {"train": 120, "val": 45}
+    with pytest.raises(UserError, match="even number"):
+        evaluate("finetune", run, **sides, epochs=1, batch=3, lr=0.01)
+
+
+def test_early_layers_learn_more_slowly(run, images):
+    """With a layer decay of 0.01 the patch embedding hardly moves and the head does."""
+    from pathlib import Path
+
+    from ssl_vit.eval.finetune import fitted
+    from ssl_vit.eval.job import Job
+
+    job = Job(Path(run), {"train": images / "train", "val": images / "val"})
+    train, _ = job.labelled()
+    before = {key: value.clone() for key, value in job.backbone.get_submodule("model").state_dict().items()}
+    after = fitted(job, train, 1, 24, 0.01, 0.01, 0.0, 0.0).state_dict()
+    moved = {key: float((after[key] - before[key]).abs().max()) for key in before}
+    assert 0 < moved["patch_embed.proj.weight"] < 0.01 * moved["norm.weight"]
+    assert all(
+        torch.equal(value, job.backbone.get_submodule("model").state_dict()[key]) for key, value in before.items()
+    )
