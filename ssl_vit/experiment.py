@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import platform
 import shlex
 import shutil
 import warnings
@@ -14,20 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import timm
 import torch
 
 import ssl_vit
-from ssl_vit.auto import Decision, gather_facts, resolve_config, table
+from ssl_vit.auto import Decision, gather_facts, resolve_config
 from ssl_vit.backbones import create_backbone
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.checkpoints.hub import is_hub_id
 from ssl_vit.checkpoints.inspection import Inspection, inspect
 from ssl_vit.checkpoints.load import put
-from ssl_vit.config import RunConfig, check_data, check_out, dump, load_config
+from ssl_vit.config import RunConfig, check_data, check_out
 from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch, to_views, worker_failure
-from ssl_vit.data.scan import scan
 from ssl_vit.data.sources import Source, open_source, require
 from ssl_vit.errors import UserError
 from ssl_vit.eval.online import OnlineScore
@@ -38,6 +34,7 @@ from ssl_vit.methods import method_class
 from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.method import Method
 from ssl_vit.report.tokenizer import reconstructions
+from ssl_vit.run_folder import check_same, open_folder
 from ssl_vit.training import fitting
 from ssl_vit.training.callbacks import Checkpoints, Health, Metrics, OnlineKnn, StopOnSignal, last_knn
 from ssl_vit.training.checkpoint import AtomicCheckpointIO, checkpoint_path, newest_checkpoint, write_atomically
@@ -48,10 +45,6 @@ from ssl_vit.training.ranks import die_with_parent, lost_rank, rank
 from ssl_vit.training.speed import fused_again, spell_out_attention
 
 log = logging.getLogger("ssl_vit")
-
-# What may differ when a run is resumed: where and how fast it runs, not what it computes.
-FREE_ON_RESUME = {("data", "path"), ("data", "val"), ("data", "workers"), ("data", "max_bad"), ("train", "devices")}
-FREE_ON_RESUME |= {("train", "nodes"), ("train", "checkpoint_every"), ("health", "every"), ("health", "knn_every")}
 
 
 class StoppedError(UserError):
@@ -110,12 +103,12 @@ def pretrain(config: RunConfig, out: Path | str, *, resume: bool = False, overwr
     resolved, decisions = resolve_config(config, gather_facts(source), weights)
     require(source, settled(resolved.train.batch_size))
     if resume:
-        _check_same(resolved, source, out)
+        check_same(resolved, source, out)
     run = _Run(resolved, out, source, weights)  # a backbone that can't be built is refused before anything is written
     if first:
         if overwrite and out.exists():
             shutil.rmtree(out)
-        _open_folder(out, resolved, decisions, source, resume)
+        open_folder(out, resolved, decisions, source, resume)
     return run.train(newest_checkpoint(out / "checkpoints") if resume else None)
 
 
@@ -334,62 +327,3 @@ def _completed(out: Path) -> RunResult:
     verdict = Verdict(**done["verdict"]) if done["verdict"] else None
     print(f"{out}: already complete, nothing to resume")
     return RunResult(out, done["steps"], verdict, done["bad_files"], export(out))
-
-
-def _check_same(config: RunConfig, source: Source, out: Path) -> None:
-    """A resumed run computes what it would have computed: same settings, same images."""
-    before = load_config([out / "config.yaml"]).model_dump()
-    now = config.model_dump()
-    changed = [
-        f"{section}.{key}: was {old}, is {now[section].get(key)}; it can't change on --resume (start a new run)"
-        for section, values in before.items()
-        for key, old in values.items()
-        if (section, key) not in FREE_ON_RESUME and now[section].get(key) != old
-    ]
-    if changed:
-        raise UserError("\n".join(changed))
-    was = json.loads((out / "data.json").read_text())["fingerprint"]
-    if was != source.fingerprint:
-        raise UserError(
-            f"{source.root}: the images have changed since this run began ({was['images']} files, {was['bytes']} "
-            f"bytes; now {source.fingerprint['images']} and {source.fingerprint['bytes']}); restore them or start anew"
-        )
-
-
-def _open_folder(out: Path, config: RunConfig, decisions: list[Decision], source: Source, resume: bool) -> None:
-    """Everything about a run that is known before its first step."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "checkpoints").mkdir(exist_ok=True)
-    _log_to(out / "train.log")
-    if resume:
-        log.info("resumed")
-        return
-    log.info("%s", table(decisions))
-    (out / "data.json").write_text(json.dumps(scan(source) | {"fingerprint": source.fingerprint}, indent=2) + "\n")
-    (out / "environment.json").write_text(json.dumps(_environment(), indent=2) + "\n")
-    write_atomically(out / "config.yaml", lambda path: path.write_text(dump(config), encoding="utf-8"))
-
-
-def _log_to(path: Path) -> None:
-    """Everything to the run's log, and to the terminal without dates."""
-    for handler in log.handlers[:]:  # of a run before this one, in the same process
-        log.removeHandler(handler)
-        handler.close()
-    file, terminal = logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler()
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.setLevel(logging.INFO)
-    log.addHandler(file)
-    log.addHandler(terminal)
-
-
-def _environment() -> dict[str, Any]:
-    return {
-        "ssl_vit": ssl_vit.__version__,
-        "torch": str(torch.__version__),
-        "timm": timm.__version__,
-        "lightning": L.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-    }

@@ -1,0 +1,87 @@
+"""The folder of a run: what is in it before the first step, and what must be the same when a run is resumed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import timm
+import torch
+
+import ssl_vit
+from ssl_vit.auto import Decision, table
+from ssl_vit.config import RunConfig, dump, load_config
+from ssl_vit.data.scan import scan
+from ssl_vit.data.sources import Source
+from ssl_vit.errors import UserError
+from ssl_vit.training.checkpoint import write_atomically
+
+log = logging.getLogger("ssl_vit")
+
+# What may differ when a run is resumed: where and how fast it runs, not what it computes.
+FREE_ON_RESUME = {("data", "path"), ("data", "val"), ("data", "workers"), ("data", "max_bad"), ("train", "devices")}
+FREE_ON_RESUME |= {("train", "nodes"), ("train", "checkpoint_every"), ("health", "every"), ("health", "knn_every")}
+
+
+def check_same(config: RunConfig, source: Source, out: Path) -> None:
+    """A resumed run computes what it would have computed: same settings, same images."""
+    before = load_config([out / "config.yaml"]).model_dump()
+    now = config.model_dump()
+    changed = [
+        f"{section}.{key}: was {old}, is {now[section].get(key)}; it can't change on --resume (start a new run)"
+        for section, values in before.items()
+        for key, old in values.items()
+        if (section, key) not in FREE_ON_RESUME and now[section].get(key) != old
+    ]
+    if changed:
+        raise UserError("\n".join(changed))
+    was = json.loads((out / "data.json").read_text())["fingerprint"]
+    if was != source.fingerprint:
+        raise UserError(
+            f"{source.root}: the images have changed since this run began ({was['images']} files, {was['bytes']} "
+            f"bytes; now {source.fingerprint['images']} and {source.fingerprint['bytes']}); restore them or start anew"
+        )
+
+
+def open_folder(out: Path, config: RunConfig, decisions: list[Decision], source: Source, resume: bool) -> None:
+    """Everything about a run that is known before its first step."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "checkpoints").mkdir(exist_ok=True)
+    _log_to(out / "train.log")
+    if resume:
+        log.info("resumed")
+        return
+    log.info("%s", table(decisions))
+    (out / "data.json").write_text(json.dumps(scan(source) | {"fingerprint": source.fingerprint}, indent=2) + "\n")
+    (out / "environment.json").write_text(json.dumps(_environment(), indent=2) + "\n")
+    write_atomically(out / "config.yaml", lambda path: path.write_text(dump(config), encoding="utf-8"))
+
+
+def _log_to(path: Path) -> None:
+    """Everything to the run's log, and to the terminal without dates."""
+    for handler in log.handlers[:]:  # of a run before this one, in the same process
+        log.removeHandler(handler)
+        handler.close()
+    file, terminal = logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler()
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.setLevel(logging.INFO)
+    log.addHandler(file)
+    log.addHandler(terminal)
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "ssl_vit": ssl_vit.__version__,
+        "torch": str(torch.__version__),
+        "timm": timm.__version__,
+        "lightning": L.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
