@@ -1,6 +1,6 @@
 """A linear classifier on a frozen network that learns from another random crop of every image in every epoch.
 
-The protocol of DINO's and MoBY's papers (arXiv 2104.14294, 2105.04553): its numbers can be compared with published ones;
+The protocol of DINO's and MoBY's papers (arXiv 2104.14294, 2105.04553), for numbers to compare with published ones;
 ``linear`` and ``grid``, on cached features, take a small part of the time.
 """
 

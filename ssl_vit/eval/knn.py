@@ -108,12 +108,11 @@ def knn_sweep(
         raise UserError(f"k-NN: k and temperature must be positive; got {got}")
     used = {k: min(k, len(train_features)) for k in ks}
     similarity, neighbours = nearest(train_features, test_features, max(used.values()))
-    below = similarity.astype(np.float64) - similarity[:, :1]
     labels, classes = train_labels[neighbours], int(train_labels.max()) + 1
+    del neighbours  # as large as the labels
     results = {}
     for temperature in temperatures:
-        # The nearest counts 1 and the others less: dividing all votes by the same number can't overflow.
-        votes = _vote(np.exp(below / temperature), labels, sorted(set(used.values())), classes)
+        votes = _vote(similarity, labels, temperature, sorted(set(used.values())), classes)
         predictions = {k: votes[used[k]] for k in ks}
         top1 = {k: 100 * int(np.sum(predictions[k] == test_labels)) / len(test_labels) for k in ks}
         results[temperature] = KnnResult(top1, predictions, used)
@@ -176,12 +175,14 @@ def unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _vote(
-    weights: NDArray[np.float64], labels: NDArray[np.int64], ks: list[int], classes: int
+    similarity: NDArray[np.float32], labels: NDArray[np.int64], temperature: float, ks: list[int], classes: int
 ) -> dict[int, NDArray[np.int64]]:
-    """The class with the most weight among the first k, for all k in one pass. weights, labels: [M, max k]."""
+    """The class with the most votes among the first k, for all k in one pass. similarity, labels: [M, max k]."""
     found: dict[int, list[NDArray[np.int64]]] = {k: [] for k in ks}
     for start in range(0, len(labels), _QUERIES):
-        weight, label = weights[start : start + _QUERIES], labels[start : start + _QUERIES]
+        near, label = similarity[start : start + _QUERIES].astype(np.float64), labels[start : start + _QUERIES]
+        # The nearest counts 1 and the others less: dividing all votes by the same number can't overflow.
+        weight = np.exp((near - near[:, :1]) / temperature)
         cell = np.arange(len(label))[:, None] * classes + label
         votes = np.zeros(len(label) * classes)
         done = 0
