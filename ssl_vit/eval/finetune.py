@@ -38,7 +38,7 @@ def score(job: Job, epochs: int, batch: int, lr: float, layer_decay: float, mixu
     if batch % 2:
         raise UserError(f"finetune: --batch is {batch}; mixup mixes images in pairs, give an even number")
     model = fitted(job, train, epochs, batch, lr, layer_decay, mixup, cutmix)
-    correct, left_out = tested(model, val, job.readout, job.device)
+    correct, left_out = scored(model, val, job.readout, job.device)
     job.sides["train"] = Side(len(train), 0, str(train.fingerprint["sha256"]))
     job.sides["val"] = Side(len(correct), left_out, str(val.fingerprint["sha256"]))
     settings = {
@@ -89,7 +89,7 @@ def fitted(
     return model  # type: ignore[no-any-return]  # a module of timm's, which has no types
 
 
-def tested(model: nn.Module, source: Source, readout: Readout, device: torch.device) -> tuple[NDArray[np.bool_], int]:
+def scored(model: nn.Module, source: Source, readout: Readout, device: torch.device) -> tuple[NDArray[np.bool_], int]:
     """Whether each readable image, as it is, is classified rightly [M], and how many could not be read."""
     loader = EvalLoader(EvalDataset(source, readout.image_size), readout.batch_size, max_bad=1.0)
     right, seen, left_out = list[NDArray[np.bool_]](), list[NDArray[np.int64]](), 0

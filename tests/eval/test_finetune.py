@@ -1,14 +1,19 @@
 """Training on crops, of a head alone and of the whole network: against plain torch, and what may not change."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from ssl_vit.data.loader import to_views
 from ssl_vit.data.sources import open_source
 from ssl_vit.errors import UserError
 from ssl_vit.eval.api import evaluate, outcome_of
 from ssl_vit.eval.augmented import crops, fit_augmented
 from ssl_vit.eval.features import evaluating
+from ssl_vit.eval.finetune import fitted, scored
+from ssl_vit.eval.job import Job
 from ssl_vit.eval.readout import Readout, read
 from tests.eval.conftest import MEAN, STD
 
@@ -16,9 +21,7 @@ READOUT, CPU = Readout(32, MEAN, STD), torch.device("cpu")
 
 
 def test_a_head_on_crops_equals_torchs_own_sgd(vit, images):
-    """torch.optim.SGD on the same crops, of the images that are learnt from: the same classes for every image."""
-    from ssl_vit.data.loader import to_views
-
+    """torch.optim.SGD on the same crops, of the images that are learnt from: the same weights."""
     source = open_source(images / "train")
     fit = np.flatnonzero(np.arange(120) % 5 != 0)
     found = fit_augmented(vit, source, READOUT, fit, (0.02, 1.0), 2, 24, 3, CPU)
@@ -74,11 +77,6 @@ def test_fine_tuning_learns_and_leaves_the_weights_and_the_generators_alone(run,
 
 def test_early_layers_learn_more_slowly(run, images):
     """With a layer decay of 0.01 the patch embedding hardly moves and the head does."""
-    from pathlib import Path
-
-    from ssl_vit.eval.finetune import fitted
-    from ssl_vit.eval.job import Job
-
     job = Job(Path(run), {"train": images / "train", "val": images / "val"})
     train, _ = job.labelled()
     before = {key: value.clone() for key, value in job.backbone.get_submodule("model").state_dict().items()}
@@ -88,3 +86,18 @@ def test_early_layers_learn_more_slowly(run, images):
     assert all(
         torch.equal(value, job.backbone.get_submodule("model").state_dict()[key]) for key, value in before.items()
     )
+
+
+def test_a_network_left_in_train_mode_is_scored_in_evaluation_mode(images):
+    """Dropout of 0.9 and a batch norm that would take the batch's own statistics: both as in evaluation mode."""
+    torch.manual_seed(0)
+    layers = [torch.nn.BatchNorm2d(3), torch.nn.Dropout(0.9), torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3)]
+    model, source = torch.nn.Sequential(*layers), open_source(images / "val")
+    model[0].running_mean += 0.5
+    expected, _ = scored(model.eval(), source, READOUT, CPU)
+    found, left_out = scored(model.train(), source, READOUT, CPU)
+    np.testing.assert_array_equal(found, expected)
+    assert model.training
+    assert all(layer.training for layer in model)
+    assert float(model[0].running_mean[0]) == 0.5
+    assert left_out == 0

@@ -1,5 +1,7 @@
 """Robustness: attacks against what is known of linear models, and the whole kind on real files."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 
 from ssl_vit.backbones.backbone import Features
 from ssl_vit.cli import main
+from ssl_vit.data.evalset import EvalDataset
 from ssl_vit.data.sources import open_source
 from ssl_vit.errors import UserError
 from ssl_vit.eval.api import evaluate
@@ -51,8 +54,6 @@ def test_attacks_reach_what_is_known_to_be_the_worst_for_a_linear_model(greys, r
     scaling = Scaling(np.float32([0.3, -0.2]), np.float32([2.0, 3.0]))
     weights = torch.tensor([[1.0, -0.5], [-2.0, 1.0], [0.1, 0.2]])
     model, probe = Linear(), LinearProbe(1.0, {}, scaling, weights)
-    from ssl_vit.data.evalset import EvalDataset
-
     dataset = EvalDataset(greys, SIZE)
     images = torch.stack([dataset[i].image for i in range(len(dataset))]).double() / 255
     mean, std = (torch.tensor(each).double().view(3, 1, 1) for each in (readout.mean, readout.std))
@@ -97,8 +98,6 @@ def test_the_whole_kind_and_its_picture(run, images, tmp_path, capsys):
     assert main(["eval", "robustness", str(run), *sides, *few, "--radius", "0,8", "--figure", str(picture)]) == 0
     with Image.open(picture) as drawn:
         assert drawn.size[0] > 800
-    import json
-
     scores = json.loads(capsys.readouterr().out)["robustness"]
     assert scores["hidden"]["0"] == scores["fgsm"]["0"] == scores["clean"] > 40
     errors = [100 - value for levels in scores["corruptions"].values() for value in levels.values()]
