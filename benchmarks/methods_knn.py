@@ -22,7 +22,7 @@ from ssl_vit.config import load_config
 from ssl_vit.methods import config_class
 from ssl_vit.training.checkpoint import write_atomically
 
-SETS = {"digits": (32, 3), "icons": (64, 2)}  # pixels; passes over the images
+SETS = {"digits": (32, 5), "icons": (64, 5)}  # pixels; passes over the images
 BACKBONES = {  # what "auto" makes of a ViT-Tiny for small images on a CPU, and a Swin of two stages: grids of 4 x 4
     "vit": ("vit_tiny_patch16_224", {"embed_dim": 128, "depth": 4, "num_heads": 4, "global_pool": "avg"}),
     "swin": (
