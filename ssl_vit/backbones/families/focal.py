@@ -95,9 +95,10 @@ class RingAttention(FocalAttention):
         super().__init__(dim, heads)
         self.focus, self.ring = focus, ring
         self.position = RelativePositionBias(WINDOW, heads)
+        patch = torch.tensor(_patch_indices() if ring else _patch_indices()[:49])
+        self.register_buffer("patch", patch, persistent=False)
         if ring:
-            self.register_buffer("patch", torch.tensor(_patch_indices()), persistent=False)
-            neighbors = torch.zeros(1, heads, 49, len(self.patch) - 49)
+            neighbors = torch.zeros(1, heads, 49, len(patch) - 49)
             self.relative_position_bias_table_to_neighbors = nn.Parameter(trunc_normal_(neighbors, std=0.02))
         high, wide = (side + focus - 1 for side in WINDOW)
         windows = torch.zeros(heads, high * wide)
@@ -106,26 +107,35 @@ class RingAttention(FocalAttention):
         index = rows[:, None, :, None] * wide + columns[None, :, None, :]
         self.register_buffer("index", index.view(49, focus**2), persistent=False)
 
-    def near(self, tokens: Tensor) -> Tensor:
-        """[B, H, W, C] -> the tokens of each window and its ring, [B, windows, N, C]."""
-        if not self.ring:
-            return to_windows(tokens, WINDOW).view(tokens.shape[0], -1, 49, tokens.shape[-1])
-        tokens = F.pad(tokens.permute(0, 3, 1, 2), (RING,) * 4, mode="circular")
-        patches = tokens.unfold(2, WINDOW[0] + 2 * RING, WINDOW[0]).unfold(3, WINDOW[1] + 2 * RING, WINDOW[1])
-        return patches.flatten(4)[..., self.patch].flatten(2, 3).permute(0, 2, 3, 1)
+    def near(self, size: Size, grid: Size) -> Tensor:
+        """Where the tokens of each window and its ring are in a map of `size`, [windows, N]."""
+        wide = WINDOW[1] + 2 * RING
+        rows, columns = (
+            (most * torch.arange(count, device=self.patch.device)[:, None] + place - RING) % side  # a map wraps around
+            for most, count, place, side in zip(
+                WINDOW, grid, (self.patch // wide, self.patch % wide), size, strict=True
+            )
+        )
+        return (rows[:, None] * size[1] + columns).flatten(0, 1)
 
-    def far(self, pooled: Tensor) -> Tensor:
-        """[B, h, w, C] -> the pooled windows around each, zeros outside the map, [B, windows, focus * focus, C]."""
-        pooled = F.pad(pooled, (0, 0, *(self.focus // 2,) * 4))
-        return pooled.unfold(1, self.focus, 1).unfold(2, self.focus, 1).flatten(4).flatten(1, 2).transpose(2, 3)
+    def far(self, grid: Size) -> Tensor:
+        """Where the pooled windows around each are in a `grid` with half a focus of margin, [windows, focus**2]."""
+        sides = (torch.arange(side, device=self.patch.device)[:, None] for side in grid)
+        rows, columns = (side + torch.arange(self.focus, device=self.patch.device) for side in sides)
+        places = rows[:, None, :, None] * (grid[1] + self.focus - 1) + columns[None, :, None]
+        return places.flatten(2).flatten(0, 1)
 
     def see(self, tokens: Tensor, pooled: Tensor, size: Size) -> tuple[Tensor, Tensor]:
         """See :meth:`FocalAttention.see`."""
-        inside = self.far(torch.ones_like(pooled[:1, ..., :1])).permute(1, 0, 3, 2)  # [windows, 1, 1, focus * focus]
-        far = self.relative_position_bias_table_to_windows[:, self.index] + OUTSIDE * (1 - inside)
+        (height, width), grid = tokens.shape[1:3], (pooled.shape[1], pooled.shape[2])
+        margin, far = (self.focus // 2,) * 4, self.far(grid)
+        places = torch.cat((self.near((height, width), grid), height * width + far), dim=1)
+        every = torch.cat((tokens.flatten(1, 2), F.pad(pooled, (0, 0, *margin)).flatten(1, 2)), dim=1)
+        inside = F.pad(tokens.new_ones(grid), margin).flatten()[far][:, None, None]  # [windows, 1, 1, focus * focus]
+        hidden = self.relative_position_bias_table_to_windows[:, self.index] + OUTSIDE * (1 - inside)
         biases = [self.position(WINDOW)] + ([self.relative_position_bias_table_to_neighbors] if self.ring else [])
-        bias = torch.cat([*(bias.expand(far.shape[0], -1, -1, -1) for bias in biases), far], dim=3)
-        return torch.cat((self.near(tokens), self.far(pooled)), dim=2), bias
+        bias = torch.cat([*(bias.expand(len(far), -1, -1, -1) for bias in biases), hidden], dim=3)
+        return every.index_select(1, places.flatten()).view(tokens.shape[0], *places.shape, -1), bias
 
 
 def _points(rows: int, columns: int, device: torch.device | None) -> Tensor:
