@@ -23,7 +23,7 @@ from tests.export.conftest import randomised
 NAME = "vit_tiny_patch16_224"
 VIT = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-RECIPE = Recipe("adamw", 0.1, 0.1, 0.0, 0.0, 0, 3.0, False, 0, MEAN, STD)
+RECIPE = Recipe("adamw", 0.1, 0.999, 0.1, 0.0, 0.0, 0, 3.0, False, 0, MEAN, STD)
 
 
 def same(found: Backbone, expected: Backbone) -> None:
@@ -37,6 +37,7 @@ def test_a_runs_checkpoint_gives_what_the_method_exports(method: str, tmp_path: 
     config = config_class(method)()
     given = {"queue_size": 8, "out_dim": 8, "hidden_dim": 8, "bottleneck_dim": 8, "head_norm": "none"}
     given |= {"norm_last_layer": False, "centering": "mean", "local_size": 16}
+    given |= {"codes": 8, "tokenizer_steps": 0, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
     config = config.model_copy(update={key: value for key, value in given.items() if key in type(config).model_fields})
     backbone = create_backbone(NAME, image_size=32, model_args=VIT, masked=config.masks)
     made = Pretraining(method_class(method)(config, backbone, 32), RECIPE, per_epoch=1, total_steps=1)
