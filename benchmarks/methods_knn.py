@@ -14,12 +14,19 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ssl_vit import experiment
 from ssl_vit.config import load_config
 from ssl_vit.methods import config_class
+from ssl_vit.tokenizers.tokenizer import Grid
+from ssl_vit.tokenizers.vq import VQ
 from ssl_vit.training.checkpoint import write_atomically
 
 SETS = {"digits": (32, 5), "icons": (64, 5)}  # pixels; passes over the images
@@ -30,7 +37,9 @@ BACKBONES = {  # what "auto" makes of a ViT-Tiny for small images on a CPU, and 
         {"embed_dim": 64, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
     ),
 }
-METHODS = ("dino", "moby", "esvit", "ibot", "beit", "beit random codes", "mae")
+UNTRAINED = "beit, untrained tokenizer"  # a random network names the words of what patches show
+DRAWN = "beit, random words"  # words that have nothing to do with what patches show
+METHODS = ("dino", "moby", "esvit", "ibot", "beit", UNTRAINED, DRAWN, "mae")
 HIDDEN = {"dino": 512, "esvit": 512, "ibot": 512, "moby": 1024}  # width of heads: a quarter of the published
 BATCH, SEEDS = 64, 3
 
@@ -41,7 +50,7 @@ def run(folder: Path, data: str, backbone: str, method: str, seed: int, more: li
     args = args | {"patch_size": size // (4 if backbone == "vit" else 8)}
     if backbone == "vit":
         args |= {"weight_init": "moco"}
-    bare = method.partition(" ")[0]
+    bare = method.partition(",")[0]
     if (reason := config_class(bare).plain_only) and backbone != "vit":
         return {"refused": reason}
     flags: dict[str, Any] = {
@@ -60,10 +69,10 @@ def run(folder: Path, data: str, backbone: str, method: str, seed: int, more: li
     }
     if bare in HIDDEN:
         flags["method.hidden_dim"] = HIDDEN[bare]
-    if method == "beit random codes":
+    if method in (UNTRAINED, DRAWN):
         flags["method.tokenizer_steps"] = 0
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, words_drawn() if method == DRAWN else nullcontext():
         out = Path(scratch) / "run"
         result = experiment.pretrain(load_config([], more, flags), out)
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -79,21 +88,36 @@ def run(folder: Path, data: str, backbone: str, method: str, seed: int, more: li
     }
 
 
+@contextmanager
+def words_drawn() -> Iterator[None]:
+    """Every word of the fitted kind of tokenizer is drawn at random, anew at each step."""
+    forward = VQ.forward
+
+    def drawn(tokenizer: VQ, images: Tensor, grid: Grid) -> Tensor:
+        return torch.randint(tokenizer.codes, (len(images), *grid))
+
+    VQ.forward = drawn  # type: ignore[method-assign]  # for the time of one run
+    try:
+        yield
+    finally:
+        VQ.forward = forward  # type: ignore[method-assign]
+
+
 def table(runs: dict[str, dict[str, Any]]) -> str:
     """Means over seeds, the gains of each seed, and whether all are gains."""
-    lines = ["set     backbone  method               before   after   gain of each seed      every seed gains"]
+    lines = ["set     backbone  method                       before   after   gain of each seed      every seed gains"]
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for key, found in runs.items():
         groups.setdefault(tuple(key.split("/")[:3]), []).append(found)
     for (data, backbone, method), found in groups.items():
         if "refused" in found[0]:
-            lines.append(f"{data:8}{backbone:10}{method:19} refused: it is {found[0]['refused']}")
+            lines.append(f"{data:8}{backbone:10}{method:27} refused: it is {found[0]['refused']}")
             continue
         gains = [one["after"] - one["before"] for one in found]
         before, after = (statistics.mean(one[key] for one in found) for key in ("before", "after"))
         each = " ".join(f"{gain:+6.1f}" for gain in gains)
         holds = "yes" if min(gains) > 0 else "no"
-        lines.append(f"{data:8}{backbone:10}{method:19}{before:8.1f}{after:8.1f}   {each:23}{holds}")
+        lines.append(f"{data:8}{backbone:10}{method:27}{before:8.1f}{after:8.1f}   {each:23}{holds}")
     return "\n".join(lines)
 
 

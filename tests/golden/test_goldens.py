@@ -12,7 +12,7 @@ from tests.golden import verify
 from tests.golden.names import NAMES
 
 FILES = sorted(Path(__file__).parent.glob("*.json"))
-QUICK = 50_000_000  # parameters
+QUICK = 100_000_000  # parameters
 
 
 def _case(file: Path) -> object:
