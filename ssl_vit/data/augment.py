@@ -23,9 +23,9 @@ _THRESHOLD = 128 / 255
 def augment(images: Tensor, params: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Apply each crop's parameters and normalise.
 
-    images: uint8 [N, 3, S, S] on any device; params: float32 [N, 8], the columns of ``crops.PARAMS``. Keep them on the
-    CPU: which crops need which operation is decided there, without waiting for the device. mean, std: of images in
-    [0, 1]. Returns float32 [N, 3, S, S].
+    images: uint8 [N, 3, S, S] on any device; params: float32 [N, P], the first columns being ``crops.COLOURS``. Keep
+    them on the CPU: which crops need which operation is decided there, without waiting for the device. mean, std: of
+    images in [0, 1]. Returns float32 [N, 3, S, S].
     """
     with torch.autocast(images.device.type, enabled=False):
         x = _unit(images)

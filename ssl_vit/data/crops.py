@@ -1,4 +1,4 @@
-"""Random resized crops of one decoded image, in uint8, and the colour parameters of each crop.
+"""Random resized crops of one decoded image, in uint8, and the parameters of each crop: its colours, its place.
 
 Everything random is a function of (seed, epoch, index), so the views of an image do not depend on the number of
 workers, on the order of reading or on where a run was resumed. Colours are only drawn here; ``augment`` applies them
@@ -18,8 +18,10 @@ from torch import Tensor
 
 from ssl_vit.data.plan import View, ViewPlan
 
-# The columns of a crop's parameters: what `augment` reads. `order` is a row of augment.ORDERS, sigma 0 is no blur.
-PARAMS = ("brightness", "contrast", "saturation", "hue", "order", "gray", "sigma", "solarize")
+# The columns of a crop's parameters, first what `augment` reads: `order` is a row of its ORDERS, sigma 0 is no blur.
+COLOURS = ("brightness", "contrast", "saturation", "hue", "order", "gray", "sigma", "solarize")
+PLACE = ("left", "top", "right", "bottom", "flipped")  # of the crop, in shares of the image's sides; for `boxes`
+PARAMS = COLOURS + PLACE
 UNCHANGED = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 _ATTEMPTS = 10  # tries at a box that fits, as torchvision's RandomResizedCrop
@@ -55,12 +57,14 @@ def make_views(image: NDArray[np.uint8], plan: ViewPlan, rng: np.random.Generato
     for view in plan.views:
         uniform = rng.random((view.count, _BOX + 1 + _COLOUR))
         pixels = torch.empty(view.count, 3, view.size, view.size, dtype=torch.uint8, memory_format=torch.channels_last)
+        rows = []
         for crop, u in zip(pixels, uniform, strict=True):
-            box = random_box(image.shape[0], image.shape[1], view, u[:_BOX])
+            box, flipped = random_box(image.shape[0], image.shape[1], view, u[:_BOX]), bool(u[_BOX] < view.flip_p)
             resized = resize(image, box, (view.size, view.size), view.interpolation)
-            crop.copy_(resized.flip(-1) if u[_BOX] < view.flip_p else resized)
+            crop.copy_(resized.flip(-1) if flipped else resized)
+            rows.append(draw_colour(view, u[_BOX + 1 :]) + place_of(box, image.shape[0], image.shape[1], flipped))
         crops.append(pixels)
-        params.append(torch.tensor([draw_colour(view, u[_BOX + 1 :]) for u in uniform], dtype=torch.float32))
+        params.append(torch.tensor(rows, dtype=torch.float32))
     return crops, params
 
 
@@ -88,8 +92,18 @@ def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
+def place_of(box: Box, height: int, width: int, flipped: bool) -> list[float]:
+    """The values of PLACE for one crop of an image.
+
+    >>> place_of(Box(top=10, left=0, height=20, width=25), 40, 100, flipped=True)
+    [0.0, 0.25, 0.25, 0.75, 1.0]
+    """
+    right, bottom = box.left + box.width, box.top + box.height
+    return [box.left / width, box.top / height, right / width, bottom / height, float(flipped)]
+
+
 def draw_colour(view: View, uniform: NDArray[np.float64]) -> list[float]:
-    """The values of PARAMS for one crop; jitter factors as torchvision's ColorJitter draws them."""
+    """The values of COLOURS for one crop; jitter factors as torchvision's ColorJitter draws them."""
     u = uniform.tolist()
     row = list(UNCHANGED)
     if u[0] < view.jitter_p:

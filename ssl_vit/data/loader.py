@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssl_vit.data.augment import augment
 from ssl_vit.data.bad import BadFiles, BadList
+from ssl_vit.data.boxes import boxes_in_crops
 from ssl_vit.data.crops import make_views, sample_rng, wanted_side
 from ssl_vit.data.decode import MAX_PIXELS, BadImage, decode
 from ssl_vit.data.plan import ViewPlan
@@ -28,6 +29,14 @@ from ssl_vit.data.sources import Source, require
 from ssl_vit.errors import RunFailed
 
 Item = tuple[int, int]  # (epoch, index of the image in the source)
+
+
+class Regions(Protocol):
+    """Boxes that were proposed for each image of a source."""
+
+    def __getitem__(self, index: int) -> NDArray[np.float32]:
+        """[n, 4], best first: left, top, right, bottom, as shares of the image's sides."""
+
 
 _ORDER_STREAM, _REPLACEMENT_STREAM = 1, 2  # of sample_rng; the views have stream 0
 _REPLACEMENTS = 32  # tries at a readable image in place of a bad one
@@ -102,14 +111,16 @@ class Batch:
     params: list[Tensor]  # float32 [count * B, P], stays on the CPU
     index: Tensor  # int64 [B] of the images in the source
     bad: BadFiles  # the files that could not be read and were replaced
+    boxes: Tensor | None = None  # [B, K, 4] in the first view, where the plan asks for some; see `boxes_in_crops`
 
     def pin_memory(self) -> Batch:
         """Called by the DataLoader."""
-        return Batch([view.pin_memory() for view in self.views], self.params, self.index, self.bad)
+        return replace(self, views=[view.pin_memory() for view in self.views])
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
-        """The images on a device; the parameters stay, `augment` wants them on the CPU."""
-        return Batch([v.to(device, non_blocking=non_blocking) for v in self.views], self.params, self.index, self.bad)
+        """The images and boxes on a device; the parameters stay, `augment` wants them on the CPU."""
+        boxes = None if self.boxes is None else self.boxes.to(device, non_blocking=non_blocking)
+        return replace(self, views=[v.to(device, non_blocking=non_blocking) for v in self.views], boxes=boxes)
 
 
 class Views(Dataset[Sample]):
@@ -160,19 +171,23 @@ def _crop_major(parts: Sequence[Tensor]) -> Tensor:
 
 
 def to_views(batch: Batch, mean: Sequence[float], std: Sequence[float], device: torch.device | str) -> list[Tensor]:
-    """Move a batch to the device and augment it there: float32 [count * B, 3, S, S] for each View."""
+    """Move a batch to the device and augment it there: float32 [count * B, 3, S, S] for each View, then the boxes."""
     moved = batch.to(device)
-    return [augment(images, params, mean, std) for images, params in zip(moved.views, moved.params, strict=True)]
+    views = [augment(images, params, mean, std) for images, params in zip(moved.views, moved.params, strict=True)]
+    return views if moved.boxes is None else [*views, moved.boxes]
 
 
 class Loader:
     """An iterable of Batches that names each bad file once and says in one line what became of a lost worker.
 
-    Raises RunFailed above the bearable share of bad files and where the workers die or hang.
+    regions: where the plan asks for boxes, what was proposed. Raises RunFailed above the bearable share of bad files
+    and where the workers die or hang.
     """
 
-    def __init__(self, loader: DataLoader[Sample], bad: BadList) -> None:
-        self._loader, self.bad = loader, bad
+    def __init__(
+        self, loader: DataLoader[Sample], bad: BadList, regions: Regions | None = None, boxes: int = 0
+    ) -> None:
+        self._loader, self.bad, self._regions, self._count = loader, bad, regions, boxes
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -182,7 +197,18 @@ class Loader:
             self.bad.note(batch.bad)
             if not batch.views:
                 raise self.bad.failure(f"{_REPLACEMENTS + 1} images in a row could not be read")
+            if self._regions is not None and self._count:
+                batch.boxes = boxes_in_crops(_first_boxes(self._regions, batch.index, self._count), batch.params[0])
             yield batch
+
+
+def _first_boxes(regions: Regions, index: Tensor, count: int) -> Tensor:
+    """The first boxes of images [B], float32 [B, count, 4], nan where an image has fewer."""
+    boxes = torch.full((len(index), count, 4), torch.nan)
+    for rows, image in zip(boxes, index.tolist(), strict=True):
+        found = torch.from_numpy(regions[image][:count])
+        rows[: len(found)] = found
+    return boxes
 
 
 def build_loader(
@@ -201,11 +227,13 @@ def build_loader(
     max_bad: float = 0.05,
     bad_list: Path | None = None,
     max_pixels: float = MAX_PIXELS,
+    regions: Regions | None = None,
 ) -> Loader:
     """Everything between a Source and a training step.
 
     batch_size: images a rank and step; timeout: seconds without a batch, then the workers are taken for hung;
-    max_bad: the share of the files that may be unreadable; bad_list: where they are listed, a JSON object a line.
+    max_bad: the share of the files that may be unreadable; bad_list: where they are listed, a JSON object a line;
+    regions: boxes of the source's images, needed where the plan asks for some.
     Raises UserError for fewer images than a global batch.
     """
     require(source, batch_size * world)
@@ -226,7 +254,7 @@ def build_loader(
         pin_memory=pin_memory,
         **worker_options(workers, timeout),
     )
-    return Loader(loader, BadList(len(source), max_bad, bad_list))
+    return Loader(loader, BadList(len(source), max_bad, bad_list), regions, plan.boxes)
 
 
 def worker_options(workers: int, timeout: float) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class ViewPlan:
     """All the views of an image, in the order in which a batch carries them."""
 
     views: tuple[View, ...]
+    boxes: int = 0  # proposed regions of each image that a batch carries too, in the crops of the first view
 
     def crops(self) -> int:
         """How many crops one image becomes."""

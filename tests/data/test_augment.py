@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 
 from ssl_vit.data import augment as ours
 from ssl_vit.data.augment import ORDERS, augment, normalise
-from ssl_vit.data.crops import PARAMS, UNCHANGED, draw_colour
+from ssl_vit.data.crops import COLOURS, UNCHANGED, draw_colour
 from ssl_vit.data.plan import View
 from tests.data.photo import photo
 
@@ -27,7 +27,7 @@ def crops(count: int, size: int = 24) -> torch.Tensor:
 
 
 def row(**values: float) -> list[float]:
-    return [values.get(name, default) for name, default in zip(PARAMS, UNCHANGED, strict=True)]
+    return [values.get(name, default) for name, default in zip(COLOURS, UNCHANGED, strict=True)]
 
 
 @pytest.mark.parametrize(
