@@ -40,6 +40,7 @@ class Regions(Protocol):
 
 _ORDER_STREAM, _REPLACEMENT_STREAM = 1, 2  # of sample_rng; the views have stream 0
 _REPLACEMENTS = 32  # tries at a readable image in place of a bad one
+MANY = 1000  # images from which worker processes are worth starting
 TIMEOUT = 600  # seconds without a batch after which the workers are taken for hung
 
 
@@ -255,6 +256,13 @@ def build_loader(
         **worker_options(workers, timeout),
     )
     return Loader(loader, BadList(len(source), max_bad, bad_list), regions, plan.boxes)
+
+
+def worker_count(asked: int | None, images: int, many: int = MANY) -> int:
+    """Processes that read images, where none were asked for: none for few images."""
+    if asked is not None:
+        return asked
+    return min(8, os.cpu_count() or 1) if images > many else 0
 
 
 def worker_options(workers: int, timeout: float) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ssl_vit.checkpoints.reader import weights_file
+from ssl_vit.data.files import write_whole
 from ssl_vit.errors import UserError
 from ssl_vit.eval import weights as weights_of
-from ssl_vit.eval.files import write_whole
 from ssl_vit.eval.job import Job, Outcome
 from ssl_vit.eval.kinds import KINDS, POOLINGS, PRECISIONS, Kind
 from ssl_vit.eval.protocol import Protocol

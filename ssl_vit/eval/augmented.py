@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from ssl_vit.backbones.backbone import Backbone
-from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch, to_views
+from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch, to_views, worker_count
 from ssl_vit.data.plan import View, ViewPlan
+from ssl_vit.data.progress import progress
 from ssl_vit.data.sources import Source
-from ssl_vit.eval.features import evaluating, worker_count
+from ssl_vit.eval.features import evaluating
 from ssl_vit.eval.job import Job, Outcome
 from ssl_vit.eval.linear import LinearProbe, Scaling, descend, percent, split
-from ssl_vit.eval.progress import progress
 from ssl_vit.eval.readout import Readout, read
 from ssl_vit.schedules import cosine
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.augment import normalise
 from ssl_vit.data.evalset import Alteration, EvalBatch, EvalDataset, EvalLoader
+from ssl_vit.data.loader import worker_count
+from ssl_vit.data.progress import Advance, progress
 from ssl_vit.data.sources import Source
+from ssl_vit.data.store import DONE, UNREADABLE, Store
 from ssl_vit.errors import UserError
-from ssl_vit.eval.progress import Advance, progress
 from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.ranks import Ranks
 from ssl_vit.eval.readout import Readout, read
-from ssl_vit.eval.store import DONE, UNREADABLE, Store, describe
 
-MANY = 1000  # images from which worker processes are worth starting
 _SAFE = 0.999  # least cosine similarity of bfloat16 features with float32 ones
 
 
@@ -106,13 +106,18 @@ def _open(backbone: Backbone, source: Source, readout: Readout, device: torch.de
         width = read(backbone, grey, readout).shape[1]
     if keep is None:
         return Store.open(None, source, width, {})
-    made = describe(readout, backbone.info.name, keep.weights_sha256)
+    made = _described(readout, backbone.info.name, keep.weights_sha256)
     if keep.ranks.rank > 0:
         keep.ranks.wait()
     store = Store.open(keep.folder, source, width, made, first=keep.ranks.rank == 0)
     if keep.ranks.rank == 0:
         keep.ranks.wait()
     return store
+
+
+def _described(readout: Readout, encoder: str, weights_sha256: str | None) -> dict[str, Any]:
+    """What the features of an image depend on."""
+    return asdict(readout) | {"encoder": encoder, "weights_sha256": weights_sha256}
 
 
 def _fill(
@@ -160,18 +165,11 @@ def _collect(store: Store, source: Source) -> FeatureSet:
     everything = len(good) == len(source)
     labels = source.labels.astype(np.int64) if source.classes else np.full(len(source), -1)
     return FeatureSet(
-        features=store.features if everything else store.features[good],
+        features=store.values if everything else store.values[good],
         labels=labels[good],
         files=[source.name(int(i)) for i in good],
         side=Side(len(good), int((store.state == UNREADABLE).sum()), str(source.fingerprint["sha256"])),
     )
-
-
-def worker_count(asked: int | None, images: int) -> int:
-    """Processes that read images, where none were asked for: none for few images."""
-    if asked is not None:
-        return asked
-    return min(8, os.cpu_count() or 1) if images > MANY else 0
 
 
 @contextmanager

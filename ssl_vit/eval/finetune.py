@@ -17,6 +17,7 @@ from torch import nn
 from ssl_vit.data.augment import normalise
 from ssl_vit.data.evalset import EvalDataset, EvalLoader
 from ssl_vit.data.loader import steps_per_epoch, to_views
+from ssl_vit.data.progress import progress
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.eval.augmented import SCALE, crops
@@ -24,7 +25,6 @@ from ssl_vit.eval.features import evaluating
 from ssl_vit.eval.job import Job, Outcome
 from ssl_vit.eval.labelled import check_every_class
 from ssl_vit.eval.linear import percent
-from ssl_vit.eval.progress import progress
 from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.readout import Readout
 from ssl_vit.schedules import warmup_cosine

@@ -16,14 +16,14 @@ from torch.utils.data import DataLoader
 from ssl_vit.data.augment import normalise
 from ssl_vit.data.bad import BadList
 from ssl_vit.data.crops import sample_rng
-from ssl_vit.data.loader import TIMEOUT, watched, worker_options
+from ssl_vit.data.loader import TIMEOUT, watched, worker_count, worker_options
+from ssl_vit.data.progress import progress
 from ssl_vit.data.segmentation import Pair, SegmentationDataset, Segmented, collate, find_pairs
 from ssl_vit.errors import UserError
-from ssl_vit.eval.features import evaluating, worker_count
+from ssl_vit.eval.features import evaluating
 from ssl_vit.eval.job import Job, Outcome
 from ssl_vit.eval.knn import nearest
 from ssl_vit.eval.linear import LinearProbe, fit_linear
-from ssl_vit.eval.progress import progress
 from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.readout import patch_maps
 

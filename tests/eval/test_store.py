@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from ssl_vit.data.sources import open_source
+from ssl_vit.data.store import FEATURES, INDEX, STATE
 from ssl_vit.errors import UserError
 from ssl_vit.eval.embed import embed
 from ssl_vit.eval.features import Keep, extract
 from ssl_vit.eval.readout import Readout
-from ssl_vit.eval.store import FEATURES, INDEX, STATE
 from tests.eval.conftest import MEAN, STD
 
 READOUT = Readout(32, MEAN, STD, batch_size=8)
@@ -39,7 +39,7 @@ from pathlib import Path
 from ssl_vit.data.sources import open_source
 from ssl_vit.eval import features, weights
 from ssl_vit.eval.readout import Readout
-import ssl_vit.eval.store as store
+import ssl_vit.data.store as store
 store._COMMIT = 1
 read = features.read
 def slow(*args):
