@@ -16,7 +16,7 @@ from ssl_vit.detectors.deformable_attention import DeformableAttention, Sizes
 from ssl_vit.detectors.detector import Detector, FrozenNorms, Mlp, Predictions, shrink
 from ssl_vit.detectors.positions import sine_positions
 
-DIM, HEADS, POINTS, DROPOUT = 256, 8, 4, 0.1  # of the official models
+HEADS, POINTS, DROPOUT = 8, 4, 0.1  # of the official models
 FINEST = 8  # stride of the finest map that is looked at, pixels
 
 
@@ -149,7 +149,8 @@ class DeformableDETR(FrozenNorms, Detector):
     """Deformable DETR with `queries` objects at most, on `levels` maps; the official sizes are the defaults.
 
     The maps are the backbone's of stride 8 and more; what is missing is made of the coarsest by convolutions of
-    stride 2. embedding: the length of a vector that each query gives of its object (DETReg, arXiv 2106.04550).
+    stride 2. dim: of the queries and maps, a multiple of 32. embedding: the length of a vector that each query gives of
+    its object (DETReg, arXiv 2106.04550).
     """
 
     focal = True
@@ -162,23 +163,24 @@ class DeformableDETR(FrozenNorms, Detector):
         queries: int = 300,
         levels: int = 4,
         depth: int = 6,
+        dim: int = 256,
         hidden: int = 1024,
         embedding: int | None = None,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.dim = backbone, dim
         stages = list(enumerate(backbone.info.stages))
         self.kept = [i for i, stage in stages if stage.stride >= FINEST][-levels:] or [stages[-1][0]]
         channels = [backbone.info.stages[i].channels for i in self.kept]
-        projections = [_projection(c, 1) for c in channels]
+        projections = [_projection(c, dim, 1) for c in channels]
         for level in range(levels - len(channels)):
-            projections.append(_projection(DIM if level else channels[-1], 2))
+            projections.append(_projection(dim if level else channels[-1], dim, 2))
         self.input_proj = nn.ModuleList(projections)
-        self.transformer = Transformer(DIM, levels, hidden, depth)
-        self.query_embed = nn.Embedding(queries, 2 * DIM)
-        self.bbox_embed = Mlp([DIM, DIM, DIM, 4])
-        self.bbox_embed.layers[-1] = _small_boxes()
-        self.feature_embed = None if embedding is None else Mlp([DIM, DIM, embedding])
+        self.transformer = Transformer(dim, levels, hidden, depth)
+        self.query_embed = nn.Embedding(queries, 2 * dim)
+        self.bbox_embed = Mlp([dim, dim, dim, 4])
+        self.bbox_embed.layers[-1] = _small_boxes(dim)
+        self.feature_embed = None if embedding is None else Mlp([dim, dim, embedding])
         self.forget_classes(num_classes)
         self.freeze_norms()
 
@@ -191,7 +193,7 @@ class DeformableDETR(FrozenNorms, Detector):
         return Predictions(*said[-1], tuple(said[:-1]), embeddings)
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] -> L maps [B, 256, H_l, W_l], finest first."""
+        """[B, 3, H, W] -> L maps [B, D, H_l, W_l], finest first."""
         pyramid = self.backbone.pyramid(images)
         taken = [pyramid[i] for i in self.kept]
         maps = [project(map_) for project, map_ in zip(self.input_proj, taken, strict=False)]
@@ -207,24 +209,24 @@ class DeformableDETR(FrozenNorms, Detector):
     def forget_classes(self, num_classes: int) -> None:
         """A new class head, with random weights, under which everything is unlikely at first (arXiv 1708.02002)."""
         self.num_classes = num_classes
-        self.class_embed = nn.Linear(DIM, num_classes)
+        self.class_embed = nn.Linear(self.dim, num_classes)
         nn.init.constant_(self.class_embed.bias, -math.log(99))
 
 
-def _small_boxes() -> nn.Linear:
+def _small_boxes(dim: int) -> nn.Linear:
     """The last layer of the box head, which at first says small boxes at the reference points."""
-    layer = nn.Linear(DIM, 4)
+    layer = nn.Linear(dim, 4)
     nn.init.zeros_(layer.weight)
     layer.bias = nn.Parameter(torch.tensor([0.0, 0.0, -2.0, -2.0]))
     return layer
 
 
-def _projection(channels: int, stride: int) -> nn.Sequential:
-    conv = nn.Conv2d(channels, DIM, 1) if stride == 1 else nn.Conv2d(channels, DIM, 3, stride, padding=1)
+def _projection(channels: int, dim: int, stride: int) -> nn.Sequential:
+    conv = nn.Conv2d(channels, dim, 1) if stride == 1 else nn.Conv2d(channels, dim, 3, stride, padding=1)
     nn.init.xavier_uniform_(conv.weight)
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
-    return nn.Sequential(conv, nn.GroupNorm(32, DIM))
+    return nn.Sequential(conv, nn.GroupNorm(32, dim))
 
 
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.detectors.detector import Detector, FrozenNorms, Mlp, Predictions, shrink
 from ssl_vit.detectors.positions import sine_positions
 
-DIM, HEADS, DROPOUT = 256, 8, 0.1  # of the official models
+HEADS, DROPOUT = 8, 0.1  # of the official models
 
 
 class EncoderLayer(nn.Module):
@@ -110,21 +110,33 @@ class Transformer(nn.Module):
 
 
 class DETR(FrozenNorms, Detector):
-    """DETR with `queries` objects at most; the official sizes are the defaults."""
+    """DETR with `queries` objects at most; the official sizes are the defaults.
+
+    dim: of the queries and the map, a multiple of 8. embedding: the length of a vector that each query gives of its
+    object (DETReg, arXiv 2106.04550).
+    """
 
     focal = False
 
     def __init__(
-        self, backbone: Backbone, num_classes: int, *, queries: int = 100, depth: int = 6, hidden: int = 2048
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        queries: int = 100,
+        depth: int = 6,
+        dim: int = 256,
+        hidden: int = 2048,
+        embedding: int | None = None,
     ) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.backbone = backbone
-        self.transformer = Transformer(DIM, HEADS, hidden, depth)
-        self.class_embed = nn.Linear(DIM, num_classes + 1)
-        self.bbox_embed = Mlp([DIM, DIM, DIM, 4])
-        self.query_embed = nn.Embedding(queries, DIM)
-        self.input_proj = nn.Conv2d(backbone.info.stages[-1].channels, DIM, 1)
+        self.backbone, self.dim = backbone, dim
+        self.transformer = Transformer(dim, HEADS, hidden, depth)
+        self.forget_classes(num_classes)
+        self.bbox_embed = Mlp([dim, dim, dim, 4])
+        self.query_embed = nn.Embedding(queries, dim)
+        self.input_proj = nn.Conv2d(backbone.info.stages[-1].channels, dim, 1)
+        self.feature_embed = None if embedding is None else Mlp([dim, dim, embedding])
         self.freeze_norms()
 
     def forward(self, images: Tensor, padding: Tensor | None = None) -> Predictions:
@@ -132,12 +144,13 @@ class DETR(FrozenNorms, Detector):
         map_ = self.backbone.pyramid(images)[-1]
         seen = self.transformer(self.input_proj(map_), shrink(padding, map_), self.query_embed.weight)
         said = [(self.class_embed(x), self.bbox_embed(x).sigmoid()) for x in seen]
-        return Predictions(*said[-1], tuple(said[:-1]))
+        embeddings = None if self.feature_embed is None else self.feature_embed(seen[-1])
+        return Predictions(*said[-1], tuple(said[:-1]), embeddings)
 
     def forget_classes(self, num_classes: int) -> None:
         """A new class head, with random weights."""
         self.num_classes = num_classes
-        self.class_embed = nn.Linear(DIM, num_classes + 1)
+        self.class_embed = nn.Linear(self.dim, num_classes + 1)
 
 
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
