@@ -153,6 +153,7 @@ class DeformableDETR(FrozenNorms, Detector):
     its object (DETReg, arXiv 2106.04550).
     """
 
+    name = "deformable_detr"
     focal = True
 
     def __init__(
@@ -169,6 +170,8 @@ class DeformableDETR(FrozenNorms, Detector):
     ) -> None:
         super().__init__()
         self.backbone, self.dim = backbone, dim
+        self.settings = {"queries": queries, "levels": levels, "depth": depth, "dim": dim, "hidden": hidden}
+        self.settings["embedding"] = embedding
         stages = list(enumerate(backbone.info.stages))
         self.kept = [i for i, stage in stages if stage.stride >= FINEST][-levels:] or [stages[-1][0]]
         channels = [backbone.info.stages[i].channels for i in self.kept]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,8 @@ class Found(NamedTuple):
 class Detector(nn.Module):
     """A detector whose queries are matched with objects one to one, so that nothing has to be suppressed after it."""
 
+    name: ClassVar[str]
+    settings: dict[str, Any]  # with which it was built, beside the backbone and the number of classes
     focal: bool  # classes are told apart by sigmoids (Deformable DETR), or by a softmax with "nothing" as one (DETR)
     num_classes: int
 

@@ -116,6 +116,7 @@ class DETR(FrozenNorms, Detector):
     object (DETReg, arXiv 2106.04550).
     """
 
+    name = "detr"
     focal = False
 
     def __init__(
@@ -131,6 +132,7 @@ class DETR(FrozenNorms, Detector):
     ) -> None:
         super().__init__()
         self.backbone, self.dim = backbone, dim
+        self.settings = {"queries": queries, "depth": depth, "dim": dim, "hidden": hidden, "embedding": embedding}
         self.transformer = Transformer(dim, HEADS, hidden, depth)
         self.forget_classes(num_classes)
         self.bbox_embed = Mlp([dim, dim, dim, 4])

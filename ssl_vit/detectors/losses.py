@@ -45,11 +45,17 @@ class SetLoss:
         """The official weights."""
         return cls(focal, class_weight=2.0 if focal else 1.0)
 
-    def __call__(self, predictions: Predictions, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Weighted parts, to be summed: "class", "l1" and "giou" over all decoder layers, "embedding" of the last."""
+    def __call__(
+        self, predictions: Predictions, targets: Sequence[Target], last: list[Pairs] | None = None
+    ) -> dict[str, Tensor]:
+        """Weighted parts, to be summed: "class", "l1" and "giou" over all decoder layers, "embedding" of the last.
+
+        last: the matching of the last layer, where it is known already.
+        """
         count = _objects(targets, predictions.boxes)
         layers = [(predictions.logits, predictions.boxes), *predictions.earlier]
-        matched = [self.match(logits, boxes, targets) for logits, boxes in layers]
+        last = last or self.match(*layers[0], targets)
+        matched = [last, *(self.match(logits, boxes, targets) for logits, boxes in layers[1:])]
         said = [
             self._layer(logits, boxes, targets, pairs, count)
             for (logits, boxes), pairs in zip(layers, matched, strict=True)
