@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,6 +26,10 @@ UNCHANGED = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 _ATTEMPTS = 10  # tries at a box that fits, as torchvision's RandomResizedCrop
 _BOX, _COLOUR = 2 * _ATTEMPTS + 2, 10  # uniform numbers that a crop takes, used or not
 _MAX = 2**64
+_KERNELS = {
+    "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out,
+    "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out,
+}
 
 
 class Box(NamedTuple):
@@ -53,19 +56,26 @@ def make_views(image: NDArray[np.uint8], plan: ViewPlan, rng: np.random.Generato
 
     Returns for each View uint8 [count, 3, S, S] (channels last in memory) and float32 [count, len(PARAMS)].
     """
-    crops, params = [], []
-    for view in plan.views:
+    places = [torch.empty(view.count, view.size, view.size, 3, dtype=torch.uint8) for view in plan.views]
+    params = [torch.empty(view.count, len(PARAMS)) for view in plan.views]
+    fill_views(image, plan, rng, places, params)
+    return [pixels.permute(0, 3, 1, 2) for pixels in places], params
+
+
+def fill_views(
+    image: NDArray[np.uint8], plan: ViewPlan, rng: np.random.Generator, places: list[Tensor], params: list[Tensor]
+) -> None:
+    """As ``make_views``, into memory that is there: for each View uint8 [count, S, S, 3] and float32 [count, P]."""
+    for view, pixels, values in zip(plan.views, places, params, strict=True):
         uniform = rng.random((view.count, _BOX + 1 + _COLOUR))
-        pixels = torch.empty(view.count, 3, view.size, view.size, dtype=torch.uint8, memory_format=torch.channels_last)
         rows = []
         for crop, u in zip(pixels, uniform, strict=True):
             box, flipped = random_box(image.shape[0], image.shape[1], view, u[:_BOX]), bool(u[_BOX] < view.flip_p)
-            resized = resize(image, box, (view.size, view.size), view.interpolation)
-            crop.copy_(resized.flip(-1) if flipped else resized)
+            resize(image, box, (view.size, view.size), view.interpolation, out=crop)
+            if flipped:
+                crop.copy_(crop.flip(1))
             rows.append(draw_colour(view, u[_BOX + 1 :]) + place_of(box, image.shape[0], image.shape[1], flipped))
-        crops.append(pixels)
-        params.append(torch.tensor(rows, dtype=torch.float32))
-    return crops, params
+        values.copy_(torch.tensor(rows))
 
 
 def random_box(height: int, width: int, view: View, uniform: NDArray[np.float64]) -> Box:
@@ -119,15 +129,20 @@ def draw_colour(view: View, uniform: NDArray[np.float64]) -> list[float]:
     return row
 
 
-def resize(image: NDArray[np.uint8], box: Box, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
-    """A box of an image [H, W, 3] resized with antialiasing to uint8 [3, h, w].
+def resize(
+    image: NDArray[np.uint8], box: Box, size: tuple[int, int], mode: str = "bicubic", out: Tensor | None = None
+) -> Tensor:
+    """A box of an image [H, W, 3] resized with antialiasing to uint8 [3, h, w], in `out` [h, w, 3] if it is given.
 
     The kernel works on the decoder's own layout, channels last; it differs from Pillow's bicubic by less than 0.1
-    of 255 in the mean.
+    of 255 in the mean. It is called as ``F.interpolate`` calls it, which cannot write into memory that is there.
     """
     part = image[box.top : box.top + box.height, box.left : box.left + box.width]
     pixels = torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)[None]
-    return F.interpolate(pixels, size, mode=mode, antialias=True, align_corners=False)[0]
+    out = torch.empty(*size, 3, dtype=torch.uint8) if out is None else out
+    place = out.permute(2, 0, 1)
+    _KERNELS[mode](pixels, size, False, None, None, out=place[None])
+    return place
 
 
 def wanted_side(plan: ViewPlan) -> int:

@@ -7,6 +7,7 @@ index), so batches do not depend on the number of workers, and a run resumed at 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ssl_vit.data.augment import augment
 from ssl_vit.data.bad import BadFiles, BadList
 from ssl_vit.data.boxes import boxes_in_crops
-from ssl_vit.data.crops import make_views, sample_rng, wanted_side
+from ssl_vit.data.crops import PARAMS, fill_views, sample_rng, wanted_side
 from ssl_vit.data.decode import MAX_PIXELS, BadImage, decode
 from ssl_vit.data.plan import ViewPlan
 from ssl_vit.data.sources import Source, require
@@ -94,55 +95,87 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return sample_rng(seed, epoch, 0, _ORDER_STREAM).permutation(num_images)
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One image's views; `views` is empty where not even a replacement could be read."""
-
-    index: int
-    views: list[Tensor]  # uint8 [count, 3, S, S] for each View
-    params: list[Tensor]  # float32 [count, P] for each View
-    bad: BadFiles
-
-
 @dataclass
 class Batch:
-    """What a step reads; B images, a tensor for each View, crop-major: all images of crop 0 first."""
+    """What a step reads: the crops of B images, crop-major (all images of crop 0 first), View after View.
 
-    views: list[Tensor]  # uint8 [count * B, 3, S, S], channels last in memory
-    params: list[Tensor]  # float32 [count * B, P], stays on the CPU
+    One tensor holds all pixels and travels as one; ``views`` and ``params`` are parts of the two tensors, not copies.
+    """
+
+    plan: ViewPlan
+    pixels: Tensor  # uint8 [B * plan.bytes()], [count * B, S, S, 3] of each View; empty where an image has no views
+    values: Tensor  # float32 [B * plan.crops(), P], stays on the CPU
     index: Tensor  # int64 [B] of the images in the source
     bad: BadFiles  # the files that could not be read and were replaced
     boxes: Tensor | None = None  # [B, K, 4] in the first view, where the plan asks for some; see `boxes_in_crops`
 
+    @classmethod
+    def empty(cls, plan: ViewPlan, index: Sequence[int]) -> Batch:
+        """Room for the views of these images, in memory that processes share if a worker asks for it."""
+        size, shared = len(index) * plan.bytes(), get_worker_info() is not None
+        pixels = torch.empty(0, dtype=torch.uint8)
+        # As torch's own collation does it: what is not in shared memory would be copied there on its way.
+        pixels.set_(torch.UntypedStorage._new_shared(size) if shared else torch.UntypedStorage(size))
+        values = torch.empty(len(index) * plan.crops(), len(PARAMS))
+        return cls(plan, pixels, values, torch.tensor(index), [])
+
+    @property
+    def places(self) -> list[Tensor]:
+        """For each View uint8 [count, B, S, S, 3]."""
+        shapes = [(view.count, len(self.index), view.size, view.size, 3) for view in self.plan.views]
+        parts = self.pixels.split([math.prod(shape) for shape in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    @property
+    def views(self) -> list[Tensor]:
+        """For each View uint8 [count * B, 3, S, S], channels last in memory."""
+        return [place.flatten(0, 1).permute(0, 3, 1, 2) for place in self.places]
+
+    @property
+    def params(self) -> list[Tensor]:
+        """For each View float32 [count * B, P]."""
+        return list(self.values.split([view.count * len(self.index) for view in self.plan.views]))
+
     def pin_memory(self) -> Batch:
         """Called by the DataLoader."""
-        return replace(self, views=[view.pin_memory() for view in self.views])
+        return replace(self, pixels=self.pixels.pin_memory())
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The images and boxes on a device; the parameters stay, `augment` wants them on the CPU."""
         boxes = None if self.boxes is None else self.boxes.to(device, non_blocking=non_blocking)
-        return replace(self, views=[v.to(device, non_blocking=non_blocking) for v in self.views], boxes=boxes)
+        return replace(self, pixels=self.pixels.to(device, non_blocking=non_blocking), boxes=boxes)
 
 
-class Views(Dataset[Sample]):
-    """(epoch, index) -> the views of that image, or of the replacement that (seed, epoch, index) names."""
+class Views(Dataset[Batch]):
+    """(epoch, index) of some images -> their views, or those of the replacement that (seed, epoch, index) names."""
 
     def __init__(self, source: Source, plan: ViewPlan, seed: int, max_pixels: float = MAX_PIXELS) -> None:
         self.source, self.plan, self.seed, self.max_pixels = source, plan, seed, max_pixels
         self._want = 2 * wanted_side(plan)  # twice, so that even the smallest crops are of resampled, not raw, pixels
 
-    def __getitem__(self, item: Item) -> Sample:
-        epoch, index = item
-        bad: BadFiles = []
+    def __getitem__(self, items: Sequence[Item]) -> Batch:
+        batch = Batch.empty(self.plan, [index for _, index in items])
+        places = batch.places
+        params = [part.view(-1, len(items), part.shape[1]) for part in batch.params]  # [count, B, P]
+        for place, (epoch, index) in enumerate(items):
+            image = self._read(epoch, index, place, batch)
+            if image is None:
+                return replace(batch, pixels=batch.pixels[:0])
+            rng = sample_rng(self.seed, epoch, index)
+            fill_views(image, self.plan, rng, [p[:, place] for p in places], [p[:, place] for p in params])
+        return batch
+
+    def _read(self, epoch: int, index: int, place: int, batch: Batch) -> NDArray[np.uint8] | None:
+        """The first image that can be read, noted in the batch with those that can't; None if none can."""
         for candidate in self._candidates(epoch, index):
             try:
                 image = decode(self.source.path(candidate), max_pixels=self.max_pixels, want=self._want)
             except BadImage as error:
-                bad.append((self.source.name(candidate), error.reason))
+                batch.bad.append((self.source.name(candidate), error.reason))
                 continue
-            views, params = make_views(image, self.plan, sample_rng(self.seed, epoch, index))
-            return Sample(candidate, views, params, bad)
-        return Sample(index, [], [], bad)
+            batch.index[place] = candidate
+            return image
+        return None
 
     def _candidates(self, epoch: int, index: int) -> Iterator[int]:
         yield index
@@ -151,24 +184,6 @@ class Views(Dataset[Sample]):
             .integers(len(self.source), size=_REPLACEMENTS)
             .tolist()
         )
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples to a Batch; without views where a sample has none."""
-    bad = [entry for sample in samples for entry in sample.bad]
-    index = torch.tensor([sample.index for sample in samples])
-    if not all(sample.views for sample in samples):
-        return Batch([], [], index, bad)
-    views = [
-        _crop_major([v.permute(0, 2, 3, 1) for v in kind]) for kind in zip(*(s.views for s in samples), strict=True)
-    ]
-    params = [_crop_major(kind) for kind in zip(*(s.params for s in samples), strict=True)]
-    return Batch([view.permute(0, 3, 1, 2) for view in views], params, index, bad)
-
-
-def _crop_major(parts: Sequence[Tensor]) -> Tensor:
-    """B tensors [count, …] to one [count * B, …]."""
-    return torch.stack(tuple(parts), dim=1).flatten(0, 1)
 
 
 def to_views(batch: Batch, mean: Sequence[float], std: Sequence[float], device: torch.device | str) -> list[Tensor]:
@@ -185,9 +200,7 @@ class Loader:
     and where the workers die or hang.
     """
 
-    def __init__(
-        self, loader: DataLoader[Sample], bad: BadList, regions: Regions | None = None, boxes: int = 0
-    ) -> None:
+    def __init__(self, loader: DataLoader[Batch], bad: BadList, regions: Regions | None = None, boxes: int = 0) -> None:
         self._loader, self.bad, self._regions, self._count = loader, bad, regions, boxes
 
     def __len__(self) -> int:
@@ -196,7 +209,7 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         for batch in watched(self._loader):
             self.bad.note(batch.bad)
-            if not batch.views:
+            if not len(batch.pixels):
                 raise self.bad.failure(f"{_REPLACEMENTS + 1} images in a row could not be read")
             if self._regions is not None and self._count:
                 batch.boxes = boxes_in_crops(_first_boxes(self._regions, batch.index, self._count), batch.params[0])
@@ -250,8 +263,8 @@ def build_loader(
     dataset = Views(source, plan, seed, max_pixels)
     loader = DataLoader(
         dataset,
-        batch_sampler=sampler,
-        collate_fn=collate,
+        batch_size=None,  # the sampler's items are batches
+        sampler=sampler,
         pin_memory=pin_memory,
         **worker_options(workers, timeout),
     )

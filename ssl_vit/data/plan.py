@@ -41,3 +41,11 @@ class ViewPlan:
     def pixels(self) -> int:
         """Pixels of all the crops of one image: the cost of a step grows with it."""
         return sum(view.count * view.size**2 for view in self.views)
+
+    def bytes(self) -> int:
+        """Bytes of all the crops of one image in uint8, which is what travels from a worker to the training process.
+
+        >>> ViewPlan((View("global", 2, 224), View("local", 8, 96))).bytes()
+        522240
+        """
+        return 3 * self.pixels()

@@ -116,7 +116,7 @@ def test_views_of_a_large_photo_are_those_of_the_whole_decode(tmp_path):
     picture.save(tmp_path / "large.jpg", quality=95)
     source = open_source(tmp_path)
     plan = ViewPlan((View("v", 8, 32, scale=(0.3, 1.0), flip_p=0.5),))
-    drafted = Views(source, plan, seed=0)[0, 0].views[0]
+    drafted = Views(source, plan, seed=0)[[(0, 0)]].views[0]
     (whole,), _ = make_views(decode(source.path(0)), plan, sample_rng(0, 0, 0))
     assert not torch.equal(drafted, whole)
     assert (drafted.float() - whole.float()).abs().mean() < 2
