@@ -23,7 +23,8 @@ from ssl_vit.checkpoints.hub import is_hub_id
 from ssl_vit.checkpoints.inspection import Inspection, inspect
 from ssl_vit.checkpoints.load import put
 from ssl_vit.config import RunConfig, check_data, check_out
-from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch, to_views, worker_failure
+from ssl_vit.data.batch import to_views
+from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch, worker_failure
 from ssl_vit.data.sources import Source, open_source, require
 from ssl_vit.errors import UserError
 from ssl_vit.eval.online import OnlineScore

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from ssl_vit.backbones.backbone import Backbone
-from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch, to_views, worker_count
+from ssl_vit.data.batch import to_views
+from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch, worker_count
 from ssl_vit.data.plan import View, ViewPlan
 from ssl_vit.data.progress import progress
 from ssl_vit.data.sources import Source

@@ -15,8 +15,9 @@ from timm.optim._optim_factory import create_optimizer_v2
 from torch import nn
 
 from ssl_vit.data.augment import normalise
+from ssl_vit.data.batch import to_views
 from ssl_vit.data.evalset import EvalDataset, EvalLoader
-from ssl_vit.data.loader import steps_per_epoch, to_views
+from ssl_vit.data.loader import steps_per_epoch
 from ssl_vit.data.progress import progress
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import RunFailed, UserError

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 
-from ssl_vit.data.loader import Loader, to_views
+from ssl_vit.data.batch import to_views
+from ssl_vit.data.loader import Loader
 from ssl_vit.errors import RunFailed
 from ssl_vit.schedules import warmup_cosine
 from ssl_vit.tokenizers.tokenizer import Grid, Tokenizer

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.checkpoints.description import OURS
-from ssl_vit.data.loader import Batch, to_views
+from ssl_vit.data.batch import Batch, to_views
 from ssl_vit.errors import RunFailed
 from ssl_vit.export import timm
 from ssl_vit.methods.method import Method, Progress, Step

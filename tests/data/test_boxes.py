@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from ssl_vit.data.batch import to_views
 from ssl_vit.data.boxes import SMALLEST, boxes_in_crops
 from ssl_vit.data.crops import PARAMS, make_views, sample_rng
-from ssl_vit.data.loader import build_loader, to_views
+from ssl_vit.data.loader import build_loader
 from ssl_vit.data.plan import View, ViewPlan
 from ssl_vit.data.sources import open_source
 from tests.data.photo import save_photos

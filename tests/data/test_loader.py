@@ -18,9 +18,10 @@ from PIL import Image
 from ssl_vit.data import loader as module
 from ssl_vit.data.augment import augment
 from ssl_vit.data.bad import BadList
+from ssl_vit.data.batch import Batch, to_views
 from ssl_vit.data.crops import make_views, sample_rng
 from ssl_vit.data.decode import decode
-from ssl_vit.data.loader import Batch, StepSampler, Views, build_loader, steps_per_epoch, to_views, worker_failure
+from ssl_vit.data.loader import StepSampler, Views, build_loader, steps_per_epoch, worker_failure
 from ssl_vit.data.plan import View, ViewPlan
 from ssl_vit.data.sources import open_source
 from ssl_vit.errors import RunFailed, UserError
@@ -278,3 +279,14 @@ def test_order_is_uniform():
     places = np.array([np.argsort(module.epoch_order(6, seed, 0)) for seed in range(3000)])
     for image in range(6):
         assert np.abs(np.bincount(places[:, image], minlength=6) / 3000 - 1 / 6).max() < 0.035
+
+
+def test_what_travels_is_one_buffer_in_shared_memory(folder):
+    """All views are parts of it, at most 0.55 MB an image at the crops of DINO's recipe."""
+    batch = batches(folder, workers=1, total_steps=1)[0]
+    assert batch.pixels.is_shared()
+    assert batch.pixels.nbytes == 4 * PLAN.bytes() == 4 * 3 * (2 * 16**2 + 3 * 8**2)
+    start, end = batch.pixels.data_ptr(), batch.pixels.data_ptr() + batch.pixels.nbytes
+    assert all(start <= view.data_ptr() < end for view in batch.views)
+    assert all(view.is_contiguous(memory_format=torch.channels_last) for view in batch.views)
+    assert ViewPlan((View("global", 2, 224), View("local", 8, 96))).bytes() < 0.55e6

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_vit.data.loader import to_views
+from ssl_vit.data.batch import to_views
 from ssl_vit.data.sources import open_source
 from ssl_vit.errors import UserError
 from ssl_vit.eval.api import evaluate, outcome_of

@@ -1,0 +1,76 @@
+"""What a training step reads: one buffer of pixels, and how it becomes the views that a method is given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from ssl_vit.data.augment import augment
+from ssl_vit.data.bad import BadFiles
+from ssl_vit.data.crops import PARAMS
+from ssl_vit.data.plan import ViewPlan
+
+
+@dataclass
+class Batch:
+    """What a step reads: the crops of B images, crop-major (all images of crop 0 first), View after View.
+
+    One tensor holds all pixels and travels as one; ``views`` and ``params`` are parts of the two tensors, not copies.
+    """
+
+    plan: ViewPlan
+    pixels: Tensor  # uint8 [B * plan.bytes()], [count * B, S, S, 3] of each View; empty where an image has no views
+    values: Tensor  # float32 [B * plan.crops(), P], stays on the CPU
+    index: Tensor  # int64 [B] of the images in the source
+    bad: BadFiles  # the files that could not be read and were replaced
+    boxes: Tensor | None = None  # [B, K, 4] in the first view, where the plan asks for some; see `boxes_in_crops`
+
+    @classmethod
+    def empty(cls, plan: ViewPlan, index: Sequence[int]) -> Batch:
+        """Room for the views of these images, in memory that processes share if a worker asks for it."""
+        size = len(index) * plan.bytes()
+        if get_worker_info() is None:
+            pixels = torch.empty(size, dtype=torch.uint8)
+        else:  # as torch's own collation does it: what is not in shared memory would be copied there on its way
+            shared = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            pixels = torch.empty(0, dtype=torch.uint8).set_(shared)
+        values = torch.empty(len(index) * plan.crops(), len(PARAMS))
+        return cls(plan, pixels, values, torch.tensor(index), [])
+
+    @property
+    def places(self) -> list[Tensor]:
+        """For each View uint8 [count, B, S, S, 3]."""
+        shapes = [(view.count, len(self.index), view.size, view.size, 3) for view in self.plan.views]
+        parts = torch.split(self.pixels, [math.prod(shape) for shape in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    @property
+    def views(self) -> list[Tensor]:
+        """For each View uint8 [count * B, 3, S, S], channels last in memory."""
+        return [place.flatten(0, 1).permute(0, 3, 1, 2) for place in self.places]
+
+    @property
+    def params(self) -> list[Tensor]:
+        """For each View float32 [count * B, P]."""
+        return list(torch.split(self.values, [view.count * len(self.index) for view in self.plan.views]))
+
+    def pin_memory(self) -> Batch:
+        """Called by the DataLoader."""
+        return replace(self, pixels=self.pixels.pin_memory())
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
+        """The images and boxes on a device; the parameters stay, `augment` wants them on the CPU."""
+        boxes = None if self.boxes is None else self.boxes.to(device, non_blocking=non_blocking)
+        return replace(self, pixels=self.pixels.to(device, non_blocking=non_blocking), boxes=boxes)
+
+
+def to_views(batch: Batch, mean: Sequence[float], std: Sequence[float], device: torch.device | str) -> list[Tensor]:
+    """Move a batch to the device and augment it there: float32 [count * B, 3, S, S] for each View, then the boxes."""
+    moved = batch.to(device)
+    views = [augment(images, params, mean, std) for images, params in zip(moved.views, moved.params, strict=True)]
+    return views if moved.boxes is None else [*views, moved.boxes]
