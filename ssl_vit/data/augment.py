@@ -10,13 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-
-Operation = Callable[[Tensor, Tensor], Tensor]  # images [n, 3, S, S] in [0, 1], a value for each -> images
 
 ORDERS = tuple(permutations(range(4)))  # of the four jitter operations; the `order` parameter is a row of it
 _LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision writes it
 _THRESHOLD = 128 / 255
+_TILE = 3 * 224 * 224  # values that are done together on a CPU, so that they stay in its cache
+_NEUTRAL = (1.0, 1.0, 1.0, 0.0)
+BASES = torch.tensor([(0.0, 0.0), (0.0, 1.0), (1.0, 0.0)])  # of brightness, contrast, saturation; see `blend`
+_HUE_PLACE = torch.tensor([order.index(3) for order in ORDERS])
+_BLENDS = torch.tensor([[kind for kind in order if kind != 3] for order in ORDERS])  # [24, 3]
 
 
 @torch.no_grad()
@@ -27,15 +31,16 @@ def augment(images: Tensor, params: Tensor, mean: Sequence[float], std: Sequence
     them on the CPU: which crops need which operation is decided there, without waiting for the device. mean, std: of
     images in [0, 1]. Returns float32 [N, 3, S, S].
     """
+    out = torch.empty(images.shape, device=images.device)
+    size = max(1, _TILE // images[0].numel()) if images.device.type == "cpu" else len(images)
     with torch.autocast(images.device.type, enabled=False):
-        x = _unit(images)
-        for operation, chosen, values in _schedule(params.cpu()):
-            rows = chosen.nonzero().flatten()
-            if len(rows):
-                chosen_values = values[rows].to(x.device, non_blocking=True)
-                rows = rows.to(x.device, non_blocking=True)
-                x.index_copy_(0, rows, operation(x.index_select(0, rows), chosen_values))
-        return _standardise(x, mean, std)
+        for turned, group in _groups(params):
+            for rows in torch.split(group, size):
+                place = rows.to(out.device, non_blocking=True)
+                x = _unit(images.index_select(0, place))
+                x = _finish(_jitter(x, params[rows], turned), params[rows])
+                out.index_copy_(0, place, _standardise(x, mean, std))
+    return out
 
 
 @torch.no_grad()
@@ -44,47 +49,62 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return _standardise(_unit(images), mean, std)
 
 
-def brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """Multiply."""
-    return (x * factor).clamp_(0, 1)
+def blend(x: Tensor, factor: Tensor, base: Tensor) -> Tensor:
+    """Brightness, contrast or saturation: a mixture with black, the mean grey of the image, or the image in grey.
 
-
-def contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the mean grey of the image."""
-    return torch.lerp(luma(x).mean((2, 3), keepdim=True), x, factor).clamp_(0, 1)
-
-
-def saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the image in grey."""
-    return torch.lerp(luma(x), x, factor).clamp_(0, 1)
+    base: [n, 2], how much of the grey image and of its mean the other part of the mixture has: a row of ``BASES``.
+    """
+    grey = luma(x)
+    grey_share, mean_share = base.view(-1, 2, 1, 1, 1).unbind(1)
+    mean = grey.mean((2, 3), keepdim=True)
+    other = grey.mul_(grey_share).add_(mean * mean_share)
+    return torch.lerp(other, x, factor.view(-1, 1, 1, 1), out=x).clamp_(0, 1)
 
 
 def hue(x: Tensor, turn: Tensor) -> Tensor:
-    """Turn the hue of HSV by a fraction of the circle; value and chroma stay."""
+    """Turn the hue of HSV by a fraction of the circle, [n]; value and chroma stay.
+
+    Which channel is largest is told by factors 0 and 1: on a CPU choosing pixel by pixel takes several times as long.
+    """
     red, green, blue = x.unbind(1)
-    value, chroma = x.amax(1), x.amax(1) - x.amin(1)
-    scale = torch.where(chroma == 0, 1, chroma).reciprocal_()
-    angle = torch.where(
-        value == red,
-        (green - blue) * scale,
-        torch.where(value == green, (blue - red) * scale + 2, (red - green) * scale + 4),
-    )
-    corner = torch.arange(5, 0, -2, device=x.device).view(3, 1, 1)
-    k = (angle[:, None] + (6 * turn + corner)).remainder_(6)  # each channel's distance along the hexagon
-    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    least = torch.minimum(torch.minimum(red, green), blue)
+    chroma = value - least
+    scale = _equal(chroma, torch.zeros_like(chroma)).add_(chroma).reciprocal_()
+    is_red, is_green = _equal(value, red), _equal(value, green)
+    is_green.addcmul_(is_green, is_red, value=-1)
+    is_blue = (1 - is_red).sub_(is_green)
+    angle = (green - blue).mul_(is_red).addcmul_(blue - red, is_green).addcmul_(red - green, is_blue)
+    angle.mul_(scale).add_(is_green, alpha=2).add_(is_blue, alpha=4)
+    corner = torch.arange(3, -2, -2, device=x.device).view(3, 1, 1)
+    far = angle[:, None] + (6 * turn.view(-1, 1, 1, 1) + corner)  # of a channel from where it is largest, on a hexagon
+    far.sub_((far / 6).round_(), alpha=6)  # of length 6: now between -3 and 3
+    return far.abs_().sub_(1).clamp_(0, 1).mul_(chroma[:, None]).add_(least[:, None])
 
 
-def gray(x: Tensor, _: Tensor) -> Tensor:
+def _equal(a: Tensor, b: Tensor) -> Tensor:
+    """1.0 where they are equal, else 0.0."""
+    return torch.eq(a, b, out=torch.empty_like(a))
+
+
+def gray(x: Tensor) -> Tensor:
     """Grey in all three channels."""
-    return luma(x).expand_as(x)
+    return luma(x).repeat(1, 3, 1, 1)
 
 
-def blur(x: Tensor, weights: Tensor) -> Tensor:
-    """Gaussian blur by the kernels [n, 2R + 1] of ``blur_weights``: two products with banded matrices."""
-    n, channels, height, width = x.shape
-    x = torch.bmm(x.reshape(n, channels * height, width), _band(weights, width).mT).view(x.shape)
-    x = torch.bmm(x.mT.reshape(n, channels * width, height), _band(weights, height).mT)
-    return x.view(n, channels, width, height).mT
+def blur(x: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur of sigma [n] pixels on the CPU, along rows, then columns; edges are repeated."""
+    height, width = x.shape[2:]
+    weights = blur_weights(sigma).to(x.device, non_blocking=True)
+    radius, taps = weights.shape[1] // 2, weights.T[..., None, None, None]  # [2R + 1, n, 1, 1, 1]
+    padded = F.pad(x, (radius, radius, radius, radius), mode="replicate")
+    rows = padded[..., :width] * taps[0]
+    for shift in range(1, len(taps)):
+        rows.addcmul_(padded[..., shift : shift + width], taps[shift])
+    out = rows[:, :, :height] * taps[0]
+    for shift in range(1, len(taps)):
+        out.addcmul_(rows[:, :, shift : shift + height], taps[shift])
+    return out
 
 
 def blur_weights(sigma: Tensor) -> Tensor:
@@ -96,22 +116,9 @@ def blur_weights(sigma: Tensor) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-def _band(weights: Tensor, size: int) -> Tensor:
-    """[n, 2R + 1] -> [n, size, size]: row i holds what each pixel gives to pixel i.
-
-    Weights that fall outside of the image go to its edge pixels. A product with ones and zeros, because adding into
-    place on a GPU would not be the same from run to run.
-    """
-    radius = weights.shape[1] // 2
-    pixel = torch.arange(size, device=weights.device)
-    source = (pixel + torch.arange(-radius, radius + 1, device=weights.device)[:, None]).clamp_(0, size - 1)
-    place = (source[..., None] == pixel).to(weights.dtype)  # [2R + 1, size, size]
-    return (weights @ place.flatten(1)).view(-1, size, size)
-
-
-def solarize(x: Tensor, _: Tensor) -> Tensor:
+def solarize(x: Tensor) -> Tensor:
     """Invert what is at or above 128 of 255."""
-    return torch.where(x >= _THRESHOLD, 1 - x, x)
+    return x.addcmul_((x >= _THRESHOLD).to(x.dtype), 1 - 2 * x)  # exact, and quicker on a CPU than choosing
 
 
 def luma(x: Tensor) -> Tensor:
@@ -119,19 +126,48 @@ def luma(x: Tensor) -> Tensor:
     return x[:, 0:1].mul(_LUMA[0]).add_(x[:, 1:2], alpha=_LUMA[1]).add_(x[:, 2:3], alpha=_LUMA[2])
 
 
-_JITTER: tuple[tuple[Operation, float], ...] = ((brightness, 1.0), (contrast, 1.0), (saturation, 1.0), (hue, 0.0))
+def _groups(params: Tensor) -> Iterator[tuple[int | None, Tensor]]:
+    """Crops alike in when their hue is turned: before which of three blends, 3 = after them, 4 = never; or None of it.
+
+    What a group does can be done to all of its crops at once, as the three blends are one operation.
+    """
+    turned = _HUE_PLACE[params[:, 4].long()].masked_fill(params[:, 3] == 0, 4)
+    turned[(params[:, :4] == params.new_tensor(_NEUTRAL)).all(1)] = 5
+    for place in range(6):
+        rows = (turned == place).nonzero().flatten()
+        if len(rows):
+            yield None if place == 5 else place, rows
 
 
-def _schedule(params: Tensor) -> Iterator[tuple[Operation, Tensor, Tensor]]:
-    """Each operation with the crops it is for (bool [N]) and what it needs of each crop [N, …], in order."""
-    order = torch.tensor(ORDERS)[params[:, 4].long()]  # [N, 4]
+def _jitter(x: Tensor, params: Tensor, turned: int | None) -> Tensor:
+    """torchvision's ColorJitter, each crop in its own order."""
+    if turned is None:
+        return x
+    kinds = _BLENDS[params[:, 4].long()]  # [n, 3]
+    factors, bases = params.gather(1, kinds), BASES[kinds]
+    moved = [values.to(x.device, non_blocking=True) for values in (factors, bases, params[:, 3])]
     for position in range(4):
-        for number, (operation, neutral) in enumerate(_JITTER):
-            factor = params[:, number]
-            yield operation, (order[:, position] == number) & (factor != neutral), factor.view(-1, 1, 1, 1)
-    yield gray, params[:, 5] > 0, params[:, 5]
-    yield blur, params[:, 6] > 0, blur_weights(params[:, 6])
-    yield solarize, params[:, 7] > 0, params[:, 7]
+        if position == turned:
+            x = hue(x, moved[2])
+        if position < 3:
+            x = blend(x, moved[0][:, position], moved[1][:, position])
+    return x
+
+
+def _finish(x: Tensor, params: Tensor) -> Tensor:
+    """Grey, blur and solarize, of those that ask for it."""
+    x = _some(x, params[:, 5], lambda some, _: gray(some))
+    x = _some(x, params[:, 6], blur)
+    return _some(x, params[:, 7], lambda some, _: solarize(some))
+
+
+def _some(x: Tensor, values: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The operation on those crops whose value [n], on the CPU, is not 0."""
+    chosen = values.nonzero().flatten()
+    if len(chosen) in (0, len(x)):
+        return operation(x, values) if len(chosen) else x
+    rows = chosen.to(x.device, non_blocking=True)
+    return x.index_copy_(0, rows, operation(x.index_select(0, rows), values[chosen]))
 
 
 def _unit(images: Tensor) -> Tensor:

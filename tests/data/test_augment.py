@@ -8,7 +8,7 @@ from PIL import Image, ImageFilter, ImageOps
 from scipy.ndimage import gaussian_filter
 
 from ssl_vit.data import augment as ours
-from ssl_vit.data.augment import ORDERS, augment, normalise
+from ssl_vit.data.augment import BASES, ORDERS, augment, normalise
 from ssl_vit.data.crops import COLOURS, UNCHANGED, draw_colour
 from ssl_vit.data.plan import View
 from tests.data.photo import photo
@@ -40,10 +40,17 @@ def row(**values: float) -> list[float]:
     ],
 )
 def test_each_jitter_operation_is_torchvisions(name, factors):
-    x = crops(4).float() / 255
+    x, values = crops(4).float() / 255, torch.tensor(factors)
     expected = torch.stack([getattr(tv, f"adjust_{name}")(image, f) for image, f in zip(x, factors, strict=True)])
-    actual = getattr(ours, name)(x, torch.tensor(factors).view(-1, 1, 1, 1))
+    number = ("brightness", "contrast", "saturation", "hue").index(name)
+    actual = ours.hue(x, values) if name == "hue" else ours.blend(x, values, BASES[number].expand(4, 2))
     torch.testing.assert_close(actual, expected, atol=2e-6, rtol=0)
+
+
+def test_blends_of_several_kinds_at_once():
+    x, factors = crops(3).float() / 255, torch.tensor([0.5, 1.6, 0.3])
+    expected = torch.stack([f(i, v) for f, i, v in zip(TORCHVISION, x, factors.tolist(), strict=False)])
+    torch.testing.assert_close(ours.blend(x, factors, BASES), expected, atol=2e-6, rtol=0)
 
 
 def test_hue_leaves_grey_grey():
@@ -116,14 +123,14 @@ def test_blur_is_scipys_gaussian_with_repeated_edges():
     expected = [
         gaussian_filter(i.numpy(), (0, s, s), mode="nearest", truncate=4.0) for i, s in zip(x, sigmas, strict=True)
     ]
-    actual = ours.blur(x, ours.blur_weights(torch.tensor(sigmas)))
+    actual = ours.blur(x, torch.tensor(sigmas))
     np.testing.assert_allclose(actual.numpy(), np.stack(expected), atol=2e-6)
 
 
 def test_blur_of_oblong_images():
     x = crops(2, 24).float()[:, :, :10] / 255
     expected = gaussian_filter(x.numpy(), (0, 0, 1.5, 1.5), mode="nearest", truncate=4.0)
-    np.testing.assert_allclose(ours.blur(x, ours.blur_weights(torch.full((2,), 1.5))).numpy(), expected, atol=2e-6)
+    np.testing.assert_allclose(ours.blur(x, torch.full((2,), 1.5)).numpy(), expected, atol=2e-6)
 
 
 def test_blur_is_near_pillows_approximation():
@@ -149,6 +156,17 @@ def test_autocast_does_not_reach_in():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = augment(images, params, ZERO, ONE)
     assert torch.equal(inside, augment(images, params, ZERO, ONE))
+
+
+def test_tiles_change_nothing(monkeypatch):
+    """How many crops a CPU does at once, and in which order, is a matter of speed."""
+    view = View("v", 1, 24, jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, gray_p=0.3, blur_p=0.5, solarize_p=0.3)
+    rng, images = np.random.default_rng(3), crops(40)
+    params = torch.tensor([draw_colour(view, rng.random(10)) for _ in range(40)])
+    whole = augment(images, params, ZERO, ONE)
+    for tile in (1, 5 * 3 * 24 * 24):
+        monkeypatch.setattr(ours, "_TILE", tile)
+        torch.testing.assert_close(augment(images, params, ZERO, ONE), whole, atol=1e-6, rtol=0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
