@@ -26,14 +26,19 @@ from ssl_vit.config import RunConfig, check_data, check_out
 from ssl_vit.data.batch import to_views
 from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch, worker_failure
 from ssl_vit.data.sources import Source, open_source, require
+from ssl_vit.detectors.files import FILE, detector_of, save
 from ssl_vit.errors import UserError
 from ssl_vit.eval.online import OnlineScore
 from ssl_vit.eval.protocol import Protocol
 from ssl_vit.eval.readout import Readout
+from ssl_vit.export import timm
 from ssl_vit.export.api import ExportResult, export, hand_over
 from ssl_vit.methods import method_class
 from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.method import Method
+from ssl_vit.proposals.propose import propose
+from ssl_vit.proposals.store import Proposals
+from ssl_vit.report.regions import draw_regions
 from ssl_vit.report.tokenizer import reconstructions
 from ssl_vit.run_folder import check_same, open_folder
 from ssl_vit.training import fitting
@@ -63,6 +68,7 @@ class RunResult:
     verdict: Verdict | None
     bad_files: int
     exported: ExportResult
+    detector: Path | None = None  # of a method that pretrains one
 
     def __str__(self) -> str:
         bad = f"{self.bad_files} files could not be read: see {self.folder / 'bad_images.jsonl'}\n"
@@ -72,6 +78,7 @@ class RunResult:
             + (bad if self.bad_files else "")
             + f"Weights: {self.exported.folder}, verified: loaded by {self.exported.consumer}, outputs within "
             f"{self.exported.max_difference:.1g}. Load them with\n\n{self.exported.snippet}"
+            + (f"\n\nDetector: {self.detector}; fine-tune it with ssl-vit eval detection" if self.detector else "")
         )
 
 
@@ -110,6 +117,12 @@ def pretrain(config: RunConfig, out: Path | str, *, resume: bool = False, overwr
         if overwrite and out.exists():
             shutil.rmtree(out)
         open_folder(out, resolved, decisions, source, resume)
+        if config.method.frozen and config.backbone.weights is None:
+            log.warning(
+                "%s leaves the backbone as it is, and this one is RANDOM: what it says of regions means little. Give "
+                "the export of a run, or a published model, by --weights",
+                config.method.name,
+            )
     return run.train(newest_checkpoint(out / "checkpoints") if resume else None)
 
 
@@ -128,6 +141,7 @@ class _Run:
         self.module = Pretraining(self.method, self._recipe(), self.per_epoch, self.total)
         explicit = settled(train.precision) == "bf16-mixed" and not torch.cuda.is_available()
         self.spelled_out = spell_out_attention(self.method) if explicit else []
+        self.regions: Proposals | None = None
         if settled(train.compile):
             self.method.compile()
 
@@ -158,6 +172,7 @@ class _Run:
         callbacks: list[L.Callback] = [health, *self._knn(metrics), checkpoints, stop]
         if metrics is not None:
             callbacks = [metrics, ProgressLine(settled(self.config.train.batch_size)), *callbacks]
+        self._propose()
         if first and checkpoint is None:
             self._fit_tokenizer()  # the other ranks get it with the first broadcast of all weights
         loader = self._loader(self.total, self.config.train.seed, start)
@@ -170,15 +185,38 @@ class _Run:
                 raise
             raise failure from error
         if stop.received is not None and trainer.global_step < self.total:
-            where = f"{shlex.quote(self.config.data.path)} --out {shlex.quote(str(self.out))}"
             saved = checkpoint_path(self.out / "checkpoints", trainer.global_step).exists()
             raise StoppedError(
                 f"stopped at step {trainer.global_step} of {self.total} and {'' if saved else 'not '}saved; "
-                f"go on with: ssl-vit pretrain {where} --resume"
+                f"go on with: {self._again()}"
             )
         if not first:
             raise SystemExit(0)  # the first rank writes what remains to be written
         return self._finish(health.verdict, len(loader.bad.files))
+
+    def _again(self) -> str:
+        return f"ssl-vit pretrain {shlex.quote(self.config.data.path)} --out {shlex.quote(str(self.out))} --resume"
+
+    def _propose(self) -> None:
+        """The regions that the method learns from, once a run folder: other ranks and a resumed run find them there."""
+        prior, data = self.method.regions(), self.config.data
+        if prior is None:
+            return
+        log.info("proposing regions by %s, at most %d an image", prior.name, prior.count)
+        folder, workers = self.out / "proposals", settled(data.workers)
+        try:
+            self.regions = propose(self.source, prior, folder, workers=workers, max_bad=data.max_bad)
+        except KeyboardInterrupt:
+            raise StoppedError(f"stopped while regions were proposed; go on with: {self._again()}") from None
+
+    def _draw_regions(self) -> None:
+        """What was proposed, and what the detector finds by now, on some images."""
+        detector, train, data = self.method.detector(), self.config.train, self.config.data
+        if detector is None:
+            return
+        mean, std = settled(data.mean), settled(data.std)
+        images, boxes = to_views(next(iter(self._loader(1, train.seed, world=1))), mean, std, self.module.device)
+        draw_regions(detector, images[:8], boxes[:8], (mean, std), self.out / "regions.png")
 
     def _fit_tokenizer(self) -> None:
         """What the method needs fitted, once a run folder: a run that is begun again finds it there."""
@@ -196,8 +234,7 @@ class _Run:
         try:
             loss = fitting.fit(tokenizer, loader, grid, mean, std, train.seed, device)
         except KeyboardInterrupt:
-            again = f"ssl-vit pretrain {shlex.quote(self.config.data.path)} --out {shlex.quote(str(self.out))} --resume"
-            raise StoppedError(f"stopped while the tokenizer was fitted; begin again with: {again}") from None
+            raise StoppedError(f"stopped while the tokenizer was fitted; begin again with: {self._again()}") from None
         sample = to_views(next(iter(self._loader(1, train.seed, world=1))), mean, std, device)[0][:8]
         reconstructions(tokenizer, sample, grid, self.out / "tokenizer.png")
         fitting.save(tokenizer, path)
@@ -219,6 +256,7 @@ class _Run:
             pin_memory=torch.cuda.is_available(),
             max_bad=data.max_bad,
             bad_list=self.out / "bad_images.jsonl" if rank() == 0 else None,
+            regions=self.regions,
         )
 
     def _knn(self, metrics: Metrics | None) -> list[L.Callback]:
@@ -265,7 +303,12 @@ class _Run:
         assert isinstance(backbone, TimmBackbone)  # the one adapter
         backbone.info = replace(backbone.info, mean=settled(data.mean), std=settled(data.std))
         exported = hand_over(backbone, folder, "timm", self._description(verdict, bad_files))
-        result = RunResult(self.out, self.total, verdict, bad_files, exported)
+        detector = self.method.detector()
+        if detector is not None:
+            config = timm.config(backbone, settled(data.mean), settled(data.std), {})
+            write_atomically(folder / FILE, lambda path: save(detector, path, config))
+            self._draw_regions()
+        result = RunResult(self.out, self.total, verdict, bad_files, exported, detector_of(self.out))
         summary = {"steps": self.total, "verdict": verdict._asdict() if verdict else None, "bad_files": bad_files}
         write_atomically(self.out / "COMPLETE", lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
         return result
@@ -327,4 +370,4 @@ def _completed(out: Path) -> RunResult:
     done: dict[str, Any] = json.loads((out / "COMPLETE").read_text())
     verdict = Verdict(**done["verdict"]) if done["verdict"] else None
     print(f"{out}: already complete, nothing to resume")
-    return RunResult(out, done["steps"], verdict, done["bad_files"], export(out))
+    return RunResult(out, done["steps"], verdict, done["bad_files"], export(out), detector_of(out))

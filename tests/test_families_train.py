@@ -113,11 +113,14 @@ def test_one_step(name: str, family: str) -> None:
         return
     torch.manual_seed(0)
     method = build_method(resolved(name, family))
-    batch = [torch.randn(view.count * IMAGES, 3, view.size, view.size) for view in method.views().views]
+    plan = method.views()
+    batch = [torch.randn(view.count * IMAGES, 3, view.size, view.size) for view in plan.views]
+    if plan.boxes:
+        batch.append(torch.tensor([0.1, 0.2, 0.6, 0.9]).expand(IMAGES, plan.boxes, 4))
     trained, backbone = parts_of(method)
     before = {key: p.detach().clone() for key, p in method.named_parameters()}
     seeing = [key for key, p in backbone.items() if p.ndim == 4 or "patch_embed" in key]
-    assert seeing or name == "mocov3", "only it leaves the patch embedding as it was drawn"
+    assert seeing or name in ("mocov3", "detreg"), "only they leave the patch embedding as it was drawn"
     optimizer = make_optimizer(method, "adamw", 1e-3)
 
     reached, moved = one_step(method, batch, optimizer, 0)

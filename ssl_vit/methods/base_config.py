@@ -95,6 +95,8 @@ class MethodConfig(Section):
     """Whether optim.clip bounds the gradient of each tensor, or of all together."""
     masks: ClassVar[bool] = False
     """Whether the method hides patches, for which the backbone then learns a token."""
+    frozen: ClassVar[bool] = False
+    """Whether the backbone stays as it is, so that it should come with weights."""
     advice: ClassVar[dict[str, str]] = {
         "constant-output collapse": "Lower optim.lr, raise optim.warmup_epochs, or set a larger train.batch_size.",
         "not learning yet": "Train longer, or raise optim.lr.",

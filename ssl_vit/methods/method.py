@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.plan import ViewPlan
+from ssl_vit.detectors.files import Pretrainable
+from ssl_vit.proposals.prior import Prior
 from ssl_vit.tokenizers.tokenizer import Tokenizer
 
 
@@ -45,7 +47,10 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def forward(self, batch: list[Tensor], progress: Progress) -> Step:
-        """batch: a tensor for each View of the plan, [count * B, 3, S, S], crop-major (all images of crop 0 first)."""
+        """batch: a tensor for each View of the plan, [count * B, 3, S, S], crop-major (all images of crop 0 first).
+
+        Then, where the plan asks for boxes, [B, plan.boxes, 4]; see ``data.boxes``.
+        """
         raise NotImplementedError
 
     uniform_loss: float | None = None
@@ -57,8 +62,15 @@ class Method(nn.Module):
     prototypes: int = 0
     """That K."""
 
+    slow: tuple[str, ...] = ()
+    """Parts of the names of parameters that learn at a tenth of the rate."""
+
     def to_fit(self) -> Tokenizer | None:
         """What has to be fitted on the images before the first step."""
+        return None
+
+    def regions(self) -> Prior | None:
+        """What proposes the boxes that the plan asks for."""
         return None
 
     def remark(self, parts: dict[str, float]) -> str:
@@ -74,3 +86,7 @@ class Method(nn.Module):
     def exported(self) -> Backbone:
         """The backbone worth keeping (the teacher's where there is one)."""
         raise NotImplementedError
+
+    def detector(self) -> Pretrainable | None:
+        """The detector that is exported beside the backbone, where one is trained."""
+        return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import matplotlib as mpl
@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ssl_vit.data.decode import MAX_PIXELS, decode
 from ssl_vit.report.figures import ACCENT, SECOND, STYLE, Image
 
 COLUMNS = 4
@@ -28,13 +27,13 @@ class Boxed(NamedTuple):
     found_names: Sequence[str]  # with the score, where there is one: "cat 0.93"
 
 
-def boxes_figure(images: Sequence[Boxed], title: str) -> Figure:
-    """A grid of images; true boxes drawn through, found ones dashed, each with its name."""
+def boxes_figure(images: Sequence[Boxed], title: str, through: str = "what is there") -> Figure:
+    """A grid of images; true boxes (or what `through` says) drawn through, found ones dashed, each with its name."""
     columns = min(COLUMNS, len(images))
     rows = math.ceil(len(images) / columns)
     with mpl.rc_context(cast(Any, STYLE)):
         figure = Figure(figsize=(3.4 * columns, 3.4 * rows + 0.5), layout="constrained")
-        figure.suptitle(f"{title}: what is there (drawn through), what was found (dashed)")
+        figure.suptitle(f"{title}: {through} (drawn through), what was found (dashed)")
         for place in range(rows * columns):
             axes = figure.add_subplot(rows, columns, place + 1)
             axes.axis("off")
@@ -63,18 +62,3 @@ def draw_boxes(axes: Axes, boxed: Boxed) -> None:
                 va="top" if below else "bottom",
                 bbox={"facecolor": colour, "edgecolor": "none", "pad": 1},
             )
-
-
-def figure(result: Mapping[str, Any]) -> Figure:
-    """The picture of ``ssl-vit eval detection``: images of val, and what the detector found that began with weights."""
-    images = [
-        Boxed(
-            decode(example["file"], max_pixels=MAX_PIXELS),
-            np.array(example["true"], np.float32).reshape(-1, 4),
-            example["true_names"],
-            np.array(example["found"], np.float32).reshape(-1, 4),
-            example["found_names"],
-        )
-        for example in result["examples"]
-    ]
-    return boxes_figure(images, result["protocol"]["detector"])

@@ -8,29 +8,43 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+SLOW = 0.1  # of the rate, for parameters that a method names
 
-def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
-    """Weights, which decay, and biases and 1-D parameters, which don't (as the official DINO code splits them)."""
+
+def parameter_groups(model: nn.Module, slow: tuple[str, ...] = ()) -> list[dict[str, object]]:
+    """Weights, which decay, and biases and 1-D parameters, which don't (as the official DINO code splits them).
+
+    slow: parts of the names of parameters that learn slowly, in two groups of their own where there are any.
+    """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decay = [p for name, p in trained if p.ndim > 1 and not name.endswith(".bias")]
-    rest = [p for name, p in trained if p.ndim <= 1 or name.endswith(".bias")]
+    late = [any(part in name for part in slow) for name, _ in trained]
+    groups = _by_decay([each for each, slowly in zip(trained, late, strict=True) if not slowly])
+    if any(late):
+        apart = _by_decay([each for each, slowly in zip(trained, late, strict=True) if slowly])
+        groups += [group | {"scale": SLOW} for group in apart]
+    return groups
+
+
+def _by_decay(named: list[tuple[str, nn.Parameter]]) -> list[dict[str, object]]:
+    decay = [p for name, p in named if p.ndim > 1 and not name.endswith(".bias")]
+    rest = [p for name, p in named if p.ndim <= 1 or name.endswith(".bias")]
     return [{"params": decay, "decays": True}, {"params": rest, "decays": False, "weight_decay": 0.0}]
 
 
 def make_optimizer(
-    model: nn.Module, name: Literal["adamw", "sgd"], lr: float, beta2: float = 0.999
+    model: nn.Module, name: Literal["adamw", "sgd"], lr: float, beta2: float = 0.999, slow: tuple[str, ...] = ()
 ) -> torch.optim.Optimizer:
-    """AdamW (1711.05101; beta1 0.9) or SGD with momentum 0.9, both in torch's fused kernels."""
-    groups = parameter_groups(model)
+    """AdamW (1711.05101; beta1 0.9) or SGD with momentum 0.9, both in torch's fused kernels; slow: parts of names."""
+    groups = parameter_groups(model, slow)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), fused=True)
     return torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=True)
 
 
 def set_hyperparameters(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
-    """Learning rate everywhere, weight decay where it applies."""
+    """Learning rate everywhere, in the slow groups a part of it; weight decay where it applies."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("scale", 1.0)
         if group["decays"]:
             group["weight_decay"] = weight_decay
 

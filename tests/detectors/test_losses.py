@@ -29,16 +29,16 @@ def _boxes(n, rng):
     return torch.cat([size / 2 + (1 - size) * torch.rand(n, 2, generator=rng), size], 1)
 
 
-def _official(focal, predictions, targets):
+def official(focal, predictions, targets, classes=CLASSES):
     """transformers' matcher and losses of one layer, weighted as the papers weight them."""
     weight = 2.0 if focal else 1.0
     costs = {"class_cost": weight, "bbox_cost": 5.0, "giou_cost": 2.0}
     if focal:
         loss = hf_deformable.DeformableDetrImageLoss(
-            hf_deformable.DeformableDetrHungarianMatcher(**costs), CLASSES, 0.25, ["labels", "boxes"]
+            hf_deformable.DeformableDetrHungarianMatcher(**costs), classes, 0.25, ["labels", "boxes"]
         )
     else:
-        loss = hf.ImageLoss(hf.HungarianMatcher(**costs), CLASSES, 0.1, ["labels", "boxes"])
+        loss = hf.ImageLoss(hf.HungarianMatcher(**costs), classes, 0.1, ["labels", "boxes"])
     wanted = [{"boxes": target.boxes, "class_labels": target.labels} for target in targets]
     parts = loss({"logits": predictions[0], "pred_boxes": predictions[1]}, wanted)
     return {"class": weight * parts["loss_ce"], "l1": 5 * parts["loss_bbox"], "giou": 2 * parts["loss_giou"]}
@@ -50,9 +50,9 @@ def test_every_part_equals_transformers(focal, seed):
     predictions, targets = make(seed, focal)
     parts = SetLoss.of(focal)(predictions, targets)
     layers = [(predictions.logits, predictions.boxes), *predictions.earlier]
-    official = [_official(focal, layer, targets) for layer in layers]
+    expected = [official(focal, layer, targets) for layer in layers]
     for name in ("class", "l1", "giou"):
-        torch.testing.assert_close(parts[name], sum(part[name] for part in official), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(parts[name], sum(part[name] for part in expected), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("focal", [True, False])

@@ -38,4 +38,5 @@ SMALL: dict[str, dict[str, Any]] = {
     "beit": {"codes": 16, "tokenizer_steps": 5},
     "simmim": {},
     "mae": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
+    "detreg": {"proposals": "random", "boxes": 4, "queries": 6, "dim": 64, "depth": 1, "hidden": 32},
 }

@@ -1,0 +1,126 @@
+"""DETReg: a detector learns to find proposed regions and to say what a frozen backbone sees there (2106.04550)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert, box_iou, roi_align
+
+from ssl_vit.backbones.backbone import Backbone
+from ssl_vit.data.plan import ViewPlan
+from ssl_vit.detectors.detector import Predictions
+from ssl_vit.detectors.files import KINDS, Pretrainable
+from ssl_vit.detectors.losses import Pairs, SetLoss, Target
+from ssl_vit.methods.base_config import settled
+from ssl_vit.methods.detreg_config import Config
+from ssl_vit.methods.method import Method, Progress, Step
+from ssl_vit.proposals import create_prior
+from ssl_vit.proposals.prior import Prior
+
+CROPS = 256  # regions that the backbone looks at together
+FOUND = 0.5  # IoU from which on a region counts as found
+
+
+class DETReg(Method):
+    """One class, "object": the proposed regions of each image; the backbone stays as it is."""
+
+    slow = ("sampling_offsets.", "reference_points.")  # of Deformable DETR
+
+    def __init__(self, config: Config, backbone: Backbone, image_size: int) -> None:
+        super().__init__()
+        self.config, self.image_size = config, image_size
+        backbone.requires_grad_(False)
+        self.network: Pretrainable = KINDS[config.detector](
+            backbone,
+            1,
+            queries=settled(config.queries),
+            depth=settled(config.depth),
+            dim=settled(config.dim),
+            hidden=settled(config.hidden),
+            embedding=backbone.info.dim,
+        )
+        self.loss = SetLoss.of(self.network.focal)
+
+    def train(self, mode: bool = True) -> DETReg:
+        """The detector; a frozen backbone drops no paths."""
+        super().train(mode)
+        self.network.backbone.eval()
+        return self
+
+    def views(self) -> ViewPlan:
+        """One view, and the regions in it."""
+        return self.config.views(self.image_size)
+
+    def regions(self) -> Prior:
+        """What the configuration names."""
+        return create_prior(self.config.proposals, count=self.config.boxes)
+
+    def forward(self, batch: list[Tensor], progress: Progress) -> Step:
+        """Batch: views [B, 3, S, S], and regions [B, K, 4], rows of nan where there are fewer."""
+        images, boxes = batch
+        targets = self.targets(images, boxes)
+        said: Predictions = self.network(images)
+        matched = self.loss.match(said.logits, said.boxes, targets)
+        losses = self.loss(said, targets, matched)
+        loss = torch.stack(list(losses.values())).sum()
+        parts = {f"{name}_loss": part.detach() for name, part in losses.items()}
+        if len(images) > 1:
+            parts["blind_loss"] = self.blind_loss(said, targets)
+        overlaps = matched_overlaps(said.boxes.detach(), targets, matched)
+        parts["regions"] = loss.new_tensor(len(overlaps) / len(images))
+        if not len(overlaps):
+            return Step(loss, parts)
+        parts |= {"overlap": overlaps.mean(), "found": (overlaps >= FOUND).float().mean()}
+        assert said.embeddings is not None
+        vectors = torch.cat([own[query] for own, (query, _) in zip(said.embeddings, matched, strict=True)])
+        return Step(loss, parts, vectors.detach())
+
+    @torch.no_grad()
+    def targets(self, images: Tensor, boxes: Tensor) -> list[Target]:
+        """Each image's regions and what the backbone sees in them; boxes: [B, K, 4] corners as shares of the view."""
+        regions = [rows[~rows.isnan().any(1)] for rows in boxes.float()]
+        seen = self.look(images, regions)
+        return [
+            Target(
+                box_convert(own, "xyxy", "cxcywh"), torch.zeros(len(own), dtype=torch.long, device=own.device), vectors
+            )
+            for own, vectors in zip(regions, torch.split(seen, [len(own) for own in regions]), strict=True)
+        ]
+
+    @torch.no_grad()
+    def look(self, images: Tensor, regions: list[Tensor]) -> Tensor:
+        """The backbone's pooled features [R, D] of all regions, [n, 4] of each image, each resized to a square."""
+        side, backbone = settled(self.config.crop_size), self.network.backbone
+        crops = roi_align(images, [self.image_size * own.to(images) for own in regions], side, aligned=True)
+        seen = [backbone(part).pooled for part in torch.split(crops, CROPS)]
+        return torch.cat(seen) if len(crops) else images.new_empty(0, backbone.info.dim)
+
+    @torch.no_grad()
+    def blind_loss(self, said: Predictions, targets: list[Target]) -> Tensor:
+        """What the same answers cost where each is given for another image, the next of the batch."""
+        return torch.stack(list(self.loss(said, targets[1:] + targets[:1]).values())).sum()
+
+    def remark(self, parts: dict[str, float]) -> str:
+        """How many regions are found, and how well."""
+        if "found" not in parts:
+            return "No region was proposed; choose other method.proposals."
+        return (
+            f"Of {parts['regions']:.1f} regions an image {100 * parts['found']:.0f} % are found (IoU {FOUND} or more; "
+            f"on average {parts['overlap']:.2f})."
+        )
+
+    def exported(self) -> Backbone:
+        """The backbone, as it came."""
+        return self.network.backbone
+
+    def detector(self) -> Pretrainable:
+        """What was trained."""
+        return self.network
+
+
+def matched_overlaps(boxes: Tensor, targets: list[Target], matched: list[Pairs]) -> Tensor:
+    """IoU of each matched pair, [R], image by image; boxes: [B, Q, 4] as the detector says them."""
+    found = torch.cat([own[query] for own, (query, _) in zip(boxes, matched, strict=True)]).float()
+    wanted = torch.cat([target.boxes[index] for target, (_, index) in zip(targets, matched, strict=True)])
+    pairs: Tensor = box_iou(box_convert(found, "cxcywh", "xyxy"), box_convert(wanted, "cxcywh", "xyxy"))
+    return pairs.diagonal()

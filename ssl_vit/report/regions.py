@@ -1,0 +1,41 @@
+"""What a detector without labels learns from, and what it finds by now: proposed regions beside its own boxes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_vit.detectors.detector import best
+from ssl_vit.detectors.files import Pretrainable
+from ssl_vit.report.detection import Boxed, boxes_figure
+from ssl_vit.training.checkpoint import write_atomically
+
+SHOWN = 8  # boxes of each kind on an image: more can't be told apart
+
+Colour = tuple[float, float, float]
+
+
+@torch.no_grad()
+def draw_regions(
+    detector: Pretrainable, images: Tensor, boxes: Tensor, colours: tuple[Colour, Colour], path: Path
+) -> None:
+    """A PNG of some images [B, 3, S, S], normalised by `colours` (mean, deviation), with the first regions of each.
+
+    boxes: [B, K, 4], corners as shares of the image, nan where there are fewer. Beside them stand the boxes that the
+    detector is surest of. The detector is left in evaluation mode.
+    """
+    side = images.shape[-1]
+    mean, std = (torch.tensor(colour, device=images.device).view(3, 1, 1) for colour in colours)
+    pixels = (255 * (images * std + mean)).clamp(0, 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    sizes = torch.tensor([[side, side]] * len(images))
+    found = best(detector.eval()(images), sizes, focal=detector.focal, count=SHOWN)
+    drawn = []
+    for image, regions, own in zip(pixels, boxes.cpu().numpy(), found, strict=True):
+        proposed = side * regions[~np.isnan(regions).any(1)][:SHOWN]
+        scores = [f"{score:.2f}" for score in own.scores.tolist()]
+        drawn.append(Boxed(image, proposed, [""] * len(proposed), own.boxes.cpu().numpy(), scores))
+    figure = boxes_figure(drawn, "Regions", through="what was proposed")
+    write_atomically(path, lambda staged: figure.savefig(staged, format="png"))

@@ -1,0 +1,80 @@
+"""A run of DETReg: regions before the first step, a detector beside the backbone, and a picture of both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ssl_vit import experiment
+from ssl_vit.checkpoints.load import restore
+from ssl_vit.config import load_config
+from ssl_vit.detectors.files import load
+from ssl_vit.training.checkpoint import newest_checkpoint
+from tests.methods.settings import COMMON, SMALL
+
+
+class Killed(BaseException):
+    """No handler expects it, as none sees a kill."""
+
+
+def settings(pictures: Path, **changes: object) -> dict[str, object]:
+    flags = COMMON | {"data.path": str(pictures / "train"), "method.name": "detreg", "train.epochs": 1}
+    return flags | {f"method.{key}": value for key, value in SMALL["detreg"].items()} | changes
+
+
+@pytest.fixture(scope="module")
+def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> experiment.RunResult:
+    """On the export of another run, as a user would do it."""
+    folder = tmp_path_factory.mktemp("detreg")
+    dino = settings(pictures) | {"method.name": "dino"} | {f"method.{k}": v for k, v in SMALL["dino"].items()}
+    dino = {key: value for key, value in dino.items() if key not in {f"method.{k}" for k in SMALL["detreg"]}}
+    experiment.pretrain(load_config(flags=dino), folder / "dino")
+    flags = settings(pictures, **{"backbone.weights": str(folder / "dino"), "backbone.drop_path": 0.0})
+    for key in ("backbone.name", "backbone.args", "backbone.image_size"):
+        del flags[key]
+    return experiment.pretrain(load_config(flags=flags), folder / "run")
+
+
+def test_the_backbone_is_exported_as_it_came(run: experiment.RunResult) -> None:
+    before = restore(run.folder.parent / "dino").model.state_dict()
+    after = restore(run.folder).model.state_dict()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+
+
+def test_the_detector_is_exported_whole(run: experiment.RunResult) -> None:
+    assert run.detector == run.folder / "export" / "detector.safetensors"
+    assert f"Detector: {run.detector}" in str(run)
+    checkpoint = newest_checkpoint(run.folder / "checkpoints")
+    assert checkpoint is not None
+    trained = torch.load(checkpoint, weights_only=True)["state_dict"]
+    found = load(run.detector)
+    for name, value in found.state_dict().items():
+        assert torch.equal(value, trained[f"method.network.{name}"]), name
+    assert found.settings["queries"] == 6
+    assert found.backbone.info.mean == restore(run.folder).info.mean
+
+
+def test_its_regions_are_kept_and_drawn(run: experiment.RunResult) -> None:
+    assert [path.suffix for path in (run.folder / "proposals").iterdir() if path.is_dir()] == [""]
+    with Image.open(run.folder / "regions.png") as picture:
+        assert len(set(picture.convert("RGB").getdata())) > 100
+
+
+def test_a_random_backbone_is_said_loudly(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a run that dies while regions are proposed goes on with those that are there."""
+    config = load_config(flags=settings(pictures))
+
+    def dying(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "propose", dying)
+        with pytest.raises(Killed):
+            experiment.pretrain(config, tmp_path / "run")
+    assert "this one is RANDOM" in (tmp_path / "run" / "train.log").read_text()
+    result = experiment.pretrain(load_config([tmp_path / "run" / "config.yaml"]), tmp_path / "run", resume=True)
+    assert result.detector is not None
+    assert result.detector.is_file()
