@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # A new prior is one file and one entry here.
 PRIORS = {
+    "selective_search": "ssl_vit.proposals.selective_search:SelectiveSearch",
     "random": "ssl_vit.proposals.random:RandomBoxes",
 }
 
