@@ -13,7 +13,10 @@ from ssl_vit.cli.parser import Parser, add_weights, existing, nearest, new_file,
 from ssl_vit.errors import UserError
 from ssl_vit.eval.kinds import KINDS, POOLINGS, PRECISIONS, Option, layers
 
-FIGURES = {"robustness": "ssl_vit.report.robustness"}  # kinds that are drawn, by a function ``figure`` of the result
+FIGURES = {
+    "robustness": "ssl_vit.report.robustness",
+    "detection": "ssl_vit.report.detection",
+}  # kinds that are drawn, by a function ``figure`` of the result
 
 
 def evaluate(argv: list[str]) -> None:
@@ -33,9 +36,10 @@ def evaluate(argv: list[str]) -> None:
         parser.add_argument(f"--{folder}", type=existing, metavar="DIR", required=True, help=words)
     for option, setting in kind.options.items():
         _add_option(parser, option, setting)
-    _add_readout(parser)
-    parser.add_argument("--seed", type=int, metavar="N", default=0, help="of whatever is drawn (0)")
-    parser.add_argument("--features", type=Path, metavar="DIR", help="keep the features there, and go on with them")
+    if kind.reads_features:
+        _add_readout(parser)
+        parser.add_argument("--seed", type=int, metavar="N", default=0, help="of whatever is drawn (0)")
+        parser.add_argument("--features", type=Path, metavar="DIR", help="keep the features there, and go on with them")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the result there too")
     if name in FIGURES:
         parser.add_argument("--figure", type=new_file, metavar="FILE", help="draw the result there, a .png")

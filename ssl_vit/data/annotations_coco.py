@@ -45,19 +45,23 @@ def _raw(name: str, entry: Mapping[str, Any], number: Mapping[int, int]) -> Raw:
     corners: list[float] = []
     if isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box):
         corners = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
-    area = entry.get("area")
+    area, crowd = entry.get("area"), bool(entry.get("iscrowd", 0))
+    outline = _polygons(entry.get("segmentation"))
+    if crowd and outline is None and corners:
+        left, top, right, bottom = corners
+        outline = (np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32),)
     return Raw(
         f"{name}, annotation {entry.get('id')}",
         corners,
         number.get(entry.get("category_id", -1)),
-        bool(entry.get("iscrowd", 0)),
+        crowd,
         float(area) if isinstance(area, int | float) else None,
-        _polygons(entry.get("segmentation")),
+        outline,
     )
 
 
 def _polygons(segmentation: Any) -> Polygons | None:
-    """Outlines; run lengths, which COCO has for crowds alone, are left out."""
+    """Outlines; run lengths, which COCO has for crowds alone, are left out: a crowd is then as large as its box."""
     if not isinstance(segmentation, list) or not segmentation:
         return None
     return tuple(np.asarray(ring, dtype=np.float32).reshape(-1, 2) for ring in segmentation)

@@ -139,7 +139,7 @@ def share_of(images: int, share: float, seed: int) -> NDArray[np.int64]:
 
 
 class SceneLoader:
-    """Batches of readable Scenes; what can't be read is named once and left out.
+    """Batches of readable Scenes, which may be empty; what can't be read is named once and left out.
 
     Raises RunFailed where too many are bad and where the processes that read are lost.
     """
@@ -153,16 +153,21 @@ class SceneLoader:
     def __iter__(self) -> Iterator[list[Scene]]:
         for scenes in watched(self._loader):
             self.bad.note([entry for scene in scenes for entry in scene.bad])
-            readable = [scene for scene in scenes if scene.image is not None]
-            if readable:
-                yield readable
+            yield [scene for scene in scenes if scene.image is not None]
 
 
 def training_scenes(
-    dataset: DetectionDataset, chosen: NDArray[np.int64], *, batch_size: int, steps: int, seed: int, workers: int = 0
+    dataset: DetectionDataset,
+    chosen: NDArray[np.int64],
+    *,
+    batch_size: int,
+    steps: int,
+    seed: int,
+    first: int = 0,
+    workers: int = 0,
 ) -> SceneLoader:
-    """`steps` batches of the chosen images in the stateless order of (seed, epoch)."""
-    sampler = _Chosen(chosen, min(batch_size, len(chosen)), seed, steps)
+    """The batches of steps `first` to `steps`, of the chosen images in the stateless order of (seed, epoch)."""
+    sampler = _Chosen(chosen, min(batch_size, len(chosen)), seed, first, steps)
     loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=list, **worker_options(workers, TIMEOUT))
     return SceneLoader(loader, len(chosen))
 
@@ -178,8 +183,8 @@ def scenes_in_order(dataset: DetectionDataset, *, batch_size: int, workers: int 
 class _Chosen(StepSampler):
     """A StepSampler over some of the images."""
 
-    def __init__(self, chosen: NDArray[np.int64], batch_size: int, seed: int, steps: int) -> None:
-        super().__init__(len(chosen), batch_size, seed=seed, total_steps=steps)
+    def __init__(self, chosen: NDArray[np.int64], batch_size: int, seed: int, first: int, steps: int) -> None:
+        super().__init__(len(chosen), batch_size, seed=seed, total_steps=steps, start_step=first)
         self.chosen = chosen
 
     def __iter__(self) -> Iterator[list[Item]]:

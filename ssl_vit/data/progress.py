@@ -1,11 +1,12 @@
-"""What a person watches while features are made: images a second and the time left."""
+"""What a person watches while features are made or a network learns: images a second and the time left."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,7 +15,11 @@ log = logging.getLogger("ssl_vit")
 LOG_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
-Advance = Callable[[int], None]  # called with the number of images that were done since the last call
+class Advance(Protocol):
+    """Called with the images that were done since the last call, and the seconds of it spent waiting for them."""
+
+    def __call__(self, images: int, waited: float = 0.0) -> None:
+        """Show it."""
 
 
 @contextmanager
@@ -24,26 +29,29 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
     bar = Progress(
         TextColumn("{task.description} {task.completed}/{task.total}"),
         BarColumn(),
-        TextColumn("{task.fields[rate]:.0f} images/s"),
+        TextColumn("{task.fields[numbers]}"),
         TimeRemainingColumn(compact=True),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     )
     started = spoken = time.monotonic()
-    first = done
+    first, idle = done, 0.0
 
-    def advance(images: int) -> None:
-        nonlocal done, spoken
-        done += images
+    def advance(images: int, waited: float = 0.0) -> None:
+        nonlocal done, spoken, idle
+        done, idle = done + images, idle + waited
         now = time.monotonic()
         rate = (done - first) / max(now - started, 1e-9)
-        bar.update(task, advance=images, rate=rate)
+        numbers = f"{rate:.0f} images/s"
+        if idle:
+            numbers += f" · data wait {100 * idle / max(now - started, 1e-9):.0f} %"
+        bar.update(task, advance=images, numbers=numbers)
         if not console.is_terminal and now - spoken > LOG_EVERY:
             spoken = now
             minutes = (total - done) / max(rate, 1e-9) / 60
-            log.info("%s %d/%d · %.0f images/s · %.1f min left", what, done, total, rate, minutes)
+            log.info("%s %d/%d · %s · %.1f min left", what, done, total, numbers, minutes)
 
     with bar:
-        task = bar.add_task(what, total=total, completed=done, rate=0.0)
+        task = bar.add_task(what, total=total, completed=done, numbers="")
         yield advance

@@ -28,6 +28,7 @@ class Found(NamedTuple):
     boxes: Tensor  # [N, 4] pixels, (left, top, right, bottom)
     scores: Tensor  # [N]
     labels: Tensor  # int64 [N]
+    masks: Tensor | None = None  # bool [N, H, W] where the detector finds them
 
 
 class Detector(nn.Module):
@@ -70,17 +71,20 @@ class FrozenNorms(nn.Module):
     """A module whose backbone's batch norm keeps its statistics and its scale: detection batches are too small."""
 
     backbone: Backbone
+    frozen = True
 
-    def freeze_norms(self) -> None:
-        """Call it once the backbone is in place."""
+    def freeze_norms(self, frozen: bool = True) -> None:
+        """Call it once the backbone is in place; False where the backbone has random weights, which must have norms."""
+        self.frozen = frozen
         for norm in self._norms():
-            norm.requires_grad_(False)
+            norm.requires_grad_(not frozen)
 
     def train(self, mode: bool = True) -> FrozenNorms:
         """Batch norm alone stays in evaluation mode."""
         super().train(mode)
-        for norm in self._norms():
-            norm.eval()
+        if self.frozen:
+            for norm in self._norms():
+                norm.eval()
         return self
 
     def _norms(self) -> list[nn.Module]:

@@ -12,6 +12,7 @@ from typing import Any
 from ssl_vit.checkpoints.reader import weights_file
 from ssl_vit.data.files import write_whole
 from ssl_vit.errors import UserError
+from ssl_vit.eval import unfinished as unfinished_of
 from ssl_vit.eval import weights as weights_of
 from ssl_vit.eval.job import Job, Outcome
 from ssl_vit.eval.kinds import KINDS, POOLINGS, PRECISIONS, Kind
@@ -40,7 +41,7 @@ def evaluate(
         kind: "knn", "linear", …
         weights: a run folder, or a file or folder of weights that ``ssl-vit inspect`` knows.
         backbone: timm's name of the architecture, for a weights file that doesn't say it.
-        json: a file that the result is also written to.
+        json: a file that the result is also written to; "detection" goes on where it was stopped if it is named again.
         layers: see ``Readout``; (-4, -3, -2, -1) are the last four.
         pooling: "model", "class", "mean" or "class+mean".
         precision: "float32" or "bfloat16", of the backbone's forward pass.
@@ -65,12 +66,14 @@ def evaluate(
         precision=precision,
         seed=seed,
         features=features,
+        unfinished=None if json is None else unfinished_of.folder_of(Path(json)),
         **others,
     )
     result = {kind: dict(outcome.scores), **outcome.more, "protocol": protocol.as_dict()}
     if json is not None:
         text = jsons.dumps(result, indent=2) + "\n"
         write_whole(Path(json), lambda file: file.write(text.encode()))
+        unfinished_of.remove(Path(json))
     return result
 
 
@@ -84,12 +87,15 @@ def outcome_of(
     precision: str = "float32",
     seed: int = 0,
     features: Path | str | None = None,
+    unfinished: Path | None = None,
     **others: Any,
 ) -> tuple[Outcome, Protocol]:
     """As ``evaluate``, with what was right image by image and the protocol as they are."""
     entry = _entry(kind)
     _check_choice("pooling", pooling, POOLINGS)
     _check_choice("precision", precision, PRECISIONS)
+    if not entry.reads_features and (layers, pooling, precision, seed, features) != (LAST, "model", "float32", 0, None):
+        raise UserError(f"eval {kind}: trains the whole network; leave layers, pooling, precision, seed, features out")
     folders, options = _split(kind, entry, others)
     weights_file(weights)  # a mistake here is answered before any folder is looked through
     job = Job(
@@ -101,6 +107,7 @@ def outcome_of(
         precision=precision,
         seed=seed,
         keep=None if features is None else Path(features),
+        unfinished=unfinished,
     )
     outcome = score(entry, job, options)
     return outcome, job.protocol(kind, outcome)

@@ -50,6 +50,7 @@ class Job:
     precision: str = "float32"
     seed: int = 0
     keep: Path | None = None  # a folder for features; a sub-folder a side
+    unfinished: Path | None = None  # a folder for what a kill should not cost; removed once the result is written
     ranks: Ranks = field(default_factory=Ranks)
     sides: dict[str, Side] = field(default_factory=dict)  # what was looked at; fill it in where nothing here does
     classes: int | None = None

@@ -14,6 +14,8 @@ PRECISIONS = ("float32", "bfloat16")
 
 TRAIN = ("train", "labelled images to learn from")
 VAL = ("val", "labelled images to score on")
+DETECTORS = ("faster_rcnn", "retinanet", "mask_rcnn", "deformable_detr", "detr", "yolos")
+_BOXES = "with boxes: a COCO .json, a Pascal VOC folder or a YOLO folder"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Kind:
     help: str
     folders: Mapping[str, str] = field(default_factory=lambda: dict([TRAIN, VAL]))  # flag -> what is in it
     options: Mapping[str, Option] = field(default_factory=dict)
+    reads_features: bool = True  # of a frozen network, so that layers, pooling, … can be chosen
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -104,6 +107,64 @@ def rates(text: str) -> tuple[float, ...]:
     if not all(value > 0 for value in found):
         raise ValueError("expected numbers above 0")
     return found
+
+
+def shares(text: str) -> tuple[float, ...]:
+    """Numbers above 0 and at most 100 between commas.
+
+    >>> shares("1,100")
+    (1.0, 100.0)
+    """
+    found = tuple(float(word) for word in text.split(","))
+    if not all(0 < value <= 100 for value in found):
+        raise ValueError("expected numbers above 0, 100 at most")
+    return found
+
+
+def different(text: str) -> tuple[int, ...]:
+    """Whole numbers from 0 on between commas, none of them twice.
+
+    >>> different("0,1,2")
+    (0, 1, 2)
+    """
+    found = whole(0, 2**31)(text)
+    if not found or len(set(found)) < len(found):
+        raise ValueError("expected different numbers")
+    return found
+
+
+def auto(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """As `parse`, and the word "auto" as it is.
+
+    >>> auto(positive)("auto"), auto(positive)("3")
+    ('auto', 3)
+    """
+    return lambda text: text if text == "auto" else parse(text)
+
+
+def rate(text: str) -> float:
+    """A number above 0.
+
+    >>> rate("0.1")
+    0.1
+    """
+    [found] = rates(text)
+    return found
+
+
+def one_of(*names: str) -> Callable[[str], str]:
+    """One of these words.
+
+    >>> one_of("detr", "yolos")("detr")
+    'detr'
+    """
+
+    def read(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"expected one of {', '.join(names)}")
+        return text
+
+    return read
 
 
 def percents(text: str) -> tuple[float, ...]:
@@ -230,6 +291,24 @@ KINDS: dict[str, Kind] = {
             "val": "images with masks to score on",
         },
         options={"ignore": Option((255,), "numbers in the masks that don't count, N,N,…", whole(0, 65535))},
+    ),
+    "detection": Kind(
+        "ssl_vit.eval.detection:score",
+        "a detector trained from scratch and from the weights, over several seeds: mAP, and which is better",
+        folders={"train": f"images {_BOXES}", "val": "images with boxes to score on, likewise"},
+        options={
+            "detector": Option("faster_rcnn", ", ".join(DETECTORS), one_of(*DETECTORS)),
+            "seeds": Option((0, 1, 2), "a pair of runs each, N,N,…", different),
+            "share": Option((100.0,), "of train's images, in percent, P,P,…", shares),
+            "steps": Option("auto", "of a run; auto: 24 passes over its images, 500 to 20,000 steps", auto(positive)),
+            "size": Option("auto", "pixels a side; auto: as the images are, 640 at most", auto(positive)),
+            "batch": Option(8, "images a step", positive),
+            "lr": Option("auto", "of the detector", auto(rate)),
+            "backbone_lr": Option("auto", "of the backbone in both; auto: as --lr", auto(rate)),
+            "train_images": Option("auto", "folder of the images of a COCO .json; auto: that of the file"),
+            "val_images": Option("auto", "likewise"),
+        },
+        reads_features=False,
     ),
     "labelfree": Kind(
         "ssl_vit.eval.labelfree:score",

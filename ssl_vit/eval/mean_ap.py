@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,20 +29,47 @@ def mean_average_precision(found: Sequence[Found], wanted: Sequence[Objects]) ->
 
     Raises UserError where the packages of the extra `detection` are not installed.
     """
-    try:
-        from torchmetrics.detection import MeanAveragePrecision
-
-        metric = MeanAveragePrecision(backend="faster_coco_eval")
-    except ImportError:
-        raise UserError(
-            "scoring boxes needs torchmetrics and faster-coco-eval; pip install 'ssl_vit[detection]'"
-        ) from None
-    metric.warn_on_many_detections = False
+    metric = _metric("bbox")
     predictions = [
         {"boxes": one.boxes.float().cpu(), "scores": one.scores.float().cpu(), "labels": one.labels.cpu()}
         for one in found
     ]
     metric.update(predictions, [_target(objects) for objects in wanted])
+    return _scores(metric)
+
+
+class MaskPrecision:
+    """The same for masks, image by image: they are kept as run lengths only."""
+
+    def __init__(self) -> None:
+        self._metric = _metric("segm")
+
+    def add(self, found: Found, wanted: Objects, masks: Tensor) -> None:
+        """masks: bool [n, H, W] of the n objects wanted, as large as those found."""
+        assert found.masks is not None
+        said = {"masks": found.masks.cpu(), "scores": found.scores.float().cpu(), "labels": found.labels.cpu()}
+        target = {key: value for key, value in _target(wanted).items() if key != "boxes"}
+        self._metric.update([said], [target | {"masks": masks}])
+
+    def scores(self) -> Scores:
+        """Of all images added."""
+        return _scores(self._metric)
+
+
+def _metric(kind: Literal["bbox", "segm"]) -> Any:
+    try:
+        from torchmetrics.detection import MeanAveragePrecision
+
+        metric = MeanAveragePrecision(iou_type=kind, backend="faster_coco_eval")
+    except ImportError:
+        raise UserError(
+            "scoring boxes needs torchmetrics and faster-coco-eval; pip install 'ssl_vit[detection]'"
+        ) from None
+    metric.warn_on_many_detections = False
+    return metric
+
+
+def _scores(metric: Any) -> Scores:
     computed = metric.compute()
     keys = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
     values = [float(computed[key]) for key in keys]

@@ -1,58 +1,24 @@
-"""Any backbone under torchvision's detectors: its pyramid with a feature pyramid network (arXiv 1612.03144) on top."""
+"""Any backbone under torchvision's Faster R-CNN."""
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.detectors.fpn import BackboneWithFPN
 from ssl_vit.errors import RunFailed
 from ssl_vit.export import timm
 from ssl_vit.export.target import Pairs, Verified, frozen, probe, run_snippet, verified
 
-_STRIDES = (4, 8, 16, 32)  # of the maps that torchvision's detectors are made for
 _RATIOS = (0.5, 1.0, 2.0)  # height over width of anchors
-
-
-class BackboneWithFPN(nn.Module):
-    """What FasterRCNN, MaskRCNN and RetinaNet take as their backbone, with torchvision's names: ``body`` and ``fpn``.
-
-    >>> from ssl_vit.backbones.registry import create_backbone
-    >>> backbone = BackboneWithFPN(create_backbone("resnet18"), out_channels=64)
-    >>> {level: tuple(map.shape) for level, map in backbone(torch.zeros(1, 3, 64, 64)).items()}
-    {'0': (1, 64, 16, 16), '1': (1, 64, 8, 8), '2': (1, 64, 4, 4), '3': (1, 64, 2, 2), 'pool': (1, 64, 1, 1)}
-    """
-
-    def __init__(self, backbone: TimmBackbone, out_channels: int = 256) -> None:
-        super().__init__()
-        self.body: nn.Module = backbone.model  # the weights under "body."
-        self._layout = backbone.layout
-        stages = backbone.info.stages
-        kept = [index for index, stage in enumerate(stages) if stage.stride in _STRIDES]
-        self.kept = kept or [len(stages) - 1]  # of the backbone's stages
-        self.fpn = FeaturePyramidNetwork([stages[i].channels for i in self.kept], out_channels, LastLevelMaxPool())
-        self.out_channels = out_channels
-
-    def maps(self, images: Tensor) -> list[Tensor]:
-        """The backbone's maps that the pyramid network is given, [B, C_i, H/s_i, W/s_i], finest first."""
-        maps = self._layout.pyramid(self.body, images)
-        return [maps[index] for index in self.kept]
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """[B, 3, H, W] -> {"0": [B, out_channels, H/4, W/4], …, "pool": one coarser}."""
-        maps = OrderedDict((str(level), map_) for level, map_ in enumerate(self.maps(images)))
-        pyramid: dict[str, Tensor] = self.fpn(maps)
-        return pyramid
 
 
 def faster_rcnn(folder: Path | str, num_classes: int, **options: Any) -> FasterRCNN:
@@ -63,7 +29,7 @@ def faster_rcnn(folder: Path | str, num_classes: int, **options: Any) -> FasterR
     """
     backbone = timm.read(folder)
     info, body = backbone.info, BackboneWithFPN(backbone)
-    levels = len(body.kept) + 1
+    levels = len(body.strides)
     options.setdefault(
         "rpn_anchor_generator", AnchorGenerator(tuple((32 * 2**i,) for i in range(levels)), (_RATIOS,) * levels)
     )

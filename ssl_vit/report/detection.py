@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import matplotlib as mpl
@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ssl_vit.data.decode import MAX_PIXELS, decode
 from ssl_vit.report.figures import ACCENT, SECOND, STYLE, Image
 
 COLUMNS = 4
@@ -62,3 +63,18 @@ def draw_boxes(axes: Axes, boxed: Boxed) -> None:
                 va="top" if below else "bottom",
                 bbox={"facecolor": colour, "edgecolor": "none", "pad": 1},
             )
+
+
+def figure(result: Mapping[str, Any]) -> Figure:
+    """The picture of ``ssl-vit eval detection``: images of val, and what the detector found that began with weights."""
+    images = [
+        Boxed(
+            decode(example["file"], max_pixels=MAX_PIXELS),
+            np.array(example["true"], np.float32).reshape(-1, 4),
+            example["true_names"],
+            np.array(example["found"], np.float32).reshape(-1, 4),
+            example["found_names"],
+        )
+        for example in result["examples"]
+    ]
+    return boxes_figure(images, result["protocol"]["detector"])

@@ -15,10 +15,9 @@ from safetensors.torch import load_file, save_file
 from ssl_vit.data.batch import to_views
 from ssl_vit.data.loader import Loader
 from ssl_vit.errors import RunFailed
-from ssl_vit.schedules import warmup_cosine
+from ssl_vit.schedules import noise_seed, warmup_cosine
 from ssl_vit.tokenizers.tokenizer import Grid, Tokenizer
 from ssl_vit.training.checkpoint import write_atomically
-from ssl_vit.training.module import noise_seed
 from ssl_vit.training.progress import memory_gb
 
 LR = 2e-3  # peak, of AdamW

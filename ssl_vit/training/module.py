@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from ssl_vit.data.batch import Batch, to_views
 from ssl_vit.errors import RunFailed
 from ssl_vit.export import timm
 from ssl_vit.methods.method import Method, Progress, Step
-from ssl_vit.schedules import cosine, warmup_cosine
+from ssl_vit.schedules import cosine, noise_seed, warmup_cosine
 from ssl_vit.training.optim import clip_gradients, make_optimizer, set_hyperparameters
 
 log = logging.getLogger("ssl_vit")
@@ -120,12 +119,3 @@ class Pretraining(L.LightningModule):
                 f"diverged: {GIVE_UP} steps in a row without a finite gradient, up to step {self.progress.step}; "
                 "lower optim.lr or set train.precision=32-true, then --resume from the last good checkpoint"
             )
-
-
-def noise_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of a step's model noise (drop path, dropout), the same whenever the step is run.
-
-    >>> noise_seed(0, 5, 0) == noise_seed(0, 5, 0) != noise_seed(0, 5, 1)
-    True
-    """
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()) >> 1

@@ -103,6 +103,6 @@ def test_unreadable_images_are_named_and_left_out(painted, tmp_path):
         found.add(name, size, [Raw("", (1, 1, 5, 5), 0)])
     loader = scenes_in_order(DetectionDataset(found, 32, training=False), batch_size=2)
     loader.bad.max_bad = 1.0
-    assert [[s.index for s in scenes] for scenes in loader] == [[0]]
+    assert [[s.index for s in scenes] for scenes in loader] == [[0], []]
     assert loader.bad.files["turned.png"] == "20 x 10 pixels, annotated as 10 x 20"
     assert set(loader.bad.files) == {"bad.png", "turned.png"}

@@ -1,0 +1,203 @@
+"""Does pretraining help a detector? The same detector from scratch and from the weights, over several seeds."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ssl_vit.backbones.registry import create_backbone
+from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.data.annotations import Annotations
+from ssl_vit.data.detection import JITTER, DetectionDataset, Scene, scenes_in_order, share_of
+from ssl_vit.detectors.detector import Found
+from ssl_vit.detectors.finder import Finder, SetFinder
+from ssl_vit.detectors.table import BUILDERS
+from ssl_vit.eval.detection_data import canvas, check_outlines, check_same_classes, fingerprint, open_boxes
+from ssl_vit.eval.detection_loop import CLIP, WARMUP, WEIGHT_DECAY, Recipe, fit
+from ssl_vit.eval.detection_summary import summary
+from ssl_vit.eval.features import worker_count
+from ssl_vit.eval.job import Job, Outcome
+from ssl_vit.eval.mean_ap import MaskPrecision, mean_average_precision
+from ssl_vit.eval.progress import progress
+from ssl_vit.eval.protocol import Side
+from ssl_vit.eval.unfinished import Unfinished
+
+ARMS = ("scratch", "weights")
+PASSES, LEAST, LONGEST = 24, 500, 20_000  # what "auto" makes of steps
+RATE, SET_RATE = 1e-3, 2e-4  # learning rates of torchvision's detectors and of those of queries
+EXAMPLES, SURE = 8, 0.5  # images of val in the picture, and the least score of a box that is drawn
+
+log = logging.getLogger("ssl_vit")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """All that the runs share."""
+
+    job: Job
+    detector: str
+    train: Annotations
+    val: Annotations
+    size: int
+    batch: int
+    lr: float
+    backbone_lr: float
+    masks: bool
+
+    def begin(self, arm: str, seed: int) -> Finder:
+        """A detector on the backbone, with random weights or with those that are scored; both get the same head."""
+        backbone = self._backbone(arm, seed)
+        torch.manual_seed(seed)
+        return BUILDERS[self.detector](backbone, len(self.train.classes), self.size).to(self.job.device)
+
+    def _backbone(self, arm: str, seed: int) -> TimmBackbone:
+        scored = self.job.backbone
+        assert isinstance(scored, TimmBackbone)
+        if arm == "weights":
+            return copy.deepcopy(scored)
+        args = {key: value for key, value in scored.timm_args.items() if key != "img_size"}
+        torch.manual_seed(seed)
+        fresh = create_backbone(scored.info.name, image_size=scored.info.size, model_args=args)
+        fresh.info = scored.info  # the same mean and deviation of the images
+        return fresh
+
+    def run(self, arm: str, share: float, seed: int, steps: int | str, unfinished: Unfinished) -> dict[str, Any]:
+        """Train and score one detector: its scores, and what it finds in a few images."""
+        name = f"{share:g}-{arm}-{seed}"
+        if name not in unfinished.done:
+            chosen = share_of(len(self.train), share / 100, seed)
+            recipe = Recipe(_steps(steps, len(chosen), self.batch), self.batch, self.lr, self.backbone_lr, seed)
+            data = DetectionDataset(self.train, self.size, training=True, seed=seed, masks=self.masks)
+            finder = self.begin(arm, seed)
+            title = f"{self.detector} {'from scratch' if arm == 'scratch' else 'from the weights'}"
+            title = f"{title}, {share:g} %, seed {seed}"
+            fit(finder, data, chosen, recipe, checkpoint=unfinished.checkpoint(name), title=title)
+            scores, examples = self.scored(finder)
+            log.info("%s: mAP %.2f, mAP50 %.2f", title, scores["mAP"], scores["mAP50"])
+            unfinished.finish(name, {"scores": scores, "examples": examples})
+        found: dict[str, Any] = unfinished.done[name]
+        return found
+
+    def scored(self, finder: Finder) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """On val, in pixels of the original images; masks on the canvas."""
+        data = DetectionDataset(self.val, self.size, training=False, masks=self.masks)
+        loader = scenes_in_order(data, batch_size=self.batch, workers=worker_count(None, len(data)))
+        found, seen, examples = list[Found](), list[int](), list[dict[str, Any]]()
+        masks = MaskPrecision() if self.masks else None
+        with torch.inference_mode(), progress("scoring", len(data)) as advance:
+            for scenes in loader:
+                for scene, one in zip(scenes, finder.find(scenes) if scenes else [], strict=True):
+                    if masks is not None:
+                        masks.add(one, self.val.objects[scene.index], _visible(scene))
+                    found.append(_original(one, scene))
+                    seen.append(scene.index)
+                    if len(examples) < EXAMPLES:
+                        examples.append(self._example(found[-1], scene.index))
+                advance(self.batch)
+        self.job.sides["val"] = Side(len(seen), len(self.val) - len(seen), fingerprint(self.val))
+        boxes = mean_average_precision(found, [self.val.objects[index] for index in seen])
+        scores = {"mAP": boxes.map, "mAP50": boxes.map50, "mAP75": boxes.map75}
+        if masks is not None:
+            outlined = masks.scores()
+            scores |= {"mask_mAP": outlined.map, "mask_mAP50": outlined.map50, "mask_mAP75": outlined.map75}
+        return scores, examples
+
+    def _example(self, found: Found, index: int) -> dict[str, Any]:
+        """Plain values, for the picture."""
+        objects, classes, sure = self.val.objects[index], self.val.classes, found.scores > SURE
+        said = zip(found.labels[sure].tolist(), found.scores[sure].tolist(), strict=True)
+        return {
+            "file": self.val.path(index),
+            "true": objects.boxes.tolist(),
+            "true_names": [classes[label] for label in objects.labels.tolist()],
+            "found": found.boxes[sure].tolist(),
+            "found_names": [f"{classes[label]} {score:.2f}" for label, score in said],
+        }
+
+
+def score(
+    job: Job,
+    detector: str,
+    seeds: tuple[int, ...],
+    share: tuple[float, ...],
+    steps: int | str,
+    size: int | str,
+    batch: int,
+    lr: float | str,
+    backbone_lr: float | str,
+    train_images: str,
+    val_images: str,
+) -> Outcome:
+    """The kind "detection": for each share of the labels mAP from scratch, from the weights, and the difference."""
+    trial = _trial(job, detector, size, batch, lr, backbone_lr, train_images, val_images)
+    settings = {
+        "detector": detector,
+        "canvas": trial.size,
+        "seeds": list(seeds),
+        "share": list(share),
+        "steps": {f"{part:g}%": _steps(steps, max(1, round(part / 100 * len(trial.train))), batch) for part in share},
+        "optimizer": f"AdamW, lr {trial.lr}, backbone {trial.backbone_lr}, weight decay {WEIGHT_DECAY}, clip {CLIP}",
+        "schedule": f"batch {batch}, {WARMUP:.0%} of the steps warming up, cosine to 0",
+        "train_transform": f"scaled by {JITTER}, mirrored half the time",
+    }
+    made = settings | {"weights": job.weights_sha256} | {side: job.sides[side].sha256 for side in job.sides}
+    unfinished = Unfinished(job.unfinished, made)
+    runs: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for seed in seeds:
+        for part in share:
+            for arm in ARMS:
+                runs.setdefault((arm, part), []).append(trial.run(arm, part, seed, steps, unfinished))
+    scores = {f"{part:g}%": summary(*([run["scores"] for run in runs[arm, part]] for arm in ARMS)) for part in share}
+    return Outcome(scores, settings, more={"examples": runs["weights", max(share)][0]["examples"]})
+
+
+def _trial(
+    job: Job,
+    detector: str,
+    size: int | str,
+    batch: int,
+    lr: float | str,
+    backbone_lr: float | str,
+    train_images: str,
+    val_images: str,
+) -> Trial:
+    """Everything that a user can have wrong is found here, before the first step."""
+    train, val = (
+        open_boxes(job.folders[side], images, side) for side, images in (("train", train_images), ("val", val_images))
+    )
+    check_same_classes(train, val)
+    masks = detector == "mask_rcnn"
+    if masks:
+        for side, annotations in (("train", train), ("val", val)):
+            check_outlines(annotations, job.folders[side], side)
+    job.classes = len(train.classes)
+    for side, annotations in (("train", train), ("val", val)):
+        job.sides[side] = Side(len(annotations), len(annotations.missing), fingerprint(annotations))
+    wide = canvas(job.backbone.info, train, size)
+    finder = BUILDERS[detector](copy.deepcopy(job.backbone), job.classes, wide)  # type: ignore[arg-type]
+    rate = (SET_RATE if isinstance(finder, SetFinder) else RATE) if lr == "auto" else float(lr)
+    slower = rate if backbone_lr == "auto" else float(backbone_lr)
+    return Trial(job, detector, train, val, wide, batch, rate, slower, masks)
+
+
+def _steps(asked: int | str, images: int, batch: int) -> int:
+    """What "auto" becomes."""
+    if asked != "auto":
+        return int(asked)
+    return min(LONGEST, max(LEAST, math.ceil(PASSES * images / batch)))
+
+
+def _original(found: Found, scene: Scene) -> Found:
+    """In pixels of the image as it was, without masks."""
+    return Found((found.boxes.cpu() / torch.tensor(scene.scale).repeat(2)), found.scores.cpu(), found.labels.cpu())
+
+
+def _visible(scene: Scene) -> torch.Tensor:
+    """Masks [n, h, w] without the canvas beside the image."""
+    assert scene.masks is not None
+    return scene.masks[:, : scene.extent[0], : scene.extent[1]]

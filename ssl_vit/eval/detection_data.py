@@ -1,0 +1,93 @@
+"""What a detector is trained and scored on: two sets of boxes that fit together, and the size of the canvas."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+
+from ssl_vit.backbones.backbone import BackboneInfo
+from ssl_vit.data.annotations import Annotations, open_annotations
+from ssl_vit.errors import UserError
+
+MOST = 640  # pixels a side where nothing is asked for
+COARSEST = 32  # stride of the coarsest map of a pyramid network
+
+log = logging.getLogger("ssl_vit")
+
+
+def open_boxes(path: Path, images: str, side: str) -> Annotations:
+    """The annotations of one side ("train", "val"); what was left out goes to the log.
+
+    Raises:
+        UserError: nothing readable there, or not one box.
+    """
+    found = open_annotations(path, None if images == "auto" else images)
+    for line in found.report().splitlines():
+        log.warning("--%s %s: %s", side, path, line)
+    if not any(len(objects.labels) for objects in found.objects):
+        raise UserError(f"--{side} {path}: {len(found)} images and not one box; give images with boxes")
+    return found
+
+
+def check_same_classes(train: Annotations, val: Annotations) -> None:
+    """UserError with the first class that differs."""
+    if train.classes == val.classes:
+        return
+    strange = sorted(set(train.classes) ^ set(val.classes))
+    told = f"{strange[0]!r} is in one alone" if strange else "the same ones in another order"
+    raise UserError(
+        f"--train has {len(train.classes)} classes, --val {len(val.classes)}: {told}; give both the same list"
+    )
+
+
+def check_outlines(annotations: Annotations, path: Path, side: str) -> None:
+    """UserError where a detector of masks would miss the outline of an object."""
+    bare = [
+        file
+        for file, objects in zip(annotations.files, annotations.objects, strict=True)
+        for outline in objects.outlines
+        if outline is None
+    ]
+    if bare:
+        raise UserError(
+            f"--{side} {path}: {len(bare)} objects have no outline as polygons, the first in {bare[0]}; "
+            "mask_rcnn needs one for each (COCO's run lengths are not read); choose --detector faster_rcnn"
+        )
+
+
+def canvas(info: BackboneInfo, train: Annotations, asked: int | str) -> int:
+    """Pixels a side of the canvas that images are put on; UserError for a size that the backbone can't take.
+
+    "auto": the median of the images' longer sides, as a multiple that the backbone takes.
+    """
+    if not info.any_size:
+        if info.size[0] != info.size[1] or info.size[0] % COARSEST:
+            raise UserError(
+                f"{info.name}: takes images of {info.size[1]} x {info.size[0]} pixels alone, a detector needs squares "
+                f"of a multiple of {COARSEST}; choose a backbone that takes any size"
+            )
+        if asked not in ("auto", info.size[0]):
+            raise UserError(f"--size {asked}: {info.name} takes {info.size[0]} pixels alone; leave --size out")
+        return info.size[0]
+    unit = math.lcm(COARSEST, info.multiple)
+    if asked == "auto":
+        median = float(np.median([max(size) for size in train.sizes]))
+        return max(unit, min(math.ceil(median / unit), MOST // unit) * unit)
+    size = int(asked)
+    if size % unit:
+        near = max(unit, round(size / unit) * unit)
+        raise UserError(f"--size {size}: {info.name} under a pyramid takes multiples of {unit}; try --size {near}")
+    return size
+
+
+def fingerprint(annotations: Annotations) -> str:
+    """sha256 of names, sizes, boxes and classes."""
+    digest = hashlib.sha256(repr(annotations.classes).encode("utf-8", "surrogateescape"))
+    for file, size, objects in zip(annotations.files, annotations.sizes, annotations.objects, strict=True):
+        digest.update(f"{file} {size}\n".encode("utf-8", "surrogateescape"))
+        digest.update(objects.boxes.tobytes() + objects.labels.tobytes() + objects.crowd.tobytes())
+    return digest.hexdigest()

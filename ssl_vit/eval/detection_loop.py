@@ -1,0 +1,118 @@
+"""Training a detector on boxes: the same steps to the bit after a kill."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ssl_vit.data.detection import DetectionDataset, training_scenes
+from ssl_vit.detectors.finder import Finder
+from ssl_vit.errors import RunFailed
+from ssl_vit.eval.features import worker_count
+from ssl_vit.eval.files import write_whole
+from ssl_vit.eval.progress import progress
+from ssl_vit.schedules import noise_seed, warmup_cosine
+
+WEIGHT_DECAY, CLIP = 0.05, 1.0  # of AdamW, for weights but not for biases and norms; largest norm of the gradients
+WARMUP = 0.1  # of the steps; at most LONGEST_WARMUP of them
+LONGEST_WARMUP = 500
+SAVE_EVERY = 60.0  # seconds between two checkpoints
+
+log = logging.getLogger("ssl_vit")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long a detector learns, and how fast: AdamW, the rate warmed up and then falling to 0 as a cosine."""
+
+    steps: int
+    batch: int
+    lr: float
+    backbone_lr: float
+    seed: int
+
+
+def fit(
+    finder: Finder,
+    dataset: DetectionDataset,
+    chosen: NDArray[np.int64],
+    recipe: Recipe,
+    *,
+    checkpoint: Path | None = None,
+    title: str = "detector",
+) -> None:
+    """Train a detector, on the device it is on, with the boxes of the chosen images; it ends in evaluation mode.
+
+    Order, augmentation and noise are functions of (seed, step). checkpoint: a file that is written now and then, and
+    gone on from where it is there; the result is the same to the bit. The caller removes it.
+
+    Raises:
+        RunFailed: the loss is not finite, or too many images can't be read.
+    """
+    optimizer = torch.optim.AdamW(_groups(finder, recipe), weight_decay=WEIGHT_DECAY, fused=True)
+    first = _resume(checkpoint, finder, optimizer)
+    batch, workers = min(recipe.batch, len(chosen)), worker_count(None, recipe.steps * recipe.batch)
+    scenes = training_scenes(
+        dataset, chosen, batch_size=batch, steps=recipe.steps, seed=recipe.seed, first=first, workers=workers
+    )
+    warmup = min(LONGEST_WARMUP, max(1, round(WARMUP * recipe.steps)))
+    finder.train()
+    saved = mark = time.monotonic()
+    with progress(title, recipe.steps * batch, first * batch) as advance:
+        for step, readable in enumerate(scenes, start=first):
+            waited = time.monotonic() - mark
+            share = warmup_cosine(1.0, 0.0, step + 1, recipe.steps + 1, warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * share
+            torch.manual_seed(noise_seed(recipe.seed, step, 0))
+            if readable:
+                loss = torch.stack(list(finder.losses(readable).values())).sum()
+                if not torch.isfinite(loss):
+                    raise RunFailed(f"{title}: the loss is {loss.item()} at step {step}; lower --lr")
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
+                nn.utils.clip_grad_norm_(finder.parameters(), CLIP)
+                optimizer.step()
+            if checkpoint is not None and time.monotonic() - saved > SAVE_EVERY:
+                _save(checkpoint, finder, optimizer, step + 1)
+                saved = time.monotonic()
+            advance(batch, waited)
+            mark = time.monotonic()
+    finder.eval()
+
+
+def _groups(finder: Finder, recipe: Recipe) -> list[dict[str, object]]:
+    """Backbone and head, each with and without weight decay; "peak" is the largest learning rate."""
+    trunk = {id(parameter) for parameter in finder.trunk().parameters()}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in finder.parameters():
+        if parameter.requires_grad:
+            groups.setdefault((id(parameter) in trunk, parameter.ndim > 1), []).append(parameter)
+    return [
+        {"params": own, "peak": recipe.backbone_lr if of_trunk else recipe.lr}
+        | ({} if decays else {"weight_decay": 0.0})
+        for (of_trunk, decays), own in groups.items()
+    ]
+
+
+def _save(path: Path, finder: Finder, optimizer: torch.optim.Optimizer, step: int) -> None:
+    state = {"step": step, "model": finder.state_dict(), "optimizer": optimizer.state_dict()}
+    write_whole(path, lambda file: torch.save(state, file))
+
+
+def _resume(path: Path | None, finder: Finder, optimizer: torch.optim.Optimizer) -> int:
+    """The step to go on with."""
+    if path is None or not path.is_file():
+        return 0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    finder.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    log.info("%s: going on at step %d", path, state["step"])
+    return int(state["step"])

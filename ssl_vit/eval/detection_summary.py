@@ -1,0 +1,53 @@
+"""From the scores of pairs of runs to a sentence: do the weights help a detector?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ssl_vit.eval.fewshot import half_interval
+
+Scores = Mapping[str, float]  # of one run: "mAP", "mAP50", …, percent
+
+
+def summary(scratch: Sequence[Scores], weights: Sequence[Scores]) -> dict[str, Any]:
+    """Of runs in pairs (the same seed at the same place): each score's mean with its 95 % interval over the seeds
+    (Student's t), the difference within pairs likewise, and a verdict on mAP.
+
+    >>> found = summary([{"mAP": 10.0}, {"mAP": 12.0}], [{"mAP": 15.0}, {"mAP": 17.5}])
+    >>> found["difference"]["mAP"]["mean"], found["verdict"]
+    (5.25, 'the weights help: +5.2 mAP, 95 % interval +2.1 to +8.4 over 2 seeds')
+    """
+    names = list(scratch[0])
+    difference = {name: _mean([b[name] - a[name] for a, b in zip(scratch, weights, strict=True)]) for name in names}
+    return {
+        "scratch": {name: _mean([run[name] for run in scratch]) for name in names},
+        "weights": {name: _mean([run[name] for run in weights]) for name in names},
+        "difference": difference,
+        "verdict": verdict(difference["mAP"]),
+    }
+
+
+def verdict(difference: Mapping[str, Any]) -> str:
+    """In words; difference: as ``summary`` gives it."""
+    mean, seeds = difference["mean"], len(difference["seeds"])
+    if "low" not in difference:
+        return f"{mean:+.1f} mAP with the weights, of one seed: no word about chance; give --seeds 0,1,2"
+    low, high = difference["low"], difference["high"]
+    told = f"{mean:+.1f} mAP, 95 % interval {low:+.1f} to {high:+.1f} over {seeds} seeds"
+    if low > 0:
+        return f"the weights help: {told}"
+    if high < 0:
+        return f"the weights hurt: {told}"
+    return f"no difference can be told: {told}"
+
+
+def _mean(values: Sequence[float]) -> dict[str, Any]:
+    mean = float(np.mean(values))
+    found: dict[str, Any] = {"mean": mean}
+    if len(values) > 1:
+        half = half_interval(list(values))
+        found |= {"low": mean - half, "high": mean + half}
+    return found | {"seeds": list(values)}

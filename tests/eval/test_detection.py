@@ -1,0 +1,240 @@
+"""Detection transfer: the command on painted images, kills, mistakes, and its statistics against scipy's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from PIL import Image
+
+from ssl_vit.backbones import create_backbone
+from ssl_vit.cli import main
+from ssl_vit.data.annotations import open_annotations
+from ssl_vit.data.detection import DetectionDataset
+from ssl_vit.detectors.detector import Found
+from ssl_vit.detectors.table import BUILDERS
+from ssl_vit.eval import detection, detection_loop
+from ssl_vit.eval.detection_data import canvas, check_same_classes
+from ssl_vit.eval.detection_summary import summary
+from ssl_vit.eval.job import Job
+from ssl_vit.eval.unfinished import Unfinished
+from tests import runs
+from tests.export.conftest import randomised, written
+
+ARGS = {"channels": [8, 16, 32, 64]}
+QUICK = ["--steps", "3", "--batch", "2", "--size", "64", "--seeds", "0,1"]
+
+
+def painted(path, images, outlines=True):
+    """A COCO file, and images of several shapes with a red and a green rectangle each."""
+    rng, content = np.random.default_rng(images), {"images": [], "annotations": [], "categories": []}
+    content["categories"] = [{"id": 1, "name": "red"}, {"id": 2, "name": "green"}]
+    path.mkdir()
+    for i in range(images):
+        height, width = (int(side) for side in rng.integers(70, 140, 2))
+        pixels = rng.integers(0, 60, (height, width, 3)).astype(np.uint8)
+        content["images"].append({"id": i, "file_name": f"{i}.png", "height": height, "width": width})
+        for label in range(2):
+            x, y = int(rng.integers(width // 6)) + label * width // 2, int(rng.integers(height // 2))
+            w, h = width // 3, height // 3
+            pixels[y : y + h, x : x + w, label] = 250
+            box = {"id": 2 * i + label, "image_id": i, "category_id": label + 1, "bbox": [x, y, w, h], "iscrowd": 0}
+            ring = [x, y, x + w, y, x + w, y + h, x, y + h]
+            box |= {"area": w * h, "segmentation": [ring] if outlines else {"counts": [3, 2], "size": [height, width]}}
+            content["annotations"].append(box)
+        Image.fromarray(pixels).save(path / f"{i}.png")
+    (path / "boxes.json").write_text(json.dumps(content))
+    return path / "boxes.json"
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sets")
+    found = {name: painted(root / name, count) for name, count in (("train", 8), ("val", 5))}
+    found["bare"] = painted(root / "bare", 3, outlines=False)
+    backbone = randomised("resnet18", model_args=ARGS)
+    written(backbone, root / "run" / "export", mean=(0.5,) * 3, std=(0.25,) * 3, description={})
+    return found | {"run": root / "run"}
+
+
+def command(sets, out, *more, train="train", val="val"):
+    folders = ["--train", str(sets[train]), "--val", str(sets[val]), "--json", str(out)]
+    return ["eval", "detection", str(sets["run"]), *folders, *QUICK, *more]
+
+
+def test_the_command_scores_both_draws_and_leaves_nothing_behind(sets, tmp_path):
+    picture = tmp_path / "boxes.png"
+    assert main(command(sets, tmp_path / "score.json", "--figure", str(picture), "--share", "50,100")) == 0
+    result = json.loads((tmp_path / "score.json").read_text())
+    assert set(result["detection"]) == {"50%", "100%"}
+    for found in result["detection"].values():
+        for arm in ("scratch", "weights", "difference"):
+            assert len(found[arm]["mAP"]["seeds"]) == 2
+        pairs = zip(found["scratch"]["mAP50"]["seeds"], found["weights"]["mAP50"]["seeds"], strict=True)
+        assert found["difference"]["mAP50"]["seeds"] == [b - a for a, b in pairs]
+    assert result["protocol"]["images"] == {"train": 8, "val": 5}
+    assert Image.open(picture).width > 500
+    assert {path.name for path in tmp_path.iterdir()} == {"score.json", "boxes.png"}
+
+
+def _killed(argv, log, run, step):
+    """The command, which is killed as it begins a step of one of its runs; every step leaves a checkpoint."""
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    detection_loop.SAVE_EVERY = -1.0
+    torch.set_num_threads(1)
+    seed, count = detection_loop.noise_seed, iter(range(10**6))
+
+    def trapped(*at):
+        if next(count) == 3 * run + step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return seed(*at)
+
+    detection_loop.noise_seed = trapped
+    raise SystemExit(main(argv))
+
+
+def test_a_killed_comparison_ends_with_the_same_numbers(sets, tmp_path):
+    """Killed in the middle of a run, then at the start of another, then between two runs."""
+    whole, stopped = tmp_path / "whole.json", tmp_path / "stopped.json"
+    for out, kills in ((whole, []), (stopped, [(0, 2), (1, 0), (1, 1)])):
+        for run, step in [*kills, (99, 0)]:
+            process = runs._fork.Process(target=_killed, args=(command(sets, out), str(tmp_path / "log"), run, step))
+            process.start()
+            process.join()
+            assert process.exitcode == (0 if run == 99 else -signal.SIGKILL), (tmp_path / "log").read_text()
+            assert (tmp_path / "stopped.json.unfinished").is_dir() == (run != 99)
+    assert stopped.read_bytes() == whole.read_bytes()
+
+
+def test_another_question_does_not_go_on_with_what_is_unfinished(sets, tmp_path, capsys):
+    folder = tmp_path / "score.json.unfinished"
+    Unfinished(folder, {"detector": "faster_rcnn"}).finish("100-scratch-0", 1)
+    assert main(command(sets, tmp_path / "score.json")) == 2
+    assert "an unfinished score with another" in capsys.readouterr().err
+    assert Unfinished(folder, {"detector": "faster_rcnn"}).done == {"100-scratch-0": 1}
+
+
+@pytest.mark.parametrize(
+    ("break_", "more", "said"),
+    [
+        (lambda text: text[:-40], (), "no valid JSON"),
+        (lambda text: text.replace('"red"', '"blue"'), (), "--train has 2 classes, --val 2: 'blue' is in one alone"),
+        (lambda text: text.replace('"file_name"', '"name"'), (), "has no file_name that is a str"),
+        (lambda text: text.replace("0.png", "x.png"), ("--val-images", "no"), "no images: 5 are annotated and none"),
+        (str, ("--size", "65"), "--size 65: resnet18 under a pyramid takes multiples of 32; try --size 64"),
+        (str, ("--detector", "yolos"), "resnet18: YOLOS is made of a plain ViT with a class token"),
+        (str, ("--detector", "fast_rcnn"), "expected one of faster_rcnn, retinanet"),
+        (str, ("--share", "0,100"), "expected numbers above 0, 100 at most"),
+        (str, ("--seeds", "1,1"), "expected different numbers"),
+        (str, ("--layers", "last4"), "unknown flag --layers"),
+    ],
+)
+def test_a_mistake_gets_one_line_before_any_training(break_, more, said, sets, tmp_path, capsys):
+    broken = tmp_path / "broken.json"
+    broken.write_text(break_(sets["val"].read_text()))
+    folder = () if "--val-images" in more else ("--val-images", str(sets["val"].parent))
+    assert main(command({**sets, "val": broken}, tmp_path / "score.json", *folder, *more)) == 2
+    err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ssl-vit")]
+    assert len(err) == 1
+    assert said in err[0]
+
+
+def test_masks_are_asked_for_where_none_are(sets, tmp_path, capsys):
+    argv = command(sets, tmp_path / "score.json", "--detector", "mask_rcnn", train="bare")
+    assert main(argv) == 2
+    assert "6 objects have no outline as polygons, the first in 0.png" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def trial(sets):
+    """What a comparison on these sets is made of."""
+    job = Job(sets["run"], {"train": sets["train"], "val": sets["val"]})
+    return detection._trial(job, "mask_rcnn", 64, 2, "auto", "auto", "auto", "auto")
+
+
+class Perfect:
+    """Finds what is there, on the canvas, with some rubbish of low score."""
+
+    def find(self, scenes):
+        return [
+            Found(
+                torch.cat([scene.boxes, torch.tensor([[0.0, 0.0, 9.0, 9.0]])]),
+                torch.tensor([0.9] * len(scene.boxes) + [0.1]),
+                torch.cat([scene.labels, torch.tensor([0])]),
+                torch.cat([scene.masks, scene.masks[:1]])[:, : scene.extent[0], : scene.extent[1]],
+            )
+            for scene in scenes
+        ]
+
+
+def test_what_is_found_is_scored_in_pixels_of_the_original(trial):
+    scores, examples = trial.scored(Perfect())
+    assert all(value == pytest.approx(100) for value in scores.values())
+    assert set(scores) == {"mAP", "mAP50", "mAP75", "mask_mAP", "mask_mAP50", "mask_mAP75"}
+    for example in examples:
+        np.testing.assert_allclose(example["found"], example["true"], atol=1e-3)
+        assert example["found_names"] == ["red 0.90", "green 0.90"]
+
+
+def test_both_detectors_have_the_same_head_and_other_backbones(trial):
+    scratch, weights = (trial.begin(arm, seed=3).state_dict() for arm in ("scratch", "weights"))
+    for key, value in scratch.items():
+        of_backbone = key.startswith("model.backbone.body.") and not key.endswith("num_batches_tracked")
+        assert torch.equal(value, weights[key]) != of_backbone, key
+    loaded = trial.job.backbone.model.state_dict()
+    for key, value in loaded.items():
+        assert torch.equal(weights[f"model.backbone.body.{key}"], value)
+    other = trial.begin("scratch", seed=4).state_dict()
+    assert not torch.equal(other["model.backbone.body.conv1.weight"], scratch["model.backbone.body.conv1.weight"])
+
+
+def test_the_backbone_learns_at_its_own_rate(sets):
+    annotations = open_annotations(sets["train"])
+    torch.manual_seed(0)
+    finder = BUILDERS["faster_rcnn"](create_backbone("resnet18", model_args=ARGS), 2, 64)
+    before = {name: value.clone() for name, value in finder.named_parameters()}
+    data = DetectionDataset(annotations, 64, training=True)
+    detection_loop.fit(finder, data, np.arange(8), detection_loop.Recipe(2, 2, 1e-3, 1e-9, 0))
+    trunk = {id(parameter) for parameter in finder.trunk().parameters()}
+    for name, value in finder.named_parameters():
+        change = (value - before[name]).abs().max()
+        assert change < 1e-8 if id(value) in trunk else change > 1e-4, name
+
+
+def test_intervals_are_students(capsys):
+    rng = np.random.default_rng(0)
+    scratch, weights = rng.normal(20, 2, 4), rng.normal(25, 2, 4)
+    found = summary([{"mAP": x} for x in scratch], [{"mAP": x} for x in weights])
+    for values, key in ((scratch, "scratch"), (weights, "weights"), (weights - scratch, "difference")):
+        low, high = scipy.stats.t.interval(0.95, 3, values.mean(), scipy.stats.sem(values))
+        assert found[key]["mAP"]["low"] == pytest.approx(low, abs=1e-3)
+        assert found[key]["mAP"]["high"] == pytest.approx(high, abs=1e-3)
+    test = scipy.stats.ttest_rel(weights, scratch)
+    assert found["verdict"].startswith("the weights help") == (test.pvalue < 0.05)
+
+
+@pytest.mark.parametrize(
+    ("gains", "said"),
+    [
+        ([4.0, 5.0, 4.5], "the weights help: +4.5 mAP, 95 % interval +3.3 to +5.7 over 3 seeds"),
+        ([-4.0, -5.0, -4.5], "the weights hurt: -4.5 mAP"),
+        ([4.0, -3.0, 1.0], "no difference can be told: +0.7 mAP"),
+        ([4.0], "+4.0 mAP with the weights, of one seed: no word about chance"),
+    ],
+)
+def test_the_verdict_says_what_the_interval_allows(gains, said):
+    found = summary([{"mAP": 10.0}] * len(gains), [{"mAP": 10.0 + gain} for gain in gains])
+    assert found["verdict"].startswith(said)
+
+
+def test_the_canvas_is_as_large_as_the_images_are(sets):
+    train = open_annotations(sets["train"])
+    info = create_backbone("resnet18", model_args=ARGS).info
+    longest = np.median([max(size) for size in train.sizes])
+    assert canvas(info, train, "auto") == 32 * -(-longest // 32)
+    check_same_classes(train, train)
