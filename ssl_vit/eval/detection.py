@@ -14,16 +14,16 @@ from ssl_vit.backbones.registry import create_backbone
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.data.annotations import Annotations
 from ssl_vit.data.detection import JITTER, DetectionDataset, Scene, scenes_in_order, share_of
+from ssl_vit.data.loader import worker_count
+from ssl_vit.data.progress import progress
 from ssl_vit.detectors.detector import Found
 from ssl_vit.detectors.finder import Finder, SetFinder
 from ssl_vit.detectors.table import BUILDERS
 from ssl_vit.eval.detection_data import canvas, check_outlines, check_same_classes, fingerprint, open_boxes
 from ssl_vit.eval.detection_loop import CLIP, WARMUP, WEIGHT_DECAY, Recipe, fit
 from ssl_vit.eval.detection_summary import summary
-from ssl_vit.eval.features import worker_count
 from ssl_vit.eval.job import Job, Outcome
 from ssl_vit.eval.mean_ap import MaskPrecision, mean_average_precision
-from ssl_vit.eval.progress import progress
 from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.unfinished import Unfinished
 
