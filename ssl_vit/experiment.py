@@ -160,6 +160,7 @@ class _Run:
             seed=config.train.seed,
             mean=settled(config.data.mean),
             std=settled(config.data.std),
+            fast_colours=config.data.augment == "fast",
         )
 
     def train(self, checkpoint: Path | None) -> RunResult:

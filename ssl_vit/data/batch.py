@@ -69,8 +69,12 @@ class Batch:
         return replace(self, pixels=self.pixels.to(device, non_blocking=non_blocking), boxes=boxes)
 
 
-def to_views(batch: Batch, mean: Sequence[float], std: Sequence[float], device: torch.device | str) -> list[Tensor]:
+def to_views(
+    batch: Batch, mean: Sequence[float], std: Sequence[float], device: torch.device | str, *, fast: bool = False
+) -> list[Tensor]:
     """Move a batch to the device and augment it there: float32 [count * B, 3, S, S] for each View, then the boxes."""
     moved = batch.to(device)
-    views = [augment(images, params, mean, std) for images, params in zip(moved.views, moved.params, strict=True)]
+    views = [
+        augment(images, params, mean, std, fast=fast) for images, params in zip(moved.views, moved.params, strict=True)
+    ]
     return views if moved.boxes is None else [*views, moved.boxes]

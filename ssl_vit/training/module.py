@@ -40,6 +40,7 @@ class Recipe:
     seed: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    fast_colours: bool = False
 
 
 class Pretraining(L.LightningModule):
@@ -83,7 +84,8 @@ class Pretraining(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Views to a loss."""
-        views = to_views(batch, self.recipe.mean, self.recipe.std, self.device)
+        recipe = self.recipe
+        views = to_views(batch, recipe.mean, recipe.std, self.device, fast=recipe.fast_colours)
         step: Step = self.method(views, self.progress)
         self.last = step
         return step.loss

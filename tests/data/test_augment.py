@@ -8,8 +8,9 @@ from PIL import Image, ImageFilter, ImageOps
 from scipy.ndimage import gaussian_filter
 
 from ssl_vit.data import augment as ours
-from ssl_vit.data.augment import BASES, ORDERS, augment, normalise
+from ssl_vit.data.augment import augment, blur, normalise
 from ssl_vit.data.crops import COLOURS, UNCHANGED, draw_colour
+from ssl_vit.data.jitter import BASES, ORDERS, blend, hue
 from ssl_vit.data.plan import View
 from tests.data.photo import photo
 
@@ -43,19 +44,19 @@ def test_each_jitter_operation_is_torchvisions(name, factors):
     x, values = crops(4).float() / 255, torch.tensor(factors)
     expected = torch.stack([getattr(tv, f"adjust_{name}")(image, f) for image, f in zip(x, factors, strict=True)])
     number = ("brightness", "contrast", "saturation", "hue").index(name)
-    actual = ours.hue(x, values) if name == "hue" else ours.blend(x, values, BASES[number].expand(4, 2))
+    actual = hue(x, values) if name == "hue" else blend(x, values, BASES[number].expand(4, 2))
     torch.testing.assert_close(actual, expected, atol=2e-6, rtol=0)
 
 
 def test_blends_of_several_kinds_at_once():
     x, factors = crops(3).float() / 255, torch.tensor([0.5, 1.6, 0.3])
     expected = torch.stack([f(i, v) for f, i, v in zip(TORCHVISION, x, factors.tolist(), strict=False)])
-    torch.testing.assert_close(ours.blend(x, factors, BASES), expected, atol=2e-6, rtol=0)
+    torch.testing.assert_close(blend(x, factors, BASES), expected, atol=2e-6, rtol=0)
 
 
 def test_hue_leaves_grey_grey():
     x = torch.linspace(0, 1, 16).view(1, 1, 4, 4).expand(1, 3, 4, 4)
-    torch.testing.assert_close(ours.hue(x, torch.tensor([0.3]).view(1, 1, 1, 1)), x.contiguous(), atol=0, rtol=0)
+    torch.testing.assert_close(hue(x, torch.tensor([0.3]).view(1, 1, 1, 1)), x.contiguous(), atol=0, rtol=0)
 
 
 def test_jitter_runs_in_each_crops_own_order():
@@ -123,14 +124,14 @@ def test_blur_is_scipys_gaussian_with_repeated_edges():
     expected = [
         gaussian_filter(i.numpy(), (0, s, s), mode="nearest", truncate=4.0) for i, s in zip(x, sigmas, strict=True)
     ]
-    actual = ours.blur(x, torch.tensor(sigmas))
+    actual = blur(x, torch.tensor(sigmas))
     np.testing.assert_allclose(actual.numpy(), np.stack(expected), atol=2e-6)
 
 
 def test_blur_of_oblong_images():
     x = crops(2, 24).float()[:, :, :10] / 255
     expected = gaussian_filter(x.numpy(), (0, 0, 1.5, 1.5), mode="nearest", truncate=4.0)
-    np.testing.assert_allclose(ours.blur(x, torch.full((2,), 1.5)).numpy(), expected, atol=2e-6)
+    np.testing.assert_allclose(blur(x, torch.full((2,), 1.5)).numpy(), expected, atol=2e-6)
 
 
 def test_blur_is_near_pillows_approximation():
@@ -167,6 +168,35 @@ def test_tiles_change_nothing(monkeypatch):
     for tile in (1, 5 * 3 * 24 * 24):
         monkeypatch.setattr(ours, "_TILE", tile)
         torch.testing.assert_close(augment(images, params, ZERO, ONE), whole, atol=1e-6, rtol=0)
+
+
+def calm(count: int) -> torch.Tensor:
+    """uint8 [count, 3, 24, 24] of one colour in each 4 x 4 pixels, far from black and white."""
+    blocks = np.random.default_rng(2).integers(90, 165, (count, 3, 6, 6), np.uint8)
+    return torch.from_numpy(blocks.repeat(4, 2).repeat(4, 3))
+
+
+def test_fast_colours_are_the_exact_ones_where_nothing_is_clamped():
+    params = torch.tensor(
+        [row(brightness=1.2, contrast=0.7, saturation=1.3, order=float(i), gray=i % 2) for i in range(24)]
+    )
+    exact, fast = (augment(calm(24), params, ZERO, ONE, fast=fast) for fast in (False, True))
+    torch.testing.assert_close(fast, exact, atol=1e-5, rtol=0)
+
+
+def test_fast_hue_is_exact_at_thirds_of_the_circle_and_turns_the_same_way_between():
+    """A third of a turn makes red green, green blue and blue red, whichever way round the colours go."""
+    images = calm(2)
+    thirds = torch.tensor([row(hue=1 / 3), row(hue=-1 / 3)])
+    exact, fast = (augment(images, thirds, ZERO, ONE, fast=fast) for fast in (False, True))
+    torch.testing.assert_close(fast, exact, atol=1e-5, rtol=0)
+    torch.testing.assert_close(fast[0], images[0].roll(1, 0) / 255, atol=1e-5, rtol=0)
+    params = torch.tensor([row(hue=0.1), row(hue=-0.1)])
+    exact, fast = (augment(images, params, ZERO, ONE, fast=fast) for fast in (False, True))
+    other_way = augment(images, params.flip(0), ZERO, ONE, fast=True)
+    assert (fast - exact).abs().mean() < 0.6 * (other_way - exact).abs().mean()
+    grey = images[:, :1].expand(-1, 3, -1, -1)
+    torch.testing.assert_close(augment(grey, params, ZERO, ONE, fast=True), grey / 255, atol=1e-5, rtol=0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
