@@ -10,7 +10,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.utils.checkpoint import checkpoint
 
 from ssl_vit.methods.targets import exact
@@ -63,6 +62,24 @@ def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, width: int) ->
     return torch.cat([checkpoint(function, part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
 
+class _SumOverRanks(torch.autograd.Function):
+    """A tensor added over all processes; its gradient is too, as each has a loss that depends on the sum."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        """Any shape to the same."""
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        """Likewise."""
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
 class GlobalBatchNorm1d(nn.BatchNorm1d):
     """BatchNorm over the batch of all ranks, on any device (torch's SyncBatchNorm needs a GPU)."""
 
@@ -72,7 +89,7 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
             return super().forward(x)
         wide = x.double()  # a variance far below the squared mean would be lost in float32
         sums = torch.stack([torch.full_like(wide[0], len(wide)), wide.sum(0), wide.square().sum(0)])
-        count, total, squares = all_reduce(sums).unbind()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        count, total, squares = _SumOverRanks.apply(sums).unbind()
         mean = total / count
         var = (squares / count - mean.square()).clamp_min(0)
         with torch.no_grad():
