@@ -42,7 +42,7 @@ def test_clipping_sees_gradients_without_their_scale(scaled: bool, monkeypatch: 
         enable_model_summary=False,
         plugins=[scaler] if scaled else [],
     )
-    monkeypatch.setattr("ssl_vit.training.module.to_views", lambda *_: [])
+    monkeypatch.setattr("ssl_vit.training.module.to_views", lambda *_, **__: [])
     trainer.fit(module, DataLoader(torch.arange(5)))
     assert method.seen == pytest.approx([1.0, 0.8, 0.8, 0.8 - 0.1 * 4.8, 0.8 - 0.1 * 4.8 - 0.1 * 5.32])
     if scaled:
