@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # A new prior is one file and one entry here.
 PRIORS = {
     "selective_search": "ssl_vit.proposals.selective_search:SelectiveSearch",
+    "patches": "ssl_vit.proposals.patches:PatchRegions",
     "random": "ssl_vit.proposals.random:RandomBoxes",
 }
 

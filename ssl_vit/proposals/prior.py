@@ -27,11 +27,15 @@ class Prior(ABC):
     count: int = 30  # at most so many boxes an image
 
     name: ClassVar[str]
-    side: ClassVar[int | None] = None  # pixels; how large an image it needs on its shorter side, None for any size
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise UserError(f"the region prior {self.name!r} was asked for {self.count} boxes; set count to 1 or more")
+
+    @property
+    def side(self) -> int | None:
+        """How large an image it needs on its shorter side, pixels; None where that doesn't matter."""
+        return None
 
     def settings(self) -> dict[str, Any]:
         """What the boxes of an image depend on."""
@@ -39,7 +43,7 @@ class Prior(ABC):
 
     @abstractmethod
     def look(self, image: Pixels, index: int) -> NDArray[Any]:
-        """What ``boxes`` needs of an image [H, W, 3]; by default the boxes themselves, best first."""
+        """What ``boxes`` needs of an image [H, W, 3]: where it is not overridden, the boxes themselves."""
 
     def boxes(self, looked: Sequence[NDArray[Any]]) -> list[Boxes]:
         """The boxes of several images, best first, at most `count` each."""

@@ -16,14 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_vit.data.crops import Box, resize
-from ssl_vit.proposals.overlap import distinct
 from ssl_vit.proposals.prior import Boxes, Pixels, Prior
+from ssl_vit.proposals.ranking import best_boxes
 from ssl_vit.proposals.regions import grow
 
 _GRID = 64  # cells a side
 _LEAST = 3  # cells a side of a box
-_MOST = 0.9  # of the image's area
-_ALIKE = 0.7  # IoU above which a box is a copy of a better one
 _TEXTURE = 2.0  # weight of the density of edges beside colours
 _AROUND = 2  # cells on each side over which it is averaged
 
@@ -33,17 +31,17 @@ class SelectiveSearch(Prior):
     """The boxes of regions that stand out from what is around them; DETReg's default (arXiv 2106.04550)."""
 
     name: ClassVar[str] = "selective_search"
-    side: ClassVar[int | None] = 2 * _GRID
+
+    @property
+    def side(self) -> int:
+        """Twice the grid, so that cells are always of resampled pixels."""
+        return 2 * _GRID
 
     def look(self, image: Pixels, index: int) -> Boxes:
         """Looks at the image alone, whatever its index and its aspect."""
         cells = resize(image, Box(0, 0, *image.shape[:2]), (_GRID, _GRID), "bilinear")
         grown = grow(describe(cells.permute(1, 2, 0).numpy()))
-        sides = grown.boxes[:, 2:] - grown.boxes[:, :2]
-        object_like = (sides >= _LEAST).all(1) & (grown.sizes < _MOST * _GRID**2)
-        order = np.argsort(-grown.levels[object_like], kind="stable")
-        boxes = grown.boxes[object_like][order] / np.float32(_GRID)
-        return distinct(boxes, _ALIKE, self.count)
+        return best_boxes(grown, (_GRID, _GRID), _LEAST, self.count)
 
 
 def describe(cells: Pixels) -> NDArray[np.float32]:
