@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,13 @@ from PIL import Image
 
 from ssl_vit import experiment
 from ssl_vit.checkpoints.load import restore
+from ssl_vit.cli import main
 from ssl_vit.config import load_config
-from ssl_vit.detectors.files import load
-from ssl_vit.training.checkpoint import newest_checkpoint
+from ssl_vit.detectors.files import FILE, load
+from ssl_vit.eval import detection
+from ssl_vit.eval.job import Job
+from ssl_vit.training.checkpoint import newest_checkpoint, sha256
+from tests.eval.test_detection import painted
 from tests.methods.settings import COMMON, SMALL
 
 
@@ -61,6 +66,42 @@ def test_its_regions_are_kept_and_drawn(run: experiment.RunResult) -> None:
     assert [path.suffix for path in (run.folder / "proposals").iterdir() if path.is_dir()] == [""]
     with Image.open(run.folder / "regions.png") as picture:
         assert len(set(picture.convert("RGB").getdata())) > 100
+
+
+def test_it_is_fine_tuned_against_its_backbone_alone_and_nothing(
+    run: experiment.RunResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command; and every arm begins with what it says, in a detector of the same sizes."""
+    sides = {side: painted(tmp_path / side, count) for side, count in (("train", 6), ("val", 4))}
+    argv = ["eval", "detection", str(run.folder), "--detector", "deformable_detr", "--size", "32", "--steps", "2"]
+    argv += ["--train", str(sides["train"]), "--val", str(sides["val"]), "--batch", "2", "--seeds", "0,1"]
+    assert main([*argv, "--json", str(tmp_path / "score.json")]) == 0
+    result = json.loads((tmp_path / "score.json").read_text())
+    found = result["detection"]["100%"]
+    assert {key for key in found if "verdict" not in key} == {
+        "scratch",
+        "backbone",
+        "weights",
+        "difference",
+        "difference_from_backbone",
+    }
+    assert "against the backbone's weights alone" in found["verdict"]
+    assert result["protocol"]["pretrained_detector"] == sha256(run.folder / "export" / FILE)
+
+    job = Job(run.folder, sides)
+    trial = detection._trial(job, "deformable_detr", 32, 2, "auto", "auto", "auto", "auto")
+    kept = load(run.folder / "export" / FILE).state_dict()
+    for arm in trial.arms:
+        state = trial.begin(arm, seed=1).state_dict()
+        assert state["detector.class_embed.weight"].shape[0] == 2
+        same = {
+            name for name, value in kept.items() if torch.equal(state.get(f"detector.{name}", torch.empty(0)), value)
+        }
+        learnt = {"transformer.level_embed", "query_embed.weight", "input_proj.0.0.weight"}
+        assert (learnt <= same) == (arm == "weights"), arm
+        assert ("backbone.model.patch_embed.proj.weight" in same) == (arm != "scratch"), arm
+    capsys.readouterr()
+    assert detection._trial(job, "detr", 32, 2, "auto", "auto", "auto", "auto").arms == ["scratch", "weights"]
 
 
 def test_a_random_backbone_is_said_loudly(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

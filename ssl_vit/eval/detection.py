@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ssl_vit.data.detection import JITTER, DetectionDataset, Scene, scenes_in_or
 from ssl_vit.data.loader import worker_count
 from ssl_vit.data.progress import progress
 from ssl_vit.detectors.detector import Found
+from ssl_vit.detectors.files import detector_of, load
 from ssl_vit.detectors.finder import Finder, SetFinder
 from ssl_vit.detectors.table import BUILDERS
 from ssl_vit.eval.detection_data import canvas, check_outlines, check_same_classes, fingerprint, open_boxes
@@ -26,8 +28,10 @@ from ssl_vit.eval.job import Job, Outcome
 from ssl_vit.eval.mean_ap import MaskPrecision, mean_average_precision
 from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.unfinished import Unfinished
+from ssl_vit.eval.weights import digest
 
-ARMS = ("scratch", "weights")
+WORDS = {"scratch": "from scratch", "backbone": "from the backbone's weights", "weights": "from the weights"}
+"""With what a detector begins; "backbone" only where more than the backbone was pretrained (DETReg)."""
 PASSES, LEAST, LONGEST = 24, 500, 20_000  # what "auto" makes of steps
 RATE, SET_RATE = 1e-3, 2e-4  # learning rates of torchvision's detectors and of those of queries
 EXAMPLES, SURE = 8, 0.5  # images of val in the picture, and the least score of a box that is drawn
@@ -48,17 +52,29 @@ class Trial:
     lr: float
     backbone_lr: float
     masks: bool
+    pretrained: Path | None = None  # the file of a detector of this kind that was pretrained with the backbone
+
+    @property
+    def arms(self) -> list[str]:
+        """What is compared."""
+        return [arm for arm in WORDS if arm != "backbone" or self.pretrained is not None]
 
     def begin(self, arm: str, seed: int) -> Finder:
         """A detector on the backbone, with random weights or with those that are scored; both get the same head."""
-        backbone = self._backbone(arm, seed)
+        backbone, classes = self._backbone(arm, seed), len(self.train.classes)
         torch.manual_seed(seed)
-        return BUILDERS[self.detector](backbone, len(self.train.classes), self.size).to(self.job.device)
+        if self.pretrained is None:
+            return BUILDERS[self.detector](backbone, classes, self.size).to(self.job.device)
+        detector = load(self.pretrained, classes)
+        if arm != "weights":  # of the same sizes
+            detector = type(detector)(backbone, classes, **detector.settings)
+        detector.freeze_norms(False)  # as the table's
+        return SetFinder(detector, backbone.info).to(self.job.device)
 
     def _backbone(self, arm: str, seed: int) -> TimmBackbone:
         scored = self.job.backbone
         assert isinstance(scored, TimmBackbone)
-        if arm == "weights":
+        if arm != "scratch":
             return copy.deepcopy(scored)
         args = {key: value for key, value in scored.timm_args.items() if key != "img_size"}
         torch.manual_seed(seed)
@@ -74,8 +90,7 @@ class Trial:
             recipe = Recipe(_steps(steps, len(chosen), self.batch), self.batch, self.lr, self.backbone_lr, seed)
             data = DetectionDataset(self.train, self.size, training=True, seed=seed, masks=self.masks)
             finder = self.begin(arm, seed)
-            title = f"{self.detector} {'from scratch' if arm == 'scratch' else 'from the weights'}"
-            title = f"{title}, {share:g} %, seed {seed}"
+            title = f"{self.detector} {WORDS[arm]}, {share:g} %, seed {seed}"
             fit(finder, data, chosen, recipe, checkpoint=unfinished.checkpoint(name), title=title)
             scores, examples = self.scored(finder)
             log.info("%s: mAP %.2f, mAP50 %.2f", title, scores["mAP"], scores["mAP50"])
@@ -133,7 +148,10 @@ def score(
     train_images: str,
     val_images: str,
 ) -> Outcome:
-    """The kind "detection": for each share of the labels mAP from scratch, from the weights, and the difference."""
+    """The kind "detection": for each share of the labels mAP from scratch, from the weights, and the difference.
+
+    Where the run has pretrained the detector too (DETReg), also from its backbone's weights alone.
+    """
     trial = _trial(job, detector, size, batch, lr, backbone_lr, train_images, val_images)
     settings = {
         "detector": detector,
@@ -145,14 +163,19 @@ def score(
         "schedule": f"batch {batch}, {WARMUP:.0%} of the steps warming up, cosine to 0",
         "train_transform": f"scaled by {JITTER}, mirrored half the time",
     }
+    if trial.pretrained is not None:
+        settings["pretrained_detector"] = digest(trial.pretrained)
     made = settings | {"weights": job.weights_sha256} | {side: job.sides[side].sha256 for side in job.sides}
     unfinished = Unfinished(job.unfinished, made)
     runs: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for seed in seeds:
         for part in share:
-            for arm in ARMS:
+            for arm in trial.arms:
                 runs.setdefault((arm, part), []).append(trial.run(arm, part, seed, steps, unfinished))
-    scores = {f"{part:g}%": summary(*([run["scores"] for run in runs[arm, part]] for arm in ARMS)) for part in share}
+    scores = {
+        f"{part:g}%": summary(**{arm: [run["scores"] for run in runs[arm, part]] for arm in trial.arms})
+        for part in share
+    }
     return Outcome(scores, settings, more={"examples": runs["weights", max(share)][0]["examples"]})
 
 
@@ -182,7 +205,22 @@ def _trial(
     finder = BUILDERS[detector](copy.deepcopy(job.backbone), job.classes, wide)  # type: ignore[arg-type]
     rate = (SET_RATE if isinstance(finder, SetFinder) else RATE) if lr == "auto" else float(lr)
     slower = rate if backbone_lr == "auto" else float(backbone_lr)
-    return Trial(job, detector, train, val, wide, batch, rate, slower, masks)
+    return Trial(job, detector, train, val, wide, batch, rate, slower, masks, _pretrained(job.weights, detector))
+
+
+def _pretrained(run: Path, detector: str) -> Path | None:
+    """The detector that a run holds, if it is of the kind that is asked for; said where it is not."""
+    file = detector_of(run)
+    if file is None or (kind := load(file).name) == detector:
+        return file
+    log.warning(
+        "%s: a pretrained %s, which %s can't begin with: its backbone's weights alone are scored; --detector %s",
+        file,
+        kind,
+        detector,
+        kind,
+    )
+    return None
 
 
 def _steps(asked: int | str, images: int, batch: int) -> int:

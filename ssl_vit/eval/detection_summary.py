@@ -12,22 +12,25 @@ from ssl_vit.eval.fewshot import half_interval
 Scores = Mapping[str, float]  # of one run: "mAP", "mAP50", …, percent
 
 
-def summary(scratch: Sequence[Scores], weights: Sequence[Scores]) -> dict[str, Any]:
+def summary(
+    scratch: Sequence[Scores], weights: Sequence[Scores], backbone: Sequence[Scores] | None = None
+) -> dict[str, Any]:
     """Of runs in pairs (the same seed at the same place): each score's mean with its 95 % interval over the seeds
     (Student's t), the difference within pairs likewise, and a verdict on mAP.
+
+    backbone: of detectors that began with the backbone's weights alone, where the rest was pretrained too.
 
     >>> found = summary([{"mAP": 10.0}, {"mAP": 12.0}], [{"mAP": 15.0}, {"mAP": 17.5}])
     >>> found["difference"]["mAP"]["mean"], found["verdict"]
     (5.25, 'the weights help: +5.2 mAP, 95 % interval +2.1 to +8.4 over 2 seeds')
     """
-    names = list(scratch[0])
-    difference = {name: _mean([b[name] - a[name] for a, b in zip(scratch, weights, strict=True)]) for name in names}
-    return {
-        "scratch": {name: _mean([run[name] for run in scratch]) for name in names},
-        "weights": {name: _mean([run[name] for run in weights]) for name in names},
-        "difference": difference,
-        "verdict": verdict(difference["mAP"]),
-    }
+    difference = _apart(scratch, weights)
+    found = {"scratch": _means(scratch), "weights": _means(weights), "difference": difference}
+    if backbone is None:
+        return found | {"verdict": verdict(difference["mAP"])}
+    beyond = _apart(backbone, weights)
+    told = f"{verdict(difference['mAP'])}; against the backbone's weights alone: {verdict(beyond['mAP'])}"
+    return found | {"backbone": _means(backbone), "difference_from_backbone": beyond, "verdict": told}
 
 
 def verdict(difference: Mapping[str, Any]) -> str:
@@ -42,6 +45,15 @@ def verdict(difference: Mapping[str, Any]) -> str:
     if high < 0:
         return f"the weights hurt: {told}"
     return f"no difference can be told: {told}"
+
+
+def _means(runs: Sequence[Scores]) -> dict[str, Any]:
+    return {name: _mean([run[name] for run in runs]) for name in runs[0]}
+
+
+def _apart(before: Sequence[Scores], after: Sequence[Scores]) -> dict[str, Any]:
+    """By how much the second of each pair is better."""
+    return {name: _mean([b[name] - a[name] for a, b in zip(before, after, strict=True)]) for name in before[0]}
 
 
 def _mean(values: Sequence[float]) -> dict[str, Any]:
