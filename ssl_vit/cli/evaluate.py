@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ssl_vit.cli.parser import Parser, add_weights, existing, nearest, new_file, one_of, say
+from ssl_vit.cli.parser import Parser, add_weights, existing, heard, nearest, new_file, one_of, say
 from ssl_vit.errors import UserError
 from ssl_vit.eval.kinds import KINDS, POOLINGS, PRECISIONS, Option, layers
 
@@ -47,7 +47,8 @@ def evaluate(argv: list[str]) -> None:
     figure = args.pop("figure", None)
     from ssl_vit.eval import api
 
-    result = api.evaluate(name, args.pop("weights"), **args)
+    with heard():
+        result = api.evaluate(name, args.pop("weights"), **args)
     if figure is not None:
         from ssl_vit.report.figures import save
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import itertools
+import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -98,6 +100,20 @@ def nearest(word: str, names: list[str]) -> str:
     """What to type instead of a word that isn't one of the names."""
     near = difflib.get_close_matches(word, names, n=1)
     return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """What is logged meanwhile goes to stderr."""
+    log, handler = logging.getLogger("ssl_vit"), logging.StreamHandler()
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def say(text: str) -> None:

@@ -15,9 +15,17 @@ from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.detectors.deformable_attention import DeformableAttention, Sizes
 from ssl_vit.detectors.detector import Detector, FrozenNorms, Mlp, Predictions, shrink
 from ssl_vit.detectors.positions import sine_positions
+from ssl_vit.errors import UserError
 
 HEADS, POINTS, DROPOUT = 8, 4, 0.1  # of the official models
 FINEST = 8  # stride of the finest map that is looked at, pixels
+
+
+_OTHERS = {  # the first names that only these models have, of official weights
+    "transformer.enc_output": "with two stages (--two_stage)",
+    "transformer.pos_trans": "with two stages (--two_stage)",
+    "transformer.decoder.bbox_embed": "that refines boxes from layer to layer (--with_box_refine)",
+}
 
 
 class Memory(NamedTuple):
@@ -235,9 +243,12 @@ def _projection(channels: int, dim: int, stride: int) -> nn.Sequential:
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The names of fundamentalvision/Deformable-DETR and of amirbar/DETReg to ours.
 
-    There all layers share one class head and one box head, which the file holds once a layer; of the models that
-    refine boxes from layer to layer, where they differ, ours is none.
+    There all layers share one class head and one box head, which the file holds once a layer. UserError for a model of
+    two stages or one that refines boxes from layer to layer, where the heads differ: ours is neither.
     """
+    for start, kind in _OTHERS.items():
+        if found := next((name for name in weights if name.startswith(start)), None):
+            raise UserError(f"{found}: the weights are of a Deformable DETR {kind}; expected the plain one, without it")
     ours = {}
     for name, weight in weights.items():
         name = re.sub(r"^(class_embed|bbox_embed)\.\d+\.", r"\1.", name)

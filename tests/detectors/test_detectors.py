@@ -119,6 +119,21 @@ def test_new_classes_keep_everything_else(kind):
     assert model(torch.randn(1, 3, 64, 64)).logits.shape[-1] == (11 if kind == "deformable" else 12)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("transformer.enc_output.weight", "two stages"),
+        ("transformer.pos_trans.bias", "two stages"),
+        ("transformer.decoder.bbox_embed.0.layers.0.weight", "refines boxes"),
+    ],
+)
+def test_other_deformable_detrs_are_refused_by_name(name, kind):
+    """The names are those that fundamentalvision/Deformable-DETR saves with either option."""
+    weights = small("deformable").state_dict() | {name: torch.zeros(1)}
+    with pytest.raises(UserError, match=kind):
+        deformable_detr.load_official(weights)
+
+
 @pytest.mark.parametrize("kind", ["detr", "deformable"])
 def test_batch_norm_keeps_its_statistics(kind):
     model = small(kind).train()
