@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ssl_vit.checkpoints.hub import is_hub_id
 from ssl_vit.config.schema import RunConfig
+from ssl_vit.data.shards import expand, is_shards
 from ssl_vit.errors import UserError
 
 
@@ -16,7 +17,9 @@ def check_data(config: RunConfig, *, resume: bool = False) -> None:
     A run that is resumed has its weights in a checkpoint of its own.
     """
     data, val, weights = config.data.path, config.data.val, config.backbone.weights
-    if not os.path.exists(data):
+    if is_shards(data):
+        expand(data)
+    elif not os.path.exists(data):
         raise UserError(f"{data}: no such folder; expected images to learn from (DATA), relative to {os.getcwd()}")
     if val is not None and not os.path.isdir(val):
         raise UserError(f"{val}: no such folder; expected one sub-folder of images a class (--val)")

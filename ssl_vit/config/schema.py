@@ -33,7 +33,7 @@ class DataConfig(Section):
     """Where the images are."""
 
     path: Text
-    """Folder of images to learn from; no labels needed."""
+    """Folder of images to learn from, or of tar archives (also: a list, "train-{000..099}.tar"); no labels needed."""
     val: Text | None = None
     """Folder of labelled images, one sub-folder a class, on which k-NN scores the features as they are learnt."""
     workers: Auto[CountOrZero] = "auto"

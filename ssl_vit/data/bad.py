@@ -6,6 +6,7 @@ import json
 import logging
 from pathlib import Path
 
+from ssl_vit.data.source import Source
 from ssl_vit.errors import RunFailed, UserError
 
 BadFiles = list[tuple[str, str]]  # (name in the source, reason)
@@ -49,6 +50,17 @@ class BadList:
         shown = ", ".join(f"{printable(name)} ({reason})" for name, reason in list(self.files.items())[:_SHOWN])
         listed = f"; all are listed in {self.path}" if self.path is not None else ""
         return RunFailed(f"{problem}: {shown}{listed}; mend or remove them, or raise max_bad")
+
+
+def note_damage(source: Source, max_bad: float) -> None:
+    """Warn of archives of which a part can't be read; RunFailed where that is more than the share `max_bad`."""
+    for text in source.damage:
+        _log.warning("%s; what follows in that archive is left out", printable(text))
+    if source.lost > max_bad:
+        raise RunFailed(
+            f"{source.root}: {source.lost:.1%} of the archives can't be read, more than the {max_bad:.1%} that max_bad "
+            f"allows: {printable('; '.join(source.damage[:_SHOWN]))}; mend or remove them, or raise max_bad"
+        )
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -7,11 +7,13 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+
+from ssl_vit.data.remote import is_url, read_part
 
 MAX_PIXELS = 100e6  # an image of 100 megapixels takes 300 MB as RGB
 
@@ -29,6 +31,21 @@ _UPRIGHT = {
 }
 
 
+class Member(NamedTuple):
+    """A file inside an archive that is not compressed."""
+
+    archive: str  # a path or a URL
+    offset: int
+    size: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.archive}:{self.name}"
+
+
+Place = str | Member  # where an image's bytes are: a path, or a part of an archive
+
+
 class BadImage(Exception):
     """A file that is no readable image; one line, without the path in `reason`."""
 
@@ -40,15 +57,15 @@ class BadImage(Exception):
         return f"{self.path}: {self.reason}"
 
 
-def decode(path: str, max_pixels: float = MAX_PIXELS, want: int | None = None) -> NDArray[np.uint8]:
+def decode(place: Place, max_pixels: float = MAX_PIXELS, want: int | None = None) -> NDArray[np.uint8]:
     """A file as RGB [H, W, 3].
 
     The first frame of an animation; transparency on white; EXIF orientation applied; 16 bits scaled by 1/257 (see
     ``to_rgb`` for other depths). A JPEG whose short side is at least twice `want` pixels may come at a half, a quarter
     or an eighth of its size, never with a short side below `want`. Raises BadImage.
     """
-    with _open_regular(path) as file:
-        return _decode(file, path, max_pixels, want)
+    with _opened(place) as file:
+        return _decode(file, str(place), max_pixels, want)
 
 
 def decode_bytes(data: bytes, name: str, max_pixels: float = MAX_PIXELS, want: int | None = None) -> NDArray[np.uint8]:
@@ -56,10 +73,36 @@ def decode_bytes(data: bytes, name: str, max_pixels: float = MAX_PIXELS, want: i
     return _decode(io.BytesIO(data), name, max_pixels, want)
 
 
-def image_size(path: str) -> tuple[int, int]:
+def image_size(place: Place) -> tuple[int, int]:
     """Height and width in pixels from the header, orientation not applied. Raises BadImage."""
-    with _open_regular(path) as file, _blaming(path), Image.open(file, formats=_FORMATS) as image:
+    with _opened(place) as file, _blaming(str(place)), Image.open(file, formats=_FORMATS) as image:
         return image.height, image.width
+
+
+def read_bytes(place: Place) -> bytes:
+    """The file as it is. Raises BadImage."""
+    with _opened(place) as file:
+        return file.read()
+
+
+def _opened(place: Place) -> BinaryIO:
+    if isinstance(place, str):
+        return _open_regular(place)
+    try:
+        data = _part(place)
+    except OSError as error:
+        raise BadImage(str(place), str(error)) from error
+    if len(data) < place.size:
+        raise BadImage(str(place), f"truncated: {len(data)} of {place.size} bytes are in the archive")
+    return io.BytesIO(data)
+
+
+def _part(place: Member) -> bytes:
+    if is_url(place.archive):
+        return read_part(place.archive, place.offset, place.offset + place.size)
+    with _open_regular(place.archive) as archive:
+        archive.seek(place.offset)
+        return archive.read(place.size)
 
 
 def _open_regular(path: str) -> BinaryIO:

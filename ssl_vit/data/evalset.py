@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ssl_vit.data.bad import BadFiles, BadList
+from ssl_vit.data.bad import BadFiles, BadList, note_damage
 from ssl_vit.data.crops import Box, resize
 from ssl_vit.data.decode import MAX_PIXELS, BadImage, decode
 from ssl_vit.data.loader import TIMEOUT, watched, worker_options
@@ -97,6 +97,7 @@ class EvalLoader:
         max_bad: float = 0.05,
         rows: Sequence[int] | None = None,
     ) -> None:
+        note_damage(dataset.source, max_bad)
         self._loader: DataLoader[EvalSample] = DataLoader(
             dataset,
             batch_size=batch_size,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ssl_vit.data.bad import BadList
+from ssl_vit.data.bad import BadList, note_damage
 from ssl_vit.data.batch import Batch
 from ssl_vit.data.boxes import boxes_in_crops
 from ssl_vit.data.crops import fill_views, sample_rng, wanted_side
@@ -192,6 +192,7 @@ def build_loader(
     Raises UserError for fewer images than a global batch.
     """
     require(source, batch_size * world)
+    note_damage(source, max_bad)
     sampler = StepSampler(
         len(source),
         batch_size,

@@ -1,66 +1,25 @@
-"""Where images come from: a folder or a list of files. Opens no image and imports no torch."""
+"""Where images come from: a folder, a list of files, or archives."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
+from ssl_vit.data.shards import expand, is_shards, open_shards
+from ssl_vit.data.source import EXTENSIONS, Found, Source, build, extension, require
 from ssl_vit.errors import UserError
 
-EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
+__all__ = ["EXTENSIONS", "Source", "open_source", "require"]
+
 LISTS = ("txt", "lst")
-
-_Found = tuple[bytes, int]  # path relative to the root, size in bytes
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """Image files in a fixed order, with labels where sub-folders give them.
-
-    Names live in one block of bytes: two million `str` objects would be copied into every forked worker, as counting
-    references to them writes to their memory.
-    """
-
-    root: str
-    classes: tuple[str, ...]  # empty without labels
-    types: dict[str, int]  # extension -> files
-    skipped: dict[str, int]  # reason -> entries that were left out
-    fingerprint: dict[str, int | str]  # images, bytes, sha256 of names and sizes
-    _names: bytes = field(repr=False)
-    _ends: NDArray[np.int64] = field(repr=False)
-    _labels: NDArray[np.int32] = field(repr=False)  # empty without labels
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def name(self, index: int) -> str:
-        """The path relative to the root; bytes that are not UTF-8 come as surrogates, as in `os.fsdecode`."""
-        start = int(self._ends[index - 1]) if index else 0
-        return os.fsdecode(self._names[start : int(self._ends[index])])
-
-    def path(self, index: int) -> str:
-        """The path to open."""
-        return os.path.join(self.root, self.name(index))
-
-    def label(self, index: int) -> int | None:
-        """The number of the image's class in `classes`."""
-        return int(self._labels[index]) if self.classes else None
-
-    @property
-    def labels(self) -> NDArray[np.int32]:
-        """All labels [N]; empty without classes."""
-        return self._labels
 
 
 def open_source(path: str | os.PathLike[str], outside_links: bool = False) -> Source:
-    """A folder, searched with its sub-folders, or a text file (.txt, .lst) with one image path a line.
+    """A folder, searched with its sub-folders; a text file (.txt, .lst) with one image path a line; tar archives.
+
+    Archives are a folder of them, or their path or URL, with braces where there are several: "train-{000..099}.tar".
 
     Paths in a list are relative to the list's folder, and its order is kept; a folder's images are sorted by name.
     Labels are the first-level sub-folders, if every image lies in one and there are at least two. Hidden entries,
@@ -69,57 +28,36 @@ def open_source(path: str | os.PathLike[str], outside_links: bool = False) -> So
     """
     path = os.fspath(path)
     if os.path.isdir(path):
-        return _build(path, *_folder(path, outside_links))
+        archives = _archives(path)
+        return open_shards(archives, path) if archives else build(path, *_folder(path, outside_links))
+    if is_shards(path):
+        return open_shards(expand(path), path)
     if not os.path.lexists(path):
         raise UserError(f"{path}: no such folder; pass a folder of images or a text file that lists them")
-    if not (os.path.isfile(path) and _extension(os.fsencode(path)) in LISTS):
+    if not (os.path.isfile(path) and extension(os.fsencode(path)) in LISTS):
         raise UserError(f"{path}: neither a folder nor a list of images (.txt, .lst); pass one of them")
-    return _build(os.path.dirname(path) or ".", _listed(path), Counter())
+    return build(os.path.dirname(path) or ".", _listed(path), Counter())
 
 
-def require(source: Source, batch_size: int) -> None:
-    """Raise UserError if the images do not fill one (global) batch."""
-    if len(source) < batch_size:
-        raise UserError(
-            f"{source.root}: {len(source)} images are fewer than a batch of {batch_size}; "
-            f"add images or lower the batch size to {len(source)} or less"
-        )
+def _archives(root: str) -> list[str]:
+    """The tar files in a folder, where no image lies beside or below them."""
+    found = sorted(entry.path for entry in os.scandir(root) if entry.name.endswith(".tar") and entry.is_file())
+    if not found or any(
+        extension(relative) in EXTENSIONS for _, relative in _walk(os.fsencode(root), False, Counter())
+    ):
+        return []
+    return found
 
 
-def _build(root: str, found: list[_Found], skipped: Counter[str]) -> Source:
-    names = [name for name, _ in found]
-    digest = hashlib.sha256()
-    for name, size in found:
-        digest.update(name + b"\0%d\0" % size)
-    folders = [name.split(b"/", 1)[0] if b"/" in name else b"" for name in names]
-    classes = sorted(set(folders))
-    labelled = len(classes) > 1 and not {b"", b"..", b"."} & set(classes)
-    number = {name: i for i, name in enumerate(classes)}
-    return Source(
-        root=root,
-        classes=tuple(os.fsdecode(name) for name in classes) if labelled else (),
-        types=dict(Counter(_extension(name) for name in names).most_common()),
-        skipped=dict(skipped),
-        fingerprint={"images": len(found), "bytes": sum(size for _, size in found), "sha256": digest.hexdigest()},
-        _names=b"".join(names),
-        _ends=np.cumsum([len(name) for name in names], dtype=np.int64),
-        _labels=np.array([number[name] for name in folders] if labelled else [], dtype=np.int32),
-    )
-
-
-def _extension(name: bytes) -> str:
-    return os.fsdecode(os.path.splitext(name)[1][1:].lower())
-
-
-def _folder(root: str, outside_links: bool) -> tuple[list[_Found], Counter[str]]:
+def _folder(root: str, outside_links: bool) -> tuple[list[Found], Counter[str]]:
     """The images below a folder, sorted, and what was left out."""
-    images: list[_Found] = []
+    images: list[Found] = []
     skipped: Counter[str] = Counter()
     others: Counter[str] = Counter()
     for entry, relative in _walk(os.fsencode(root), outside_links, skipped):
-        extension = _extension(entry.name)
-        if extension not in EXTENSIONS:
-            others[f".{extension}" if extension else "without extension"] += 1
+        kind = extension(entry.name)
+        if kind not in EXTENSIONS:
+            others[f".{kind}" if kind else "without extension"] += 1
         else:
             images.append((relative, entry.stat().st_size))
     if not images:
@@ -176,7 +114,7 @@ def _within(top: bytes, path: bytes) -> bool:
     return real == top or real.startswith(top.rstrip(b"/") + b"/")
 
 
-def _listed(path: str) -> list[_Found]:
+def _listed(path: str) -> list[Found]:
     """The images that a text file names."""
     folder = os.fsencode(os.path.dirname(path) or ".")
     with open(path, "rb") as file:
@@ -186,7 +124,7 @@ def _listed(path: str) -> list[_Found]:
         if not line.strip():
             continue
         where = f"{path}, line {number}: {os.fsdecode(line)!r}"
-        if _extension(line) not in EXTENSIONS:
+        if extension(line) not in EXTENSIONS:
             raise UserError(f"{where} is no image ({', '.join(EXTENSIONS)}); list one image path a line")
         try:
             status = os.stat(os.path.join(folder, line))

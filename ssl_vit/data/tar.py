@@ -1,0 +1,84 @@
+"""Where the files of a tar archive lie, by its headers alone: nothing is unpacked, no link followed, no code run."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+BLOCK = 512  # bytes; headers and files begin at multiples of it
+_LONGEST = 2**20  # bytes of a name that is too long for its header
+
+
+class Entry(NamedTuple):
+    """A regular file in an archive."""
+
+    name: bytes
+    offset: int  # of its first byte
+    size: int
+
+
+class DamagedTar(Exception):
+    """What follows `offset` can't be read."""
+
+    def __init__(self, offset: int, reason: str) -> None:
+        super().__init__(offset, reason)
+        self.offset, self.reason = offset, reason
+
+
+def entries(file: BinaryIO, length: int) -> Iterator[Entry]:
+    """The regular files of an archive of `length` bytes (ustar, GNU or pax, not compressed).
+
+    Raises DamagedTar where a header is no header or the archive ends too early; what came before has been yielded. A
+    last file may reach beyond the end.
+    """
+    offset, name, real_size = 0, None, None
+    while offset < length:
+        file.seek(offset)
+        try:
+            header = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "surrogateescape")
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # documented, and missing in the stubs
+            return
+        except (tarfile.HeaderError, ValueError) as error:
+            raise DamagedTar(offset, f"no header at byte {offset} ({error})") from error
+        size = header.size if real_size is None else real_size
+        data = offset + BLOCK
+        if size < 0:
+            raise DamagedTar(offset, f"a file of {size} bytes at byte {offset}")
+        if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
+            if size > _LONGEST:
+                raise DamagedTar(offset, f"a name of {size} bytes at byte {offset}")
+            payload = file.read(size)
+            if header.type == tarfile.XHDTYPE:
+                said = _pax(payload, offset)
+                name, real_size = said.get(b"path", name), _number(said, offset)
+            else:
+                name = payload.rstrip(b"\0")
+        else:
+            if header.isreg():
+                yield Entry(header.name.encode("utf-8", "surrogateescape") if name is None else name, data, size)
+            name, real_size = None, None
+        offset = data + -(-size // BLOCK) * BLOCK
+    raise DamagedTar(min(offset, length), "it ends without an end mark: it was cut off")
+
+
+def _pax(payload: bytes, offset: int) -> dict[bytes, bytes]:
+    """Records "LENGTH KEY=VALUE\\n" one after the other."""
+    said = {}
+    while payload:
+        digits = payload.partition(b" ")[0]
+        end = int(digits) if digits.isdigit() and len(digits) < 10 else 0
+        key, mark, value = payload[len(digits) + 1 : end].partition(b"=")
+        if not (mark and value.endswith(b"\n") and end <= len(payload)):
+            raise DamagedTar(offset, f"broken attributes at byte {offset}")
+        said[key], payload = value[:-1], payload[end:]
+    return said
+
+
+def _number(said: dict[bytes, bytes], offset: int) -> int | None:
+    """The size that attributes give."""
+    if b"size" not in said:
+        return None
+    if not said[b"size"].isdigit() or len(said[b"size"]) > 18:
+        raise DamagedTar(offset, f"a broken size at byte {offset}")
+    return int(said[b"size"])
