@@ -62,7 +62,8 @@ class SetLoss:
         ]
         parts = {name: torch.stack([part[name] for part in said]).sum() for name in said[0]}
         if predictions.embeddings is not None:
-            parts["embedding"] = self.embedding_weight * _embedding_loss(predictions.embeddings, targets, matched[0])
+            apart = _embedding_loss(predictions.embeddings, targets, last, count)
+            parts["embedding"] = self.embedding_weight * apart
         return parts
 
     def _layer(
@@ -140,14 +141,11 @@ def _objects(targets: Sequence[Target], like: Tensor) -> Tensor:
     return count.clamp(min=1)
 
 
-def _embedding_loss(embeddings: Tensor, targets: Sequence[Target], pairs: list[Pairs]) -> Tensor:
+def _embedding_loss(embeddings: Tensor, targets: Sequence[Target], pairs: list[Pairs], count: Tensor) -> Tensor:
     """DETReg's (arXiv 2106.04550): mean absolute difference over the matched queries."""
-    found, wanted = [], []
+    apart = []
     for own, target, (query, index) in zip(embeddings.float(), targets, pairs, strict=True):
         if target.embeddings is None:
             raise ValueError("the detector embeds its objects, but a target has no embeddings")
-        found.append(own[query])
-        wanted.append(target.embeddings[index].float())
-    if not any(len(part) for part in found):
-        return embeddings.sum() * 0.0
-    return F.l1_loss(torch.cat(found), torch.cat(wanted))
+        apart.append((own[query] - target.embeddings[index].float()).abs().mean(1))
+    return torch.cat(apart).sum() / count

@@ -131,3 +131,23 @@ def test_a_query_may_give_two_classes_with_sigmoids():
     [found] = best(Predictions(logits, boxes), torch.tensor([[10, 10]]), focal=True, count=3)
     assert found.labels.tolist() == [1, 0, 0]
     assert found.boxes[:, 2].tolist() == [10.0, 10.0, 7.5]
+
+
+def test_two_processes_average_to_what_one_has(monkeypatch):
+    """Where their images have different numbers of objects: each part is divided by what all have."""
+    predictions, targets = make(6, counts=(4, 1, 3, 0))
+    rng = torch.Generator().manual_seed(7)
+    predictions = predictions._replace(embeddings=torch.randn(4, QUERIES, 6, generator=rng))
+    targets = [t._replace(embeddings=torch.randn(len(t.labels), 6, generator=rng)) for t in targets]
+    loss = SetLoss.of(focal=True)
+    whole = loss(predictions, targets)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: count.fill_(8.0))
+    halves = []
+    for part in (slice(0, 2), slice(2, 4)):
+        earlier = tuple((logits[part], boxes[part]) for logits, boxes in predictions.earlier)
+        own = Predictions(predictions.logits[part], predictions.boxes[part], earlier, predictions.embeddings[part])
+        halves.append(loss(own, targets[part]))
+    for name, value in whole.items():
+        torch.testing.assert_close((halves[0][name] + halves[1][name]) / 2, value)
