@@ -38,6 +38,7 @@ from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.method import Method
 from ssl_vit.proposals.propose import propose
 from ssl_vit.proposals.store import Proposals
+from ssl_vit.report.gaze import draw_gaze
 from ssl_vit.report.regions import draw_regions
 from ssl_vit.report.tokenizer import reconstructions
 from ssl_vit.run_folder import check_same, open_folder
@@ -211,13 +212,14 @@ class _Run:
             raise StoppedError(f"stopped while regions were proposed; go on with: {self._again()}") from None
 
     def _draw_regions(self) -> None:
-        """What was proposed, and what the detector finds by now, on some images."""
+        """What was proposed, what the detector finds by now, and what its queries look at, on some images."""
         detector, train, data = self.method.detector(), self.config.train, self.config.data
         if detector is None:
             return
         mean, std = settled(data.mean), settled(data.std)
         images, boxes = to_views(next(iter(self._loader(1, train.seed, world=1))), mean, std, self.module.device)
         draw_regions(detector, images[:8], boxes[:8], (mean, std), self.out / "regions.png")
+        draw_gaze(detector, images[:4], (mean, std), self.out / "queries.png")
 
     def _fit_tokenizer(self) -> None:
         """What the method needs fitted, once a run folder: a run that is begun again finds it there."""

@@ -64,8 +64,9 @@ def test_the_detector_is_exported_whole(run: experiment.RunResult) -> None:
 
 def test_its_regions_are_kept_and_drawn(run: experiment.RunResult) -> None:
     assert [path.suffix for path in (run.folder / "proposals").iterdir() if path.is_dir()] == [""]
-    with Image.open(run.folder / "regions.png") as picture:
-        assert len(set(picture.convert("RGB").getdata())) > 100
+    for name in ("regions.png", "queries.png"):
+        with Image.open(run.folder / name) as picture:
+            assert len(set(picture.convert("RGB").getdata())) > 100
 
 
 def test_it_is_fine_tuned_against_its_backbone_alone_and_nothing(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_vit.detectors.detector import best
@@ -28,14 +29,21 @@ def draw_regions(
     detector is surest of. The detector is left in evaluation mode.
     """
     side = images.shape[-1]
-    mean, std = (torch.tensor(colour, device=images.device).view(3, 1, 1) for colour in colours)
-    pixels = (255 * (images * std + mean)).clamp(0, 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     sizes = torch.tensor([[side, side]] * len(images))
     found = best(detector.eval()(images), sizes, focal=detector.focal, count=SHOWN)
     drawn = []
-    for image, regions, own in zip(pixels, boxes.cpu().numpy(), found, strict=True):
+    for image, regions, own in zip(shown(images, colours), boxes.cpu().numpy(), found, strict=True):
         proposed = side * regions[~np.isnan(regions).any(1)][:SHOWN]
         scores = [f"{score:.2f}" for score in own.scores.tolist()]
         drawn.append(Boxed(image, proposed, [""] * len(proposed), own.boxes.cpu().numpy(), scores))
     figure = boxes_figure(drawn, "Regions", through="what was proposed")
     write_atomically(path, lambda staged: figure.savefig(staged, format="png"))
+
+
+def shown(images: Tensor, colours: tuple[Colour, Colour]) -> NDArray[np.uint8]:
+    """The pixels [B, S, S, 3] of images [B, 3, S, S] that were normalised by `colours` (mean, deviation)."""
+    mean, std = (torch.tensor(colour, device=images.device).view(3, 1, 1) for colour in colours)
+    pixels: NDArray[np.uint8] = (
+        (255 * (images * std + mean)).clamp(0, 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    )
+    return pixels
