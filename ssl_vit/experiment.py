@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import shutil
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
 
-import ssl_vit
 from ssl_vit.auto import Decision, gather_facts, resolve_config
 from ssl_vit.backbones import create_backbone
 from ssl_vit.backbones.backbone import Backbone
-from ssl_vit.backbones.timm_adapter import TimmBackbone
-from ssl_vit.checkpoints.hub import is_hub_id
 from ssl_vit.checkpoints.inspection import Inspection, inspect
 from ssl_vit.checkpoints.load import put
 from ssl_vit.config import RunConfig, check_data, check_out
 from ssl_vit.data.batch import to_views
 from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch, worker_failure
 from ssl_vit.data.sources import Source, open_source, require
-from ssl_vit.detectors.files import FILE, detector_of, save
 from ssl_vit.errors import UserError
 from ssl_vit.eval.online import OnlineScore
 from ssl_vit.eval.protocol import Protocol
 from ssl_vit.eval.readout import Readout
-from ssl_vit.export import timm
-from ssl_vit.export.api import ExportResult, export, hand_over
 from ssl_vit.methods import method_class
 from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.method import Method
@@ -42,10 +34,10 @@ from ssl_vit.report.gaze import draw_gaze
 from ssl_vit.report.regions import draw_regions
 from ssl_vit.report.tokenizer import reconstructions
 from ssl_vit.run_folder import check_same, open_folder
+from ssl_vit.run_result import RunResult, completed, finish, role
 from ssl_vit.training import fitting
-from ssl_vit.training.callbacks import Checkpoints, Health, Metrics, OnlineKnn, StopOnSignal, last_knn
-from ssl_vit.training.checkpoint import AtomicCheckpointIO, checkpoint_path, newest_checkpoint, write_atomically
-from ssl_vit.training.health import Verdict
+from ssl_vit.training.callbacks import Checkpoints, Health, Metrics, OnlineKnn, StopOnSignal
+from ssl_vit.training.checkpoint import AtomicCheckpointIO, checkpoint_path, newest_checkpoint
 from ssl_vit.training.module import Pretraining, Recipe
 from ssl_vit.training.progress import ProgressLine
 from ssl_vit.training.ranks import die_with_parent, lost_rank, rank
@@ -58,29 +50,6 @@ class StoppedError(UserError):
     """A signal ended the run; nothing is lost."""
 
     exit_code = 143
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a finished run leaves."""
-
-    folder: Path
-    steps: int
-    verdict: Verdict | None
-    bad_files: int
-    exported: ExportResult
-    detector: Path | None = None  # of a method that pretrains one
-
-    def __str__(self) -> str:
-        bad = f"{self.bad_files} files could not be read: see {self.folder / 'bad_images.jsonl'}\n"
-        return (
-            f"{self.folder}: {self.steps} steps done. "
-            + (f"Verdict: {self.verdict.kind}. {self.verdict.sentence}\n" if self.verdict else "\n")
-            + (bad if self.bad_files else "")
-            + f"Weights: {self.exported.folder}, verified: loaded by {self.exported.consumer}, outputs within "
-            f"{self.exported.max_difference:.1g}. Load them with\n\n{self.exported.snippet}"
-            + (f"\n\nDetector: {self.detector}; fine-tune it with ssl-vit eval detection" if self.detector else "")
-        )
 
 
 def resolve(config: RunConfig) -> tuple[RunConfig, list[Decision]]:
@@ -106,7 +75,7 @@ def pretrain(config: RunConfig, out: Path | str, *, resume: bool = False, overwr
     else:
         die_with_parent()
     if (out / "COMPLETE").exists() and resume:
-        return _completed(out)
+        return completed(out)
     source = open_source(config.data.path)
     weights = None if resume else _weights(config)  # a run that is resumed has them in its checkpoint
     resolved, decisions = resolve_config(config, gather_facts(source), weights)
@@ -194,7 +163,9 @@ class _Run:
             )
         if not first:
             raise SystemExit(0)  # the first rank writes what remains to be written
-        return self._finish(health.verdict, len(loader.bad.files))
+        if self.regions is not None:
+            self._draw_regions()
+        return finish(self.config, self.method, self.out, self.total, health.verdict, len(loader.bad.files))
 
     def _again(self) -> str:
         return f"ssl-vit pretrain {shlex.quote(self.config.data.path)} --out {shlex.quote(str(self.out))} --resume"
@@ -213,11 +184,11 @@ class _Run:
 
     def _draw_regions(self) -> None:
         """What was proposed, what the detector finds by now, and what its queries look at, on some images."""
-        detector, train, data = self.method.detector(), self.config.train, self.config.data
+        detector, mean, std = self.method.detector(), settled(self.config.data.mean), settled(self.config.data.std)
         if detector is None:
             return
-        mean, std = settled(data.mean), settled(data.std)
-        images, boxes = to_views(next(iter(self._loader(1, train.seed, world=1))), mean, std, self.module.device)
+        batch = next(iter(self._loader(1, self.config.train.seed, world=1)))
+        images, boxes = to_views(batch, mean, std, self.module.device)
         draw_regions(detector, images[:8], boxes[:8], (mean, std), self.out / "regions.png")
         draw_gaze(detector, images[:4], (mean, std), self.out / "queries.png")
 
@@ -267,7 +238,7 @@ class _Run:
             return []
         size, data = settled(self.config.backbone.image_size), self.config.data
         readout = Readout(size, settled(data.mean), settled(data.std))
-        score = OnlineScore(self.source, open_source(self.config.data.val), readout, _role(self.method))
+        score = OnlineScore(self.source, open_source(self.config.data.val), readout, role(self.method))
         every = max(1, round(settled(self.config.health.knn_every) * self.per_epoch))
 
         def scored(backbone: Backbone) -> tuple[dict[str, float], Protocol]:
@@ -299,44 +270,6 @@ class _Run:
             num_sanity_val_steps=0,
         )
 
-    def _finish(self, verdict: Verdict | None, bad_files: int) -> RunResult:
-        folder = self.out / "export"
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed after exporting
-        backbone, data = self.method.exported(), self.config.data
-        assert isinstance(backbone, TimmBackbone)  # the one adapter
-        backbone.info = replace(backbone.info, mean=settled(data.mean), std=settled(data.std))
-        exported = hand_over(backbone, folder, "timm", self._description(verdict, bad_files))
-        detector = self.method.detector()
-        if detector is not None:
-            config = timm.config(backbone, settled(data.mean), settled(data.std), {})
-            write_atomically(folder / FILE, lambda path: save(detector, path, config))
-            self._draw_regions()
-        result = RunResult(self.out, self.total, verdict, bad_files, exported, detector_of(self.out))
-        summary = {"steps": self.total, "verdict": verdict._asdict() if verdict else None, "bad_files": bad_files}
-        write_atomically(self.out / "COMPLETE", lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
-        return result
-
-    def _description(self, verdict: Verdict | None, bad_files: int) -> dict[str, Any]:
-        """What the weights were made of and how good they are, without a path of this machine."""
-        settings = self.config.model_dump(mode="json")
-        for key in ("path", "val"):
-            del settings["data"][key]
-        if (start := settings["backbone"]["weights"]) is not None and not is_hub_id(start):
-            settings["backbone"]["weights"] = Path(start).name
-        scanned = json.loads((self.out / "data.json").read_text())
-        return {
-            "version": ssl_vit.__version__,
-            "method": self.config.method.name,
-            "encoder": _role(self.method),
-            "steps": self.total,
-            "data": {key: scanned[key] for key in ("images", "bytes", "types", "sides")} | {"unreadable": bad_files},
-            "evaluation": {
-                "health": verdict.sentence if verdict else "not checked",
-                **last_knn(self.out / "metrics.jsonl"),
-            },
-            "settings": settings,
-        }
-
 
 def build_method(config: RunConfig, weights: Inspection | None = None) -> Method:
     """The method around its backbone with these weights, or random ones from torch's current seed.
@@ -362,15 +295,3 @@ def build_method(config: RunConfig, weights: Inspection | None = None) -> Method
 def _weights(config: RunConfig) -> Inspection | None:
     """What the run is to start from, read and not yet loaded."""
     return inspect(config.backbone.weights) if config.backbone.weights is not None else None
-
-
-def _role(method: Method) -> str:
-    """Which of a method's networks is exported and scored: what is trained is the student."""
-    return "student" if any(weight.requires_grad for weight in method.exported().parameters()) else "teacher"
-
-
-def _completed(out: Path) -> RunResult:
-    done: dict[str, Any] = json.loads((out / "COMPLETE").read_text())
-    verdict = Verdict(**done["verdict"]) if done["verdict"] else None
-    print(f"{out}: already complete, nothing to resume")
-    return RunResult(out, done["steps"], verdict, done["bad_files"], export(out), detector_of(out))

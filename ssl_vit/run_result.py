@@ -1,0 +1,98 @@
+"""What a finished run hands over: the backbone, checked, the detector where one was trained, and a word on both."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ssl_vit
+from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.checkpoints.hub import is_hub_id
+from ssl_vit.config import RunConfig
+from ssl_vit.detectors.files import FILE, detector_of, save
+from ssl_vit.export import timm
+from ssl_vit.export.api import ExportResult, export, hand_over
+from ssl_vit.methods.base_config import settled
+from ssl_vit.methods.method import Method
+from ssl_vit.training.callbacks import last_knn
+from ssl_vit.training.checkpoint import write_atomically
+from ssl_vit.training.health import Verdict
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run leaves."""
+
+    folder: Path
+    steps: int
+    verdict: Verdict | None
+    bad_files: int
+    exported: ExportResult
+    detector: Path | None = None  # of a method that pretrains one
+
+    def __str__(self) -> str:
+        bad = f"{self.bad_files} files could not be read: see {self.folder / 'bad_images.jsonl'}\n"
+        return (
+            f"{self.folder}: {self.steps} steps done. "
+            + (f"Verdict: {self.verdict.kind}. {self.verdict.sentence}\n" if self.verdict else "\n")
+            + (bad if self.bad_files else "")
+            + f"Weights: {self.exported.folder}, verified: loaded by {self.exported.consumer}, outputs within "
+            f"{self.exported.max_difference:.1g}. Load them with\n\n{self.exported.snippet}"
+            + (f"\n\nDetector: {self.detector}; fine-tune it with ssl-vit eval detection" if self.detector else "")
+        )
+
+
+def finish(
+    config: RunConfig, method: Method, out: Path, steps: int, verdict: Verdict | None, bad_files: int
+) -> RunResult:
+    """Export, and then say that the run is complete."""
+    folder, data = out / "export", config.data
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed after exporting
+    backbone, detector = method.exported(), method.detector()
+    assert isinstance(backbone, TimmBackbone)  # the one adapter
+    backbone.info = replace(backbone.info, mean=settled(data.mean), std=settled(data.std))
+    exported = hand_over(backbone, folder, "timm", _description(config, method, out, steps, verdict, bad_files))
+    if detector is not None:
+        settings = timm.config(backbone, settled(data.mean), settled(data.std), {})
+        write_atomically(folder / FILE, lambda path: save(detector, path, settings))
+    result = RunResult(out, steps, verdict, bad_files, exported, detector_of(out))
+    summary = {"steps": steps, "verdict": verdict._asdict() if verdict else None, "bad_files": bad_files}
+    write_atomically(out / "COMPLETE", lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
+    return result
+
+
+def completed(out: Path) -> RunResult:
+    """Of a run that was complete before."""
+    done: dict[str, Any] = json.loads((out / "COMPLETE").read_text())
+    verdict = Verdict(**done["verdict"]) if done["verdict"] else None
+    print(f"{out}: already complete, nothing to resume")
+    return RunResult(out, done["steps"], verdict, done["bad_files"], export(out), detector_of(out))
+
+
+def role(method: Method) -> str:
+    """Which of a method's networks is exported and scored: what is trained is the student."""
+    return "student" if any(weight.requires_grad for weight in method.exported().parameters()) else "teacher"
+
+
+def _description(
+    config: RunConfig, method: Method, out: Path, steps: int, verdict: Verdict | None, bad_files: int
+) -> dict[str, Any]:
+    """What the weights were made of and how good they are, without a path of this machine."""
+    settings = config.model_dump(mode="json")
+    for key in ("path", "val"):
+        del settings["data"][key]
+    if (start := settings["backbone"]["weights"]) is not None and not is_hub_id(start):
+        settings["backbone"]["weights"] = Path(start).name
+    scanned = json.loads((out / "data.json").read_text())
+    return {
+        "version": ssl_vit.__version__,
+        "method": config.method.name,
+        "encoder": role(method),
+        "steps": steps,
+        "data": {key: scanned[key] for key in ("images", "bytes", "types", "sides")} | {"unreadable": bad_files},
+        "evaluation": {"health": verdict.sentence if verdict else "not checked", **last_knn(out / "metrics.jsonl")},
+        "settings": settings,
+    }
