@@ -90,9 +90,8 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, metavar="RUN", help="instead of pretraining")
     parser.add_argument("--epochs", type=int, default=60, help="of pretraining (60)")
     parser.add_argument("--one-class", action="store_true")
-    parser.add_argument("--steps", type=int, default=600, help="of each detector (600)")
+    parser.add_argument("--steps", type=int, default=400, help="of each detector (400)")
     parser.add_argument("--size", type=int, default=96, help="pixels a side (96)")
-    parser.add_argument("--lr", type=float, default=2e-3, help="of detectors (2e-3)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of pretraining")
     args = parser.parse_args()
     logging.basicConfig(format="%(message)s")
@@ -115,7 +114,6 @@ def main() -> None:
         share=(10.0, 100.0),
         steps=args.steps,
         size=args.size,
-        lr=args.lr,
     )
     minutes, of_cpu = (time.monotonic() - started) / 60, (cpu_seconds() - computed) / 60
     print(f"{table(result)}\neval detection took {minutes:.1f} min, {of_cpu:.1f} min of one core", flush=True)

@@ -21,7 +21,7 @@ from ssl_vit.detectors.detector import Found
 from ssl_vit.detectors.files import detector_of, load
 from ssl_vit.detectors.finder import Finder, SetFinder
 from ssl_vit.detectors.table import BUILDERS
-from ssl_vit.eval.detection_data import canvas, check_outlines, check_same_classes, fingerprint, open_boxes
+from ssl_vit.eval.detection_data import canvas, check_outlines, fingerprint, numbered_alike, open_boxes
 from ssl_vit.eval.detection_loop import CLIP, WARMUP, WEIGHT_DECAY, Recipe, fit
 from ssl_vit.eval.detection_summary import summary
 from ssl_vit.eval.job import Job, Outcome
@@ -92,14 +92,17 @@ class Trial:
             finder = self.begin(arm, seed)
             title = f"{self.detector} {WORDS[arm]}, {share:g} %, seed {seed}"
             fit(finder, data, chosen, recipe, checkpoint=unfinished.checkpoint(name), title=title)
-            scores, examples = self.scored(finder)
-            log.info("%s: mAP %.2f, mAP50 %.2f", title, scores["mAP"], scores["mAP50"])
-            unfinished.finish(name, {"scores": scores, "examples": examples})
+            result = self.scored(finder)
+            log.info("%s: mAP %.2f, mAP50 %.2f", title, result["scores"]["mAP"], result["scores"]["mAP50"])
+            unfinished.finish(name, result)
         found: dict[str, Any] = unfinished.done[name]
         return found
 
-    def scored(self, finder: Finder) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """On val, in pixels of the original images; masks on the canvas."""
+    def scored(self, finder: Finder) -> dict[str, Any]:
+        """On val, in pixels of the original images; masks on the canvas.
+
+        "scores" in percent, "examples" of what was found, and how many images were "read".
+        """
         data = DetectionDataset(self.val, self.size, training=False, masks=self.masks)
         loader = scenes_in_order(data, batch_size=self.batch, workers=worker_count(None, len(data)))
         found, seen, examples = list[Found](), list[int](), list[dict[str, Any]]()
@@ -114,13 +117,12 @@ class Trial:
                     if len(examples) < EXAMPLES:
                         examples.append(self._example(found[-1], scene.index))
                 advance(self.batch)
-        self.job.sides["val"] = Side(len(seen), len(self.val) - len(seen), fingerprint(self.val))
         boxes = mean_average_precision(found, [self.val.objects[index] for index in seen])
         scores = {"mAP": boxes.map, "mAP50": boxes.map50, "mAP75": boxes.map75}
         if masks is not None:
             outlined = masks.scores()
             scores |= {"mask_mAP": outlined.map, "mask_mAP50": outlined.map50, "mask_mAP75": outlined.map75}
-        return scores, examples
+        return {"scores": scores, "examples": examples, "read": len(seen)}
 
     def _example(self, found: Found, index: int) -> dict[str, Any]:
         """Plain values, for the picture."""
@@ -155,7 +157,7 @@ def score(
     trial = _trial(job, detector, size, batch, lr, backbone_lr, train_images, val_images)
     settings = {
         "detector": detector,
-        "canvas": trial.size,
+        "transform": f"the whole image on a canvas of {trial.size} x {trial.size} pixels",
         "seeds": list(seeds),
         "share": list(share),
         "steps": {f"{part:g}%": _steps(steps, max(1, round(part / 100 * len(trial.train))), batch) for part in share},
@@ -172,6 +174,8 @@ def score(
         for part in share:
             for arm in trial.arms:
                 runs.setdefault((arm, part), []).append(trial.run(arm, part, seed, steps, unfinished))
+    read, val = runs["scratch", share[0]][0]["read"], trial.val
+    job.sides["val"] = Side(read, len(val.missing) + len(val) - read, job.sides["val"].sha256)
     scores = {
         f"{part:g}%": summary(**{arm: [run["scores"] for run in runs[arm, part]] for arm in trial.arms})
         for part in share
@@ -193,7 +197,7 @@ def _trial(
     train, val = (
         open_boxes(job.folders[side], images, side) for side, images in (("train", train_images), ("val", val_images))
     )
-    check_same_classes(train, val)
+    val = numbered_alike(val, train)
     masks = detector == "mask_rcnn"
     if masks:
         for side, annotations in (("train", train), ("val", val)):

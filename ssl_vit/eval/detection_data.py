@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from ssl_vit.errors import UserError
 
 MOST = 640  # pixels a side where nothing is asked for
 COARSEST = 32  # stride of the coarsest map of a pyramid network
+_SHOWN = 5  # classes in a message
 
 log = logging.getLogger("ssl_vit")
 
@@ -33,15 +35,22 @@ def open_boxes(path: Path, images: str, side: str) -> Annotations:
     return found
 
 
-def check_same_classes(train: Annotations, val: Annotations) -> None:
-    """UserError with the first class that differs."""
-    if train.classes == val.classes:
-        return
-    strange = sorted(set(train.classes) ^ set(val.classes))
-    told = f"{strange[0]!r} is in one alone" if strange else "the same ones in another order"
-    raise UserError(
-        f"--train has {len(train.classes)} classes, --val {len(val.classes)}: {told}; give both the same list"
-    )
+def numbered_alike(val: Annotations, train: Annotations) -> Annotations:
+    """Val with the numbers that train gives to classes of the same names; it need not have all of them.
+
+    Raises:
+        UserError: a box of a class that train doesn't have.
+    """
+    for name, count in val.counts().items():
+        if count and name not in train.classes:
+            known = ", ".join(train.classes[:_SHOWN]) + (" …" if len(train.classes) > _SHOWN else "")
+            raise UserError(
+                f"--val: {count} boxes of {name!r}, which --train doesn't have ({known}); give both one list"
+            )
+    places = {name: place for place, name in enumerate(train.classes)}
+    number = np.array([places.get(name, -1) for name in val.classes], dtype=np.int64)
+    objects = [each._replace(labels=number[each.labels]) for each in val.objects]
+    return replace(val, classes=train.classes, objects=objects)
 
 
 def check_outlines(annotations: Annotations, path: Path, side: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torchvision.ops import box_iou
 
@@ -169,3 +170,27 @@ def test_patches_that_are_no_power_of_two_are_resized():
     body = BackboneWithFPN(trunk, 8)
     assert body.strides == (4, 8, 16, 32, 64)
     assert [m.shape[-1] for m in body(torch.zeros(1, 3, 224, 224)).values()] == [56, 28, 14, 7, 4]
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "retinanet", "mask_rcnn"])
+def test_large_canvases_have_what_torchvision_has(name):
+    """Widths, anchors and regions of its own detectors with a feature pyramid network."""
+    ours = BUILDERS[name](backbone("resnet18"), 2, 416).model
+    theirs = getattr(torchvision.models.detection, f"{name.replace('_', '')}_resnet50_fpn")(
+        weights=None, weights_backbone=None
+    )
+    anchors = [getattr(m, "anchor_generator", None) or m.rpn.anchor_generator for m in (ours, theirs)]
+    assert anchors[0].aspect_ratios == anchors[1].aspect_ratios
+    for own, other in zip(anchors[0].sizes, anchors[1].sizes, strict=True):
+        assert own == pytest.approx(other, rel=0.02)
+    expected, shapes = ({k: v.shape for k, v in m.state_dict().items() if ".body." not in k} for m in (theirs, ours))
+    of_classes_or_backbone = (
+        "predictor.cls",
+        "predictor.bbox",
+        "predictor.mask",
+        "cls_logits",
+        "fpn.inner",
+        "fpn.extra",
+    )
+    same = {key for key in expected if not any(part in key for part in of_classes_or_backbone)}
+    assert {key: shapes[key] for key in same} == {key: expected[key] for key in same}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from ssl_vit.data.detection import DetectionDataset
 from ssl_vit.detectors.detector import Found
 from ssl_vit.detectors.table import BUILDERS
 from ssl_vit.eval import detection, detection_loop
-from ssl_vit.eval.detection_data import canvas, check_same_classes
+from ssl_vit.eval.detection_data import canvas, numbered_alike
 from ssl_vit.eval.detection_summary import summary
 from ssl_vit.eval.job import Job
 from ssl_vit.eval.unfinished import Unfinished
@@ -123,7 +124,11 @@ def test_another_question_does_not_go_on_with_what_is_unfinished(sets, tmp_path,
     ("break_", "more", "said"),
     [
         (lambda text: text[:-40], (), "no valid JSON"),
-        (lambda text: text.replace('"red"', '"blue"'), (), "--train has 2 classes, --val 2: 'blue' is in one alone"),
+        (
+            lambda text: text.replace('"red"', '"blue"'),
+            (),
+            "--val: 5 boxes of 'blue', which --train doesn't have (red, green)",
+        ),
         (lambda text: text.replace('"file_name"', '"name"'), (), "has no file_name that is a str"),
         (lambda text: text.replace("0.png", "x.png"), ("--val-images", "no"), "no images: 5 are annotated and none"),
         (str, ("--size", "65"), "--size 65: resnet18 under a pyramid takes multiples of 32; try --size 64"),
@@ -173,7 +178,8 @@ class Perfect:
 
 
 def test_what_is_found_is_scored_in_pixels_of_the_original(trial):
-    scores, examples = trial.scored(Perfect())
+    result = trial.scored(Perfect())
+    scores, examples = result["scores"], result["examples"]
     assert all(value == pytest.approx(100) for value in scores.values())
     assert set(scores) == {"mAP", "mAP50", "mAP75", "mask_mAP", "mask_mAP50", "mask_mAP75"}
     for example in examples:
@@ -237,4 +243,14 @@ def test_the_canvas_is_as_large_as_the_images_are(sets):
     info = create_backbone("resnet18", model_args=ARGS).info
     longest = np.median([max(size) for size in train.sizes])
     assert canvas(info, train, "auto") == 32 * -(-longest // 32)
-    check_same_classes(train, train)
+
+
+def test_classes_of_val_are_told_by_their_names(sets):
+    """As Pascal VOC's folders have them: those that occur, in the order of the alphabet."""
+    train, val = open_annotations(sets["train"]), open_annotations(sets["val"])
+    turned = replace(val, classes=("green", "red"), objects=[o._replace(labels=1 - o.labels) for o in val.objects])
+    few = replace(turned, classes=("green",), objects=[o._replace(labels=o.labels * 0) for o in val.objects])
+    for other, expected in ((turned, val.counts()), (few, {"red": 0, "green": 10})):
+        found = numbered_alike(other, train)
+        assert found.classes == ("red", "green")
+        assert found.counts() == expected
