@@ -44,7 +44,7 @@ DETREG = {
     "method.crop_size": 32,
     "backbone.image_size": SIZE,
     "train.batch_size": 16,
-    "train.epochs": 16,
+    "train.epochs": 12,
 }
 
 
@@ -105,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenes", type=Path, metavar="SCENES")
     parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--steps", type=int, default=500, help="of each fine-tuning")
+    parser.add_argument("--steps", type=int, default=400, help="of each fine-tuning")
     parser.add_argument("--lr", type=float, default=5e-4, help="of fine-tuning")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of DETReg's run")
     parser.add_argument("--figure", type=Path, metavar="FILE")
