@@ -63,7 +63,12 @@ class Trap(NamedTuple):
 
 def start(argv: list[str], log: Path, *traps: Trap) -> ForkServerProcess:
     """A process of its own that runs the command; what it says goes to the end of ``log``."""
-    process = _fork.Process(target=_run, args=(argv, str(log), traps))
+    return process_of(_run, argv, str(log), traps)
+
+
+def process_of(target: Callable[..., None], *args: object) -> ForkServerProcess:
+    """A process of its own that calls a function."""
+    process = _fork.Process(target=target, args=args)
     process.start()
     return process
 

@@ -12,6 +12,7 @@ from ssl_vit.cli.evaluate import embed, evaluate
 from ssl_vit.cli.export import export, inspect
 from ssl_vit.cli.listing import list_names
 from ssl_vit.cli.matrix import matrix
+from ssl_vit.cli.pack import pack
 from ssl_vit.cli.parser import Parser, nearest, new, say
 from ssl_vit.cli.pretrain import pretrain
 from ssl_vit.errors import UserError
@@ -63,6 +64,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "export": export,
     "inspect": inspect,
     "embed": embed,
+    "pack": pack,
     "list": list_names,
     "matrix": matrix,
     "demo": demo,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ssl_vit.checkpoints.hub import is_hub_id
 from ssl_vit.config.schema import RunConfig
-from ssl_vit.data.shards import expand, is_shards
+from ssl_vit.data.patterns import expand, is_shards
 from ssl_vit.errors import UserError
 
 

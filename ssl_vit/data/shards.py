@@ -7,25 +7,23 @@ those of a folder, whatever the number of archives, ranks and workers.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
-import re
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssl_vit.data.decode import Member
+from ssl_vit.data.files import write_whole
 from ssl_vit.data.remote import is_url, open_url, url_state
 from ssl_vit.data.source import EXTENSIONS, Source, build, extension
 from ssl_vit.data.tar import DamagedTar, entries
 from ssl_vit.errors import UserError
 
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _FORMAT = 1  # of the remembered headers
 
 
@@ -46,40 +44,6 @@ class ShardSource(Source):
         """The place in the archive."""
         archive = self.archives[self._archive[index]]
         return Member(archive, int(self._offsets[index]), int(self._sizes[index]), super().name(index))
-
-
-def is_shards(path: str) -> bool:
-    """Whether a text names archives: one (.tar), several by braces, or a URL.
-
-    >>> is_shards("train-{000..009}.tar"), is_shards("photos")
-    (True, False)
-    """
-    return path.endswith(".tar")
-
-
-def expand(pattern: str) -> list[str]:
-    """The archives that a pattern with braces names, in order; UserError where a local one is missing.
-
-    >>> expand("s3://mine/{train,val}-{08..10}.tar")[:4]
-    ['s3://mine/train-08.tar', 's3://mine/train-09.tar', 's3://mine/train-10.tar', 's3://mine/val-08.tar']
-    """
-    pieces = re.split(r"\{([^{}]*)\}", pattern) if not os.path.exists(pattern) else [pattern]
-    choices = [[piece] if i % 2 == 0 else _choices(piece, pattern) for i, piece in enumerate(pieces)]
-    files = ["".join(parts) for parts in itertools.product(*choices)]
-    missing = [file for file in files if not is_url(file) and not os.path.isfile(file)]
-    if missing:
-        found = f"{len(missing)} of {len(files)} archives missing, the first is" if len(files) > 1 else "no such file:"
-        raise UserError(f"{pattern}: {found} {missing[0]}; name archives that are there")
-    return files
-
-
-def _choices(text: str, pattern: str) -> list[str]:
-    if (found := _RANGE.fullmatch(text)) is None:
-        return text.split(",")
-    first, last = found.groups()
-    if int(last) < int(first):
-        raise UserError(f"{pattern}: {{{text}}} counts down; write the smaller number first")
-    return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
 
 
 def open_shards(files: Sequence[str], root: str) -> ShardSource:
@@ -133,23 +97,20 @@ def _head(file: str) -> _Head:
     key = hashlib.sha256(f"{_FORMAT} {file if is_url(file) else os.path.abspath(file)} {state}".encode()).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssl_vit" / "shards" / f"{key}.npz"
     if cache.exists():
-        with np.load(cache, allow_pickle=False) as held:
-            names = held["names"].tobytes().split(b"\0")[:-1]
-            others, length, lost = held["counts"].tolist()
-            return _Head(names, held["offsets"], held["sizes"], others, length, lost, str(held["damage"]))
+        with np.load(cache, allow_pickle=False) as kept:
+            found = kept["names"].tobytes().split(b"\0")[:-1]
+            others, length, lost = kept["counts"].tolist()
+            return _Head(found, kept["offsets"], kept["sizes"], others, length, lost, str(kept["damage"]))
     head = _read_head(file)
+    names = np.frombuffer(b"".join(name + b"\0" for name in head.names), dtype=np.uint8)
+    counts, damage = np.array([head.others, head.length, head.lost]), np.array(head.damage)
+
+    def write(to: BinaryIO) -> None:
+        np.savez(to, names=names, offsets=head.offsets, sizes=head.sizes, counts=counts, damage=damage)
+
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache.parent, delete=False) as staged:
-            np.savez(
-                staged,
-                names=np.frombuffer(b"".join(name + b"\0" for name in head.names), dtype=np.uint8),
-                offsets=head.offsets,
-                sizes=head.sizes,
-                counts=np.array([head.others, head.length, head.lost]),
-                damage=np.array(head.damage),
-            )
-        os.replace(staged.name, cache)
+        write_whole(cache, write)
     except OSError:  # no place to remember it: it is read again the next time
         pass
     return head

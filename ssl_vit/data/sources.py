@@ -7,7 +7,9 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 
-from ssl_vit.data.shards import expand, is_shards, open_shards
+from ssl_vit.data.manifest import packed_archives
+from ssl_vit.data.patterns import expand, is_shards
+from ssl_vit.data.shards import open_shards
 from ssl_vit.data.source import EXTENSIONS, Found, Source, build, extension, require
 from ssl_vit.errors import UserError
 
@@ -40,7 +42,9 @@ def open_source(path: str | os.PathLike[str], outside_links: bool = False) -> So
 
 
 def _archives(root: str) -> list[str]:
-    """The tar files in a folder, where no image lies beside or below them."""
+    """Those that a folder's manifest lists; else the tar files in it, where no image lies beside or below them."""
+    if (packed := packed_archives(root)) is not None:
+        return packed
     found = sorted(entry.path for entry in os.scandir(root) if entry.name.endswith(".tar") and entry.is_file())
     if not found or any(
         extension(relative) in EXTENSIONS for _, relative in _walk(os.fsencode(root), False, Counter())

@@ -15,8 +15,8 @@ from ssl_vit.config import load_config
 from ssl_vit.config.paths import check_data
 from ssl_vit.data.decode import BadImage, decode, decode_bytes, image_size
 from ssl_vit.data.loader import StepSampler, build_loader
+from ssl_vit.data.patterns import expand
 from ssl_vit.data.plan import View, ViewPlan
-from ssl_vit.data.shards import expand
 from ssl_vit.data.sources import open_source
 from ssl_vit.data.tar import DamagedTar, entries
 from ssl_vit.errors import RunFailed, UserError

@@ -1,0 +1,30 @@
+"""``ssl-vit pack``: many small files become few large ones."""
+
+from __future__ import annotations
+
+import argparse
+
+from ssl_vit.cli.parser import Parser, existing, new, say
+
+
+def pack(argv: list[str]) -> None:
+    """Pack a folder of images into tar archives, which are read quicker from slow storage."""
+    parser = Parser("pack", str(pack.__doc__))
+    parser.add_argument("data", metavar="DATA", type=existing, help="folder of images, or a list of them (.txt)")
+    parser.add_argument("--to", type=new, metavar="DIR", required=True, help="folder to make")
+    words = "shorten short sides above N pixels to N (JPEG, quality 95); others are kept as they are"
+    parser.add_argument("--size", type=_pixels, metavar="N", help=words)
+    args = parser.parse(argv)
+    from ssl_vit.data.pack import pack as script
+    from ssl_vit.data.sources import open_source
+
+    made = script(open_source(args.data), args.to, args.size)
+    left_out = f"; {len(made['left_out'])} unreadable ones left out" if made["left_out"] else ""
+    what = f"{made['images']} images in {len(made['shards'])} archives, {made['bytes'] / 1e9:.2f} GB{left_out}"
+    say(f"{args.to}: {what}. Use it as a folder of images: ssl-vit pretrain {args.to} --out RUN")
+
+
+def _pixels(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected pixels, a whole number")
+    return int(text)
