@@ -86,6 +86,9 @@ def _description(
         del settings["data"][key]
     if (start := settings["backbone"]["weights"]) is not None and not is_hub_id(start):
         settings["backbone"]["weights"] = Path(start).name
+    for key, file in settings["method"].items():
+        if key.endswith("_weights") and file is not None:
+            settings["method"][key] = Path(file).name
     scanned = json.loads((out / "data.json").read_text())
     return {
         "version": ssl_vit.__version__,

@@ -16,6 +16,7 @@ from ssl_vit.config import load_config
 from ssl_vit.detectors.files import FILE, load
 from ssl_vit.eval import detection
 from ssl_vit.eval.job import Job
+from ssl_vit.proposals.store import Proposals
 from ssl_vit.training.checkpoint import newest_checkpoint, sha256
 from tests.eval.test_detection import painted
 from tests.methods.settings import COMMON, SMALL
@@ -38,6 +39,7 @@ def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> experiment.
     dino = {key: value for key, value in dino.items() if key not in {f"method.{k}" for k in SMALL["detreg"]}}
     experiment.pretrain(load_config(flags=dino), folder / "dino")
     flags = settings(pictures, **{"backbone.weights": str(folder / "dino"), "backbone.drop_path": 0.0})
+    flags |= {"method.proposals": "patches", "method.proposals_weights": str(folder / "dino")}
     for key in ("backbone.name", "backbone.args", "backbone.image_size"):
         del flags[key]
     return experiment.pretrain(load_config(flags=flags), folder / "run")
@@ -63,7 +65,12 @@ def test_the_detector_is_exported_whole(run: experiment.RunResult) -> None:
 
 
 def test_its_regions_are_kept_and_drawn(run: experiment.RunResult) -> None:
-    assert [path.suffix for path in (run.folder / "proposals").iterdir() if path.is_dir()] == [""]
+    """Those of the network that the settings name; the export says which, without a path of this machine."""
+    (kept,) = (path for path in (run.folder / "proposals").iterdir() if path.is_dir())
+    assert kept.name.startswith("patches-")
+    assert len(Proposals(kept)) == 48
+    described = json.loads((run.folder / "export" / "config.json").read_text())["ssl_vit"]
+    assert described["settings"]["method"]["proposals_weights"] == "dino"
     for name in ("regions.png", "queries.png"):
         with Image.open(run.folder / name) as picture:
             assert len(set(picture.convert("RGB").getdata())) > 100

@@ -53,7 +53,8 @@ class DETReg(Method):
 
     def regions(self) -> Prior:
         """What the configuration names."""
-        return create_prior(self.config.proposals, count=self.config.boxes)
+        own = {} if self.config.proposals_weights is None else {"weights": self.config.proposals_weights}
+        return create_prior(self.config.proposals, count=self.config.boxes, **own)
 
     def forward(self, batch: list[Tensor], progress: Progress) -> Step:
         """Batch: views [B, 3, S, S], and regions [B, K, 4], rows of nan where there are fewer."""

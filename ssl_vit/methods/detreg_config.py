@@ -50,8 +50,10 @@ class Config(MethodConfig):
 
     detector: Literal["deformable_detr", "detr"] = "deformable_detr"
     """Which detector is pretrained."""
-    proposals: Literal["selective_search", "random"] = "selective_search"
-    """What proposes regions (official: selective_search)."""
+    proposals: Literal["selective_search", "patches", "random"] = "selective_search"
+    """What proposes regions: selective search (official), patches that a pretrained network finds alike, or chance."""
+    proposals_weights: str | None = None
+    """Of that network, which may be the backbone: a run, or a file of weights; for method.proposals=patches."""
     boxes: Count = 30
     """Proposed regions of an image that are learnt, the best first (official: 30)."""
     queries: Auto[Count] = "auto"
@@ -100,7 +102,9 @@ class Config(MethodConfig):
         }
 
     def check(self, given: Situation) -> None:
-        """Sizes that fit each other and the backbone."""
+        """Sizes that fit each other and the backbone, and what the regions are made of."""
+        if (self.proposals == "patches") != (self.proposals_weights is not None):
+            raise UserError("method.proposals_weights: set it with method.proposals=patches, and only then")
         queries, dim, crop = settled(self.queries), settled(self.dim), settled(self.crop_size)
         if queries < self.boxes:
             raise UserError(

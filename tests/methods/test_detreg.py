@@ -208,6 +208,8 @@ def test_the_official_recipe_on_many_images_and_a_smaller_detector_on_few():
 @pytest.mark.parametrize(
     ("settings", "situation", "said"),
     [
+        ({"proposals": "patches"}, {}, "method.proposals_weights: set it with method.proposals=patches, and only then"),
+        ({"proposals_weights": "file"}, {}, "method.proposals_weights: set it with method.proposals=patches"),
         ({"queries": 2}, {}, "method.queries: 2 can't find 3 regions"),
         ({"dim": 40}, {}, "method.dim: 40; set a multiple of 64"),
         ({"crop_size": 24}, {}, "method.crop_size: 24 pixels, and the backbone takes multiples of 16"),
