@@ -16,12 +16,12 @@ from torchvision.ops import box_convert
 
 from ssl_vit.detectors.files import Pretrainable
 from ssl_vit.detectors.gaze import gaze, surest
-from ssl_vit.report.figures import ACCENT, STYLE, Image
+from ssl_vit.report.figures import ACCENT, SECOND, STYLE, Image
 from ssl_vit.report.regions import Colour, shown
 from ssl_vit.training.checkpoint import write_atomically
 
 QUERIES = 4  # of each image
-_AREA = 400.0  # of the largest dot, in points squared
+_AREA = 60.0  # of the largest dot, in points squared
 
 
 def draw_gaze(detector: Pretrainable, images: Tensor, colours: tuple[Colour, Colour], path: Path) -> None:
@@ -68,4 +68,5 @@ def _draw(axes: Axes, image: Image, points: Tensor, weights: Tensor, grid: tuple
 def _frame(axes: Axes, image: Image, box: Tensor) -> None:
     height, width = image.shape[:2]
     left, top, right, bottom = (box_convert(box.cpu(), "cxcywh", "xyxy") * torch.tensor([width, height] * 2)).tolist()
-    axes.add_patch(mpl.patches.Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="white"))
+    frame = mpl.patches.Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=SECOND, linewidth=2)
+    axes.add_patch(frame)
