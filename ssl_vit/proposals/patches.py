@@ -52,13 +52,13 @@ class PatchRegions(Prior):
     @property
     def side(self) -> int:
         """As large as the images that the network was built for."""
-        return max(self.network.info.size)
+        return max(self.size)
 
     def settings(self) -> dict[str, Any]:
         """What is in the file counts, wherever it lies; reads the network, so that workers find it read."""
         with weights_file(self.weights).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {**super().settings(), "weights": digest, "size": self.network.info.size}
+        return {**super().settings(), "weights": digest, "size": self.size}
 
     @cached_property
     def network(self) -> Backbone:
@@ -66,9 +66,18 @@ class PatchRegions(Prior):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return restore(self.weights, self.architecture).eval().requires_grad_(False).to(device)
 
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images that it was built for, pixels."""
+        return self.network.info.size
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What reads images elsewhere needs to know their size, and not the network."""
+        return {key: value for key, value in vars(self).items() if key != "network"} | {"size": self.size}
+
     def look(self, image: Pixels, index: int) -> Pixels:
         """The image as the network wants it, whatever its aspect: uint8 [3, H, W]."""
-        pixels: Pixels = resize(image, Box(0, 0, *image.shape[:2]), self.network.info.size).numpy()
+        pixels: Pixels = resize(image, Box(0, 0, *image.shape[:2]), self.size).numpy()
         return pixels
 
     @torch.inference_mode()

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from ssl_vit.data.bad import BadFiles, BadList
+from ssl_vit.data.bad import BadFiles, BadList, note_damage
 from ssl_vit.data.decode import BadImage, decode
 from ssl_vit.data.files import alone
 from ssl_vit.data.loader import TIMEOUT, watched, worker_count, worker_options
@@ -51,8 +51,9 @@ def propose(
 
     Raises:
         UserError: the folder holds something else.
-        RunFailed: more unreadable images than `max_bad`, or a process that reads was lost.
+        RunFailed: more unreadable images, or parts of archives, than `max_bad`, or a process that reads was lost.
     """
+    note_damage(source, max_bad)
     made = prior.settings()
     kept = Path(folder) / _name(prior, made | {"data": source.fingerprint})
     kept.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Regions of like patches: where they are known, and of an export against its own network."""
 
+import pickle
 import shutil
 
 import numpy as np
@@ -97,3 +98,12 @@ def test_weights_are_asked_for():
         create_prior("patches")
     with pytest.raises(UserError, match="no such file"):
         create_prior("patches", weights="nowhere.pth").settings()
+
+
+def test_processes_that_read_need_no_network(export):
+    prior = create_prior("patches", weights=str(export))
+    image = np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8)
+    elsewhere = pickle.loads(pickle.dumps(prior))
+    np.testing.assert_array_equal(elsewhere.look(image, 0), prior.look(image, 0))
+    assert "network" not in vars(elsewhere)
+    np.testing.assert_array_equal(elsewhere(image), prior(image))
