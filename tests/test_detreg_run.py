@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from ssl_vit.proposals.store import Proposals
 from ssl_vit.training.checkpoint import newest_checkpoint, sha256
 from tests.eval.test_detection import painted
 from tests.methods.settings import COMMON, SMALL
+from tests.runs import Trap, finish, rows, start, steps_done, wait_for
 
 
 class Killed(BaseException):
@@ -127,3 +129,25 @@ def test_a_random_backbone_is_said_loudly(pictures: Path, tmp_path: Path, monkey
     result = experiment.pretrain(load_config([tmp_path / "run" / "config.yaml"]), tmp_path / "run", resume=True)
     assert result.detector is not None
     assert result.detector.is_file()
+
+
+@pytest.mark.fault
+def test_killed_while_it_proposes_and_while_it_learns_it_ends_with_the_same_detector(
+    pictures: Path, tmp_path: Path
+) -> None:
+    """By SIGKILL, in processes of their own, with the default regions; to the bit."""
+    flags = settings(pictures) | {"method.proposals": "selective_search"}
+    del flags["data.path"]
+    sets = [word for key, value in flags.items() for word in ("--set", f"{key}={value}")]
+    said, whole, out = tmp_path / "said", tmp_path / "whole", tmp_path / "run"
+    assert finish(["pretrain", str(pictures / "train"), "--out", str(whole), *sets], said) == 0, said.read_text()
+    run = start(["pretrain", str(pictures / "train"), "--out", str(out), *sets], said)
+    wait_for(lambda: (out / "proposals").is_dir())
+    run.kill()
+    run.join()
+    assert not steps_done(out)
+    resume = ["pretrain", str(pictures / "train"), "--out", str(out), "--resume"]
+    assert finish(resume, said, Trap(signal.SIGKILL, step=5)) == -signal.SIGKILL, said.read_text()
+    assert finish(resume, said) == 0, said.read_text()
+    assert rows(out) == rows(whole)
+    assert (out / "export" / FILE).read_bytes() == (whole / "export" / FILE).read_bytes()
