@@ -65,13 +65,11 @@ class DETReg(Method):
         losses = self.loss(said, targets, matched)
         loss = torch.stack(list(losses.values())).sum()
         parts = {f"{name}_loss": part.detach() for name, part in losses.items()}
+        parts |= measured(said, targets, matched)
         if len(images) > 1:
-            parts["blind_loss"] = self.blind_loss(said, targets)
-        overlaps = matched_overlaps(said.boxes.detach(), targets, matched)
-        parts["regions"] = loss.new_tensor(len(overlaps) / len(images))
-        if not len(overlaps):
+            parts |= {f"blind_{name}": value for name, value in self.blind(said, targets).items()}
+        if not parts["regions"]:
             return Step(loss, parts)
-        parts |= {"overlap": overlaps.mean(), "found": (overlaps >= FOUND).float().mean()}
         assert said.embeddings is not None
         vectors = torch.cat([own[query] for own, (query, _) in zip(said.embeddings, matched, strict=True)])
         return Step(loss, parts, vectors.detach())
@@ -97,17 +95,23 @@ class DETReg(Method):
         return torch.cat(seen) if len(crops) else images.new_empty(0, backbone.info.dim)
 
     @torch.no_grad()
-    def blind_loss(self, said: Predictions, targets: list[Target]) -> Tensor:
-        """What the same answers cost where each is given for another image, the next of the batch."""
-        return torch.stack(list(self.loss(said, targets[1:] + targets[:1]).values())).sum()
+    def blind(self, said: Predictions, targets: list[Target]) -> dict[str, Tensor]:
+        """The loss, and what is found, where each answer is given for another image: the next of the batch."""
+        others = targets[1:] + targets[:1]
+        matched = self.loss.match(said.logits, said.boxes, others)
+        loss = torch.stack(list(self.loss(said, others, matched).values())).sum()
+        return {"loss": loss} | measured(said, others, matched)
 
     def remark(self, parts: dict[str, float]) -> str:
         """How many regions are found, and how well."""
         if "found" not in parts:
             return "No region was proposed; choose other method.proposals."
+        blind = (
+            f"; by the answers for other images {100 * parts['blind_found']:.0f} %" if "blind_found" in parts else ""
+        )
         return (
-            f"Of {parts['regions']:.1f} regions an image {100 * parts['found']:.0f} % are found (IoU {FOUND} or more; "
-            f"on average {parts['overlap']:.2f})."
+            f"Of {parts['regions']:.1f} regions an image {100 * parts['found']:.0f} % are found (IoU {FOUND} or more, "
+            f"{parts['overlap']:.2f} on average{blind})."
         )
 
     def exported(self) -> Backbone:
@@ -119,9 +123,14 @@ class DETReg(Method):
         return self.network
 
 
-def matched_overlaps(boxes: Tensor, targets: list[Target], matched: list[Pairs]) -> Tensor:
-    """IoU of each matched pair, [R], image by image; boxes: [B, Q, 4] as the detector says them."""
-    found = torch.cat([own[query] for own, (query, _) in zip(boxes, matched, strict=True)]).float()
+@torch.no_grad()
+def measured(said: Predictions, targets: list[Target], matched: list[Pairs]) -> dict[str, Tensor]:
+    """ "regions" an image; where there are any, the mean "overlap" (IoU) of matched pairs, and the share "found"."""
+    found = torch.cat([own[query] for own, (query, _) in zip(said.boxes, matched, strict=True)]).float()
     wanted = torch.cat([target.boxes[index] for target, (_, index) in zip(targets, matched, strict=True)])
-    pairs: Tensor = box_iou(box_convert(found, "cxcywh", "xyxy"), box_convert(wanted, "cxcywh", "xyxy"))
-    return pairs.diagonal()
+    parts = {"regions": found.new_tensor(len(found) / len(targets))}
+    if len(found):
+        pairs: Tensor = box_iou(box_convert(found, "cxcywh", "xyxy"), box_convert(wanted, "cxcywh", "xyxy"))
+        overlaps = pairs.diagonal()
+        parts |= {"overlap": overlaps.mean(), "found": (overlaps >= FOUND).float().mean()}
+    return parts

@@ -13,7 +13,7 @@ from ssl_vit.detectors.detector import Predictions
 from ssl_vit.detectors.losses import Target
 from ssl_vit.errors import UserError
 from ssl_vit.methods.base_config import Situation
-from ssl_vit.methods.detreg import DETReg, matched_overlaps
+from ssl_vit.methods.detreg import DETReg, measured
 from ssl_vit.methods.detreg_config import Config
 from ssl_vit.methods.method import Progress
 from ssl_vit.training.health import Vitals, diagnose
@@ -118,20 +118,23 @@ def test_not_to_look_costs_what_the_same_answers_cost_for_other_images():
     seeing = Predictions(
         torch.zeros(2, 1, 1), torch.stack([t.boxes for t in targets]), (), torch.stack([t.embeddings for t in targets])
     )
-    own, blind = sum(learner.loss(seeing, targets).values()), learner.blind_loss(seeing, targets)
+    own, blind = sum(learner.loss(seeing, targets).values()), learner.blind(seeing, targets)["loss"]
     # Half the image away both ways: L1 1 times 5, no embedding in common, GIoU -(0.64 - 0.18) / 0.64 instead of 1.
     assert blind.item() - own.item() == pytest.approx(5 + 1 + 2 * (1 + 0.46 / 0.64), rel=1e-5)
     assert "blind_loss" not in learner([images[:1], boxes[:1]], START).parts, "there is no other image"
 
 
-def test_overlaps_of_matched_pairs():
+def test_what_is_found_of_matched_pairs():
     targets = [
         Target(torch.tensor([[0.5, 0.5, 0.4, 0.4]]), torch.tensor([0])),
         Target(torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.5, 0.5, 0.2, 0.2]]), torch.tensor([0, 0])),
     ]
-    said = torch.tensor([[[0.5, 0.5, 0.4, 0.2], [0.0] * 4], [[0.6, 0.5, 0.2, 0.2], [0.2, 0.2, 0.2, 0.2]]])
+    said = torch.tensor([[[0.5, 0.5, 0.4, 0.2001], [0.0] * 4], [[0.6, 0.5, 0.2, 0.2], [0.2, 0.2, 0.2, 0.2]]])
     pairs = [(torch.tensor([0]), torch.tensor([0])), (torch.tensor([0, 1]), torch.tensor([1, 0]))]
-    assert matched_overlaps(said, targets, pairs).tolist() == pytest.approx([0.5, 1 / 3, 1.0], rel=1e-5)
+    parts = measured(Predictions(said[..., :1], said), targets, pairs)
+    assert parts["overlap"].item() == pytest.approx((0.5 + 1 / 3 + 1.0) / 3, rel=1e-3)
+    assert parts["found"].item() == pytest.approx(2 / 3)
+    assert parts["regions"].item() == 1.5
 
 
 @pytest.mark.parametrize("detector", ["deformable_detr", "detr"])
@@ -223,7 +226,7 @@ def test_sizes_that_do_not_fit_are_refused(settings, situation, said):
 
 def test_the_verdict_says_what_is_found():
     learner = method()
-    parts = {"regions": 21.5, "found": 0.42, "overlap": 0.47}
+    parts = {"regions": 21.5, "found": 0.42, "overlap": 0.47, "blind_found": 0.08}
     history = [
         Vitals(step, 0, loss, None, 0.9, 20.0, blind_loss=9.0, remark=learner.remark(parts))
         for step, loss in ((10, 8.0), (20, 7.0), (30, 6.0))
@@ -231,7 +234,8 @@ def test_the_verdict_says_what_is_found():
     assert diagnose(history, Config.advice) == (
         "learning",
         "The loss is 6.000 against 9.000 for the best guess that doesn't look; features use 20.0 effective dimensions. "
-        "Of 21.5 regions an image 42 % are found (IoU 0.5 or more; on average 0.47).",
+        "Of 21.5 regions an image 42 % are found (IoU 0.5 or more, 0.47 on average; by the answers for other images "
+        "8 %).",
     )
     blind = [Vitals(step, 0, 8.95, None, 0.9, 20.0, blind_loss=9.0) for step in (10, 20, 30)]
     assert diagnose(blind, Config.advice).kind == "not learning yet"
