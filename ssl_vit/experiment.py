@@ -55,7 +55,12 @@ class StoppedError(UserError):
 def resolve(config: RunConfig) -> tuple[RunConfig, list[Decision]]:
     """The configuration without "auto", and why each value was chosen; trains nothing."""
     check_data(config)
-    return resolve_config(config, gather_facts(open_source(config.data.path)), _weights(config))
+    return resolve_for(config, open_source(config.data.path))
+
+
+def resolve_for(config: RunConfig, source: Source) -> tuple[RunConfig, list[Decision]]:
+    """As :func:`resolve`, for images that are open."""
+    return resolve_config(config, gather_facts(source), _weights(config))
 
 
 def pretrain(config: RunConfig, out: Path | str, *, resume: bool = False, overwrite: bool = False) -> RunResult:

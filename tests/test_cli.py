@@ -217,7 +217,7 @@ def test_list_backbones_prints_the_registrys_rows(monkeypatch, capsys):
     [
         (
             "",
-            "no command; one of pretrain, eval, compare, export, inspect, embed, pack, list, matrix, demo; see ssl-vit",
+            "no command; one of pretrain, eval, compare, export, inspect, embed, pack, bench, list, matrix, demo; see ",
         ),
         ("pretrian images", "unknown command 'pretrian'; did you mean pretrain?; see ssl-vit --help"),
         (

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ssl_vit import __version__
+from ssl_vit.cli.bench import bench
 from ssl_vit.cli.compare import compare
 from ssl_vit.cli.evaluate import embed, evaluate
 from ssl_vit.cli.export import export, inspect
@@ -65,6 +66,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "inspect": inspect,
     "embed": embed,
     "pack": pack,
+    "bench": bench,
     "list": list_names,
     "matrix": matrix,
     "demo": demo,

@@ -1,0 +1,239 @@
+"""Where the time of a run would go on this machine, measured on its own images, and what to change."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
+
+from ssl_vit.config import RunConfig, check_data
+from ssl_vit.data.batch import Batch, to_views
+from ssl_vit.data.crops import make_views, sample_rng, wanted_side
+from ssl_vit.data.decode import BadImage, decode
+from ssl_vit.data.loader import build_loader, epoch_order, steps_per_epoch
+from ssl_vit.data.sources import Source, open_source, require
+from ssl_vit.experiment import build_method, resolve_for
+from ssl_vit.methods.base_config import settled
+from ssl_vit.methods.method import Progress
+from ssl_vit.report.speed import Parts
+from ssl_vit.training.optim import clip_gradients, make_optimizer
+from ssl_vit.training.speed import peak_flops, spell_out_attention
+
+READING, STEP = ("decode", "views"), ("transfer", "augment", "forward", "backward", "optimiser")
+SECONDS = 3.0  # for each of the three measurements
+_WAITS, _MUCH = 0.1, 0.15  # shares of the time from which on something is said
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What was measured; times are milliseconds an image."""
+
+    what: str  # method, backbone, device, precision, batch size
+    parts: Parts  # of `READING`, in one process, and of `STEP`
+    together: float  # images a second of reading and training
+    alone: float  # images a second of training on a batch that is there
+    reading: float  # images a second that one process reads
+    workers: int
+    wait: float  # the share of the time for which training waits for images
+    flops: float  # of one image, forward and backward
+    busy: float | None  # the share of the device's peak that a step reaches, where that is known
+    peak: str  # what that peak is
+    advice: tuple[str, ...]
+
+    def __str__(self) -> str:
+        total = {name: sum(self.parts[part] for part in parts) for name, parts in (("r", READING), ("s", STEP))}
+        lines = [self.what, "", "reading, in one process:"]
+        lines += [
+            f"  {part:10} {self.parts[part]:9.2f} ms an image  {self.parts[part] / total['r']:4.0%}" for part in READING
+        ]
+        lines += ["a training step:"]
+        lines += [
+            f"  {part:10} {self.parts[part]:9.2f} ms an image  {self.parts[part] / total['s']:4.0%}" for part in STEP
+        ]
+        busy = f"{self.busy:.0%} of {self.peak}" if self.busy is not None else f"peak not known ({self.peak})"
+        lines += [
+            "",
+            f"together {self.together:.1f} images/s; a step alone {self.alone:.1f}; {self.workers} reading processes "
+            f"of {self.reading:.1f} each; data wait {self.wait:.0%}",
+            f"{self.flops / 1e9:.1f} GFLOP an image; {busy}",
+            "",
+            *self.advice,
+        ]
+        return "\n".join(lines)
+
+
+def bench(config: RunConfig) -> Bench:
+    """Measure reading, a step, and both together, each for some seconds; nothing is written. Raises UserError."""
+    check_data(config)
+    source = open_source(config.data.path)
+    config, _ = resolve_for(config, source)
+    require(source, settled(config.train.batch_size))
+    step = _Step(config, len(source))
+    read = _read_times(source, step)
+    loader = _loader(source, step)
+    together, wait = _together(loader, step)
+    parts, flops = _step_times(next(iter(_loader(source, step, workers=0))), step)
+    parts = read | parts
+    alone, reading = 1000 / sum(parts[p] for p in STEP), 1000 / sum(parts[p] for p in READING)
+    peak, name = peak_flops(step.device, step.precision)
+    workers = settled(config.data.workers)
+    busy = alone * flops / peak if peak else None
+    what = (
+        f"{config.method.name} on {config.backbone.name}, {step.device_name}, {step.precision}, "
+        f"{step.images} images a step and device"
+    )
+    advice = tuple(_advice(parts, wait, workers, config))
+    return Bench(what, parts, together, alone, reading, workers, wait, flops, busy, name, advice)
+
+
+class _Step:
+    """A training step without what watches it."""
+
+    def __init__(self, config: RunConfig, images: int) -> None:
+        self.config, self.precision = config, settled(config.train.precision)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device_name = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
+        torch.manual_seed(config.train.seed)
+        self.method = build_method(config).to(self.device).train()
+        if self.precision == "bf16-mixed" and self.device.type == "cpu":
+            spell_out_attention(self.method)
+        if settled(config.train.compile):
+            self.method.compile()
+        self.plan = self.method.views()
+        optim = config.optim
+        self.optimizer = make_optimizer(
+            self.method, settled(optim.optimizer), 1e-6, settled(optim.beta2), self.method.slow
+        )
+        per_epoch = steps_per_epoch(images, settled(config.train.batch_size))
+        self.progress = Progress(per_epoch // 2, 100 * per_epoch, per_epoch)
+        self.images = settled(config.train.batch_size) // settled(config.train.devices)  # of one device
+        self.seconds = dict.fromkeys(STEP, 0.0)
+
+    def __call__(self, batch: Batch) -> None:
+        data, config = self.config.data, self.config
+        with self.timed("transfer"):
+            batch = batch.to(self.device)
+        with self.timed("augment"):
+            views = to_views(batch, settled(data.mean), settled(data.std), self.device, fast=data.augment == "fast")
+        kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision)
+        with self.timed("forward"), torch.autocast(self.device.type, dtype=kind, enabled=kind is not None):
+            loss = self.method(views, self.progress).loss
+        with self.timed("backward"):
+            loss.backward()
+        with self.timed("optimiser"):
+            self.method.before_optimizer(self.progress)
+            trained = [p for p in self.method.parameters() if p.grad is not None]
+            clip_gradients(trained, settled(config.optim.clip), config.method.clip_per_tensor)
+            self.optimizer.step()
+            self.method.after_step(self.progress)
+            self.optimizer.zero_grad()
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds[part] += time.perf_counter() - start
+
+
+class _AnyBoxes:
+    """Regions for methods that need some: which ones does not change the time."""
+
+    def __getitem__(self, index: int) -> NDArray[np.float32]:
+        corners = sample_rng(0, 0, index).random((32, 2, 2)).astype(np.float32)
+        return np.sort(corners, axis=1).reshape(-1, 4)
+
+
+def _loader(source: Source, step: _Step, workers: int | None = None) -> Any:
+    config = step.config
+    return build_loader(
+        source,
+        step.plan,
+        batch_size=step.images,
+        seed=config.train.seed,
+        total_steps=2**31,
+        workers=settled(config.data.workers) if workers is None else workers,
+        pin_memory=step.device.type == "cuda",
+        max_bad=config.data.max_bad,
+        regions=_AnyBoxes(),
+    )
+
+
+def _read_times(source: Source, step: _Step) -> Parts:
+    """CPU time of decoding an image and of making its views."""
+    begun, want, spent, images = time.perf_counter(), 2 * wanted_side(step.plan), np.zeros(2), 0
+    for index in epoch_order(len(source), 0, 0).tolist():
+        start = time.process_time()
+        try:
+            image = decode(source.path(index), want=want)
+        except BadImage:
+            continue
+        decoded = time.process_time()
+        make_views(image, step.plan, sample_rng(0, 0, index))
+        if time.perf_counter() - begun > 0.1:  # the first images warm up
+            spent += decoded - start, time.process_time() - decoded
+            images += 1
+        if time.perf_counter() - begun > SECONDS:
+            break
+    return dict(zip(READING, (1000 * spent / max(images, 1)).tolist(), strict=True))
+
+
+def _step_times(batch: Batch, step: _Step) -> tuple[Parts, float]:
+    """Milliseconds an image of each part of a step, and the arithmetic of an image."""
+    with FlopCounterMode(display=False) as counter:
+        step(batch)
+    step.seconds = dict.fromkeys(STEP, 0.0)
+    begun, steps = time.perf_counter(), 0
+    while steps < 2 or time.perf_counter() - begun < SECONDS:
+        step(batch)
+        steps += 1
+    images = steps * step.images
+    return {part: 1000 * spent / images for part, spent in step.seconds.items()}, counter.get_total_flops() / len(
+        batch.index
+    )
+
+
+def _together(loader: Any, step: _Step) -> tuple[float, float]:
+    """Images a second of reading and training at once, and the share of the time spent waiting for images."""
+    batches = iter(loader)
+    step(next(batches))  # processes start, memory is taken
+    images, waited, begun = 0, 0.0, time.perf_counter()
+    while images < 2 * step.images or time.perf_counter() - begun < SECONDS:
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        step(batch)
+        images += step.images
+    spent = time.perf_counter() - begun
+    return images / spent, waited / spent
+
+
+def _advice(parts: Parts, wait: float, workers: int, config: RunConfig) -> Iterator[str]:
+    """What bounds the run, and what would change it."""
+    step, train, on_gpu = sum(parts[p] for p in STEP), config.train, torch.cuda.is_available()
+    shares = {part: parts[part] / step for part in STEP}
+    if wait > _WAITS:
+        yield f"Images come too slowly: training waits for them {wait:.0%} of the time."
+        yield f"- more reading processes, if there are idle cores: --set data.workers={workers + 2}"
+        if parts["decode"] > parts["views"]:
+            yield "- decoding takes most of it: ssl-vit pack DATA --to DIR --size N makes large photographs smaller"
+        else:
+            yield "- crops take most of it: fewer or smaller ones (settings of the method)"
+    else:
+        yield f"The training step bounds the run; images come in time (data wait {wait:.0%})."
+        if on_gpu and not settled(train.compile):
+            yield "- --set train.compile=true makes a recent GPU quicker, after some minutes of compiling"
+        if on_gpu and settled(train.precision) == "32-true":
+            yield "- --set train.precision=bf16-mixed is quicker where the GPU supports it"
+    if shares["augment"] > _MUCH and config.data.augment == "exact":
+        yield f"- colours take {shares['augment']:.0%} of a step: --set data.augment=fast halves that"
+    if shares["optimiser"] > _MUCH:
+        yield f"- the optimiser takes {shares['optimiser']:.0%} of a step, whatever its size: a larger train.batch_size"

@@ -1,0 +1,29 @@
+"""``ssl-vit bench``: how fast a run would be here, and why not faster."""
+
+from __future__ import annotations
+
+from ssl_vit.cli.parser import Parser, new_file, say
+from ssl_vit.config import check_data, load_config
+
+
+def bench(argv: list[str]) -> None:
+    """Measure where the time of a run goes on this machine, and say what to change."""
+    parser = Parser("bench", str(bench.__doc__))
+    parser.add_argument("data", metavar="DATA", help="folder of images, or archives, as for pretrain")
+    parser.add_argument("--backbone", metavar="NAME", help="as for pretrain")
+    parser.add_argument("--method", metavar="NAME", help="as for pretrain")
+    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
+    parser.add_argument("--set", action="append", default=[], metavar="key.path=value", help="any setting of pretrain")
+    parser.add_argument("--chart", type=new_file, metavar="FILE.png", help="draw the parts as bars")
+    args = parser.parse(argv)
+    flags = {"data.path": args.data, "backbone.name": args.backbone, "method.name": args.method}
+    config = load_config(args.config, args.set, {key: value for key, value in flags.items() if value is not None})
+    check_data(config)
+    from ssl_vit import bench as script
+    from ssl_vit.report.speed import draw
+
+    result = script.bench(config)
+    say(str(result))
+    if args.chart is not None:
+        reading, step = ({part: result.parts[part] for part in parts} for parts in (script.READING, script.STEP))
+        draw(reading, step, f"{result.together:.1f} images/s, data wait {result.wait:.0%}", args.chart)
