@@ -100,11 +100,14 @@ def _killed(argv, log, run, step):
 
 
 def test_a_killed_comparison_ends_with_the_same_numbers(sets, tmp_path):
-    """Killed in the middle of a run, then at the start of another, then between two runs."""
+    """Killed in the middle of a run, then between two runs."""
     whole, stopped = tmp_path / "whole.json", tmp_path / "stopped.json"
-    for out, kills in ((whole, []), (stopped, [(0, 2), (1, 0), (1, 1)])):
+    once = ("--seeds", "0")
+    for out, kills in ((whole, []), (stopped, [(0, 2), (1, 0)])):
         for run, step in [*kills, (99, 0)]:
-            process = runs._fork.Process(target=_killed, args=(command(sets, out), str(tmp_path / "log"), run, step))
+            process = runs._fork.Process(
+                target=_killed, args=(command(sets, out, *once), str(tmp_path / "log"), run, step)
+            )
             process.start()
             process.join()
             assert process.exitcode == (0 if run == 99 else -signal.SIGKILL), (tmp_path / "log").read_text()
@@ -185,6 +188,20 @@ def test_what_is_found_is_scored_in_pixels_of_the_original(trial):
     for example in examples:
         np.testing.assert_allclose(example["found"], example["true"], atol=1e-3)
         assert example["found_names"] == ["red 0.90", "green 0.90"]
+
+
+@pytest.mark.parametrize("name", ["retinanet", "mask_rcnn", "yolos"])
+def test_every_kind_of_detector_is_trained_and_scored(name, sets, tmp_path):
+    """The others are run by other tests here and by those of DETReg."""
+    vit = randomised("vit_tiny_patch16_224", model_args={"embed_dim": 24, "depth": 1, "num_heads": 2, "img_size": 64})
+    written(vit, tmp_path / "run" / "export", mean=(0.5,) * 3, std=(0.25,) * 3, description={})
+    job = Job(tmp_path / "run", {"train": sets["train"], "val": sets["val"]})
+    found = detection._trial(job, name, 64, 2, "auto", "auto", "auto", "auto").run(
+        "weights", 100, 0, 2, Unfinished(None, {})
+    )
+    assert found["read"] == 5
+    assert all(0 <= value <= 100 for value in found["scores"].values())
+    assert ("mask_mAP" in found["scores"]) == (name == "mask_rcnn")
 
 
 def test_both_detectors_have_the_same_head_and_other_backbones(trial):
