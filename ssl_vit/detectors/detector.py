@@ -29,6 +29,7 @@ class Found(NamedTuple):
     scores: Tensor  # [N]
     labels: Tensor  # int64 [N]
     masks: Tensor | None = None  # bool [N, H, W] where the detector finds them
+    looks: Tensor | None = None  # [N, P, 3] where it looked, (x, y) in pixels, and how much that counted
 
 
 class Detector(nn.Module):
@@ -99,11 +100,13 @@ def shrink(padding: Tensor | None, like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def best(predictions: Predictions, sizes: Tensor, *, focal: bool, count: int = 100) -> list[Found]:
+def best(
+    predictions: Predictions, sizes: Tensor, *, focal: bool, count: int = 100, looks: Tensor | None = None
+) -> list[Found]:
     """At most `count` boxes an image, as the official code chooses them; sizes: [B, 2] (height, width) in pixels.
 
     With a softmax each query gives its likeliest class; with sigmoids the best (query, class) pairs are taken, so that
-    a query may give several.
+    a query may give several. looks: [B, Q, P, 3] of the queries, passed on to their boxes.
     """
     logits = predictions.logits.float()
     if focal:
@@ -116,4 +119,5 @@ def best(predictions: Predictions, sizes: Tensor, *, focal: bool, count: int = 1
     boxes = box_convert(predictions.boxes.float().gather(1, query[..., None].expand(-1, -1, 4)), "cxcywh", "xyxy")
     height, width = sizes.to(boxes).unbind(1)
     boxes = boxes * torch.stack([width, height, width, height], 1)[:, None]
-    return [Found(*image) for image in zip(boxes, scores, labels, strict=True)]
+    looked = [None] * len(boxes) if looks is None else [own[chosen] for own, chosen in zip(looks, query, strict=True)]
+    return [Found(*image[:3], looks=image[3]) for image in zip(boxes, scores, labels, looked, strict=True)]

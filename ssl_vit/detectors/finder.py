@@ -11,7 +11,10 @@ from torchvision.ops import box_convert
 from ssl_vit.backbones.backbone import BackboneInfo
 from ssl_vit.data.augment import normalise
 from ssl_vit.data.detection import Scene
-from ssl_vit.detectors.detector import Detector, Found, Predictions, best
+from ssl_vit.detectors.deformable_detr import DeformableDETR
+from ssl_vit.detectors.detector import Detector, Found, best
+from ssl_vit.detectors.detr import DETR
+from ssl_vit.detectors.looks import looks
 from ssl_vit.detectors.losses import SetLoss, Target
 
 
@@ -27,6 +30,10 @@ class Finder(nn.Module):
     def find(self, scenes: Sequence[Scene]) -> list[Found]:
         """What is in each image, best first, in pixels of its canvas; in evaluation mode."""
         raise NotImplementedError
+
+    def look(self, scenes: Sequence[Scene]) -> list[Found]:
+        """The same, with the places that it looked at, if its queries look; for pictures."""
+        return self.find(scenes)
 
     def trunk(self) -> nn.Module:
         """The backbone in it, which may learn at a rate of its own."""
@@ -47,26 +54,38 @@ class SetFinder(Finder):
     def losses(self, scenes: Sequence[Scene]) -> dict[str, Tensor]:
         """ "class", "l1" and "giou"."""
         device = next(self.parameters()).device
-        return self.loss(self._see(scenes), [_target(scene, device) for scene in scenes])
+        return self.loss(self.detector(*self._images(scenes)), [_target(scene, device) for scene in scenes])
 
     def find(self, scenes: Sequence[Scene]) -> list[Found]:
         """At most 100 boxes an image."""
-        sizes = torch.tensor([scene.extent for scene in scenes])
-        return best(self._see(scenes), sizes, focal=self.detector.focal)
+        return best(self.detector(*self._images(scenes)), _extents(scenes), focal=self.detector.focal)
+
+    def look(self, scenes: Sequence[Scene]) -> list[Found]:
+        """With the attention of the last decoder layer; YOLOS has no decoder."""
+        if not isinstance(self.detector, DETR | DeformableDETR):
+            return self.find(scenes)
+        images, padding = self._images(scenes)
+        predictions, places = looks(self.detector, images, padding)
+        side = torch.tensor([images.shape[-1], images.shape[-2], 1], device=images.device)
+        return best(predictions, _extents(scenes), focal=self.detector.focal, looks=places * side)
 
     def trunk(self) -> nn.Module:
         """With the detection tokens in YOLOS."""
         return self.detector.get_submodule("backbone")
 
-    def _see(self, scenes: Sequence[Scene]) -> Predictions:
+    def _images(self, scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
+        """Normalised [B, 3, S, S], and the padding, bool [B, S, S]."""
         device = next(self.parameters()).device
         pixels = torch.stack([scene.image for scene in scenes if scene.image is not None]).to(device)
         padding = torch.ones(len(scenes), *pixels.shape[-2:], dtype=torch.bool)
         for each, scene in zip(padding, scenes, strict=True):
             each[: scene.extent[0], : scene.extent[1]] = False
         padding = padding.to(device)
-        images = normalise(pixels, self._mean, self._std).masked_fill(padding[:, None], 0.0)
-        return self.detector(images, padding)  # type: ignore[no-any-return]  # nn.Module's call has no type
+        return normalise(pixels, self._mean, self._std).masked_fill(padding[:, None], 0.0), padding
+
+
+def _extents(scenes: Sequence[Scene]) -> Tensor:
+    return torch.tensor([scene.extent for scene in scenes])
 
 
 def _target(scene: Scene, device: torch.device) -> Target:

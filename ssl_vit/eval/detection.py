@@ -35,6 +35,7 @@ WORDS = {"scratch": "from scratch", "backbone": "from the backbone's weights", "
 PASSES, LEAST, LONGEST = 24, 500, 20_000  # what "auto" makes of steps
 RATE, SET_RATE = 1e-3, 2e-4  # learning rates of torchvision's detectors and of those of queries
 EXAMPLES, SURE = 8, 0.5  # images of val in the picture, and the least score of a box that is drawn
+PLACES = 40  # that a query looked at, in the picture
 
 log = logging.getLogger("ssl_vit")
 
@@ -109,7 +110,8 @@ class Trial:
         masks = MaskPrecision() if self.masks else None
         with torch.inference_mode(), progress("scoring", len(data)) as advance:
             for scenes in loader:
-                for scene, one in zip(scenes, finder.find(scenes) if scenes else [], strict=True):
+                ask = finder.look if len(examples) < EXAMPLES else finder.find
+                for scene, one in zip(scenes, ask(scenes) if scenes else [], strict=True):
                     if masks is not None:
                         masks.add(one, self.val.objects[scene.index], _visible(scene))
                     found.append(_original(one, scene))
@@ -134,6 +136,7 @@ class Trial:
             "true_names": [classes[label] for label in objects.labels.tolist()],
             "found": found.boxes[sure].tolist(),
             "found_names": [f"{classes[label]} {score:.2f}" for label, score in said],
+            "looks": [] if found.looks is None else [_heaviest(each) for each in found.looks[sure]],
         }
 
 
@@ -236,7 +239,16 @@ def _steps(asked: int | str, images: int, batch: int) -> int:
 
 def _original(found: Found, scene: Scene) -> Found:
     """In pixels of the image as it was, without masks."""
-    return Found((found.boxes.cpu() / torch.tensor(scene.scale).repeat(2)), found.scores.cpu(), found.labels.cpu())
+    x, y = scene.scale
+    looks = None if found.looks is None else found.looks.cpu() / torch.tensor([x, y, 1.0])
+    boxes = found.boxes.cpu() / torch.tensor([x, y, x, y])
+    return Found(boxes, found.scores.cpu(), found.labels.cpu(), looks=looks)
+
+
+def _heaviest(looks: torch.Tensor) -> list[list[float]]:
+    """Of the places [P, 3] that a query looked at."""
+    heaviest: list[list[float]] = looks[looks[:, 2].argsort(descending=True)[:PLACES]].tolist()
+    return heaviest
 
 
 def _visible(scene: Scene) -> torch.Tensor:

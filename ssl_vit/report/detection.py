@@ -26,6 +26,7 @@ class Boxed(NamedTuple):
     true_names: Sequence[str]
     found: NDArray[np.float32]  # [m, 4]
     found_names: Sequence[str]  # with the score, where there is one: "cat 0.93"
+    looks: Sequence[NDArray[np.float32]] = ()  # for each box found, [P, 3]: (x, y) it was found by, and its weight
 
 
 def boxes_figure(images: Sequence[Boxed], title: str, through: str = "what is there") -> Figure:
@@ -46,6 +47,10 @@ def boxes_figure(images: Sequence[Boxed], title: str, through: str = "what is th
 def draw_boxes(axes: Axes, boxed: Boxed) -> None:
     """One image of the grid."""
     axes.imshow(boxed.image)
+    axes.set(autoscale_on=False)
+    for index, places in enumerate(boxed.looks):
+        x, y, weights = places.T
+        axes.scatter(x, y, 60 * weights / weights.max(), color=f"C{index % 10}", alpha=0.6, linewidths=0)
     sides = ((boxed.true, boxed.true_names, SECOND, "-"), (boxed.found, boxed.found_names, ACCENT, "--"))
     for corners, names, colour, line in sides:
         for (left, top, right, bottom), name in zip(corners.tolist(), names, strict=True):
@@ -66,7 +71,10 @@ def draw_boxes(axes: Axes, boxed: Boxed) -> None:
 
 
 def figure(result: Mapping[str, Any]) -> Figure:
-    """The picture of ``ssl-vit eval detection``: images of val, and what the detector found that began with weights."""
+    """The picture of ``ssl-vit eval detection``: images of val, and what the detector found that began with weights.
+
+    Dots are the places that DETR's and Deformable DETR's queries looked at, a colour for each box.
+    """
     images = [
         Boxed(
             decode(example["file"], max_pixels=MAX_PIXELS),
@@ -74,6 +82,7 @@ def figure(result: Mapping[str, Any]) -> Figure:
             example["true_names"],
             np.array(example["found"], np.float32).reshape(-1, 4),
             example["found_names"],
+            [np.array(places, np.float32) for places in example["looks"]],
         )
         for example in result["examples"]
     ]

@@ -18,6 +18,7 @@ from ssl_vit.cli import main
 from ssl_vit.data.annotations import open_annotations
 from ssl_vit.data.detection import DetectionDataset
 from ssl_vit.detectors.detector import Found
+from ssl_vit.detectors.finder import Finder
 from ssl_vit.detectors.table import BUILDERS
 from ssl_vit.eval import detection, detection_loop
 from ssl_vit.eval.detection_data import canvas, numbered_alike
@@ -165,7 +166,7 @@ def trial(sets):
     return detection._trial(job, "mask_rcnn", 64, 2, "auto", "auto", "auto", "auto")
 
 
-class Perfect:
+class Perfect(Finder):
     """Finds what is there, on the canvas, with some rubbish of low score."""
 
     def find(self, scenes):

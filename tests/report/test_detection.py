@@ -38,3 +38,15 @@ def test_boxes_are_drawn_where_they_are():
     assert not near(SECOND, 40, 55)
     assert any(near(ACCENT, 90, y) for y in range(20, 60, 2))  # dashed
     assert not any(near(ACCENT, 60, y) for y in range(20, 60, 2))
+
+
+def test_places_that_were_looked_at_are_dots():
+    image, nothing = np.full((100, 100, 3), 255, np.uint8), np.empty((0, 4), np.float32)
+    box, places = np.array([[70, 10, 90, 95]], np.float32), np.array([[30, 40, 0.5], [60, 80, 0.01]], np.float32)
+    figure = boxes_figure([Boxed(image, nothing, [], box, ["dog"], [places])], "val")
+    [axes] = figure.axes
+    assert (_at(figure, axes, 30, 40) < 0.95).any()
+    assert (_at(figure, axes, 60, 40) > 0.95).all()
+    [dots] = axes.collections
+    assert round(float(dots.get_sizes()[0] / dots.get_sizes()[1])) == 50
+    assert axes.get_xlim() == (-0.5, 99.5)
