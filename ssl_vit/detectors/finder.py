@@ -14,7 +14,7 @@ from ssl_vit.data.detection import Scene
 from ssl_vit.detectors.deformable_detr import DeformableDETR
 from ssl_vit.detectors.detector import Detector, Found, best
 from ssl_vit.detectors.detr import DETR
-from ssl_vit.detectors.looks import looks
+from ssl_vit.detectors.gaze import gaze
 from ssl_vit.detectors.losses import SetLoss, Target
 
 
@@ -65,9 +65,10 @@ class SetFinder(Finder):
         if not isinstance(self.detector, DETR | DeformableDETR):
             return self.find(scenes)
         images, padding = self._images(scenes)
-        predictions, places = looks(self.detector, images, padding)
-        side = torch.tensor([images.shape[-1], images.shape[-2], 1], device=images.device)
-        return best(predictions, _extents(scenes), focal=self.detector.focal, looks=places * side)
+        seen = gaze(self.detector, images, padding)
+        side = torch.tensor([images.shape[-1], images.shape[-2]], device=images.device)
+        looks = torch.cat([seen.points * side, seen.weights[..., None]], -1)
+        return best(seen.predictions, _extents(scenes), focal=self.detector.focal, looks=looks)
 
     def trunk(self) -> nn.Module:
         """With the detection tokens in YOLOS."""

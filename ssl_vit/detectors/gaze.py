@@ -23,10 +23,11 @@ class Gaze(NamedTuple):
 
 
 @torch.no_grad()
-def gaze(detector: Pretrainable, images: Tensor) -> Gaze:
+def gaze(detector: Pretrainable, images: Tensor, padding: Tensor | None = None) -> Gaze:
     """The mean over heads; of a Deformable DETR the points that were sampled, on all maps.
 
-    images: [B, 3, H, W] normalised; the detector in evaluation mode, as dropout hides a part of what it looks at.
+    images: [B, 3, H, W] normalised; padding: bool [B, H, W], True beside the image, with which places are shares of
+    the whole canvas; the detector in evaluation mode, as dropout hides a part of what it looks at.
     """
     name = "multihead_attn" if isinstance(detector, DETR) else "cross_attn"
     attention = detector.transformer.decoder.layers[-1].get_submodule(name)
@@ -37,7 +38,7 @@ def gaze(detector: Pretrainable, images: Tensor) -> Gaze:
 
     handle = attention.register_forward_pre_hook(listen, with_kwargs=True)
     try:
-        predictions = detector(images)
+        predictions = detector(images, padding)
     finally:
         handle.remove()
     if isinstance(attention, DeformableAttention):

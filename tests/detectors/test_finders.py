@@ -10,7 +10,8 @@ from torchvision.ops import box_iou
 
 from ssl_vit.backbones import create_backbone
 from ssl_vit.data.detection import Scene
-from ssl_vit.detectors.detector import Detector, Predictions
+from ssl_vit.detectors.detector import Detector, Predictions, best
+from ssl_vit.detectors.detr import DETR
 from ssl_vit.detectors.finder import SetFinder
 from ssl_vit.detectors.fpn import BackboneWithFPN
 from ssl_vit.detectors.simple_pyramid import SimplePyramid
@@ -194,3 +195,24 @@ def test_large_canvases_have_what_torchvision_has(name):
     )
     same = {key for key in expected if not any(part in key for part in of_classes_or_backbone)}
     assert {key: shapes[key] for key in same} == {key: expected[key] for key in same}
+
+
+def test_queries_look_at_the_image_alone_in_pixels_of_the_canvas():
+    """Attention that knows nothing looks at every cell of the image in the same way."""
+    torch.manual_seed(0)
+    trunk = backbone("resnet18")
+    finder = SetFinder(DETR(trunk, 2, queries=5, depth=2, dim=32, hidden=32), trunk.info).eval()
+    torch.nn.init.zeros_(finder.detector.transformer.decoder.layers[-1].multihead_attn.in_proj_weight)
+    seen = scenes(extent=(64, 32))
+    looked, found = finder.look(seen), finder.find(seen)
+    expected = [[16.0, 16.0, 0.5], [48.0, 16.0, 0.0], [16.0, 48.0, 0.5], [48.0, 48.0, 0.0]]
+    for one, same in zip(looked, found, strict=True):
+        torch.testing.assert_close(one.looks, torch.tensor(expected).expand(5, -1, -1))
+        torch.testing.assert_close(one.boxes, same.boxes)
+
+
+def test_places_go_with_the_boxes_of_their_queries():
+    logits = torch.tensor([[[0.1, 3.0], [2.0, -1.0], [-5.0, 1.0]]])
+    looks = torch.arange(3.0)[None, :, None, None].expand(1, 3, 4, 3)
+    [found] = best(Predictions(logits, torch.rand(1, 3, 4)), torch.tensor([[9, 9]]), focal=True, count=4, looks=looks)
+    assert found.looks[:, 0, 0].tolist() == [0, 1, 2, 0]
