@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.dense import DenseDINO
+from ssl_vit.methods.esvit_config import Config
 from ssl_vit.methods.heads import CELLS
 from ssl_vit.methods.method import Progress, Step
 from ssl_vit.methods.targets import exact
@@ -15,6 +17,7 @@ from ssl_vit.methods.targets import exact
 class EsViT(DenseDINO):
     """DINO, and the same for regions: each of the student's learns from the teacher's that is most like it."""
 
+    config: Config
     heads = ("view", "region")
 
     def forward(self, batch: list[Tensor], progress: Progress) -> Step:
@@ -24,15 +27,31 @@ class EsViT(DenseDINO):
             seen = self.teacher.backbone(images)
         crops = [self.student.backbone(views) for views in (images, *batch[2:])]
         view, view_entropy = self.view_loss(seen.pooled, torch.cat([crop.pooled for crop in crops]), progress)
+        parts, embedding = {"view_loss": view.detach(), "view_entropy": view_entropy}, seen.pooled[: len(batch[0])]
+        if self.views_alone(progress):
+            self._seen_patch_center = self.patch_center
+            idle = torch.stack([weight.sum() for weight in self.patch_heads()[0].parameters()]).sum()
+            return Step(view + 0 * idle, parts, embedding)  # DDP expects a gradient of all weights
         temp = self.teacher_temp(progress)
         region, region_entropy = self.region_loss(seen.patches, [crop.patches for crop in crops], temp)
-        parts = {
-            "view_loss": view.detach(),
-            "region_loss": region.detach(),
-            "view_entropy": view_entropy,
-            "region_entropy": region_entropy,
-        }
-        return Step((view + region) / 2, parts, seen.pooled[: len(batch[0])])
+        parts |= {"region_loss": region.detach(), "region_entropy": region_entropy}
+        return Step((view + region) / 2, parts, embedding)
+
+    def views_alone(self, progress: Progress) -> bool:
+        """Whether regions are not matched yet."""
+        return progress.step < settled(self.config.region_from) * progress.total
+
+    def remark(self, parts: dict[str, float]) -> str:
+        """Whether regions are matched."""
+        if "region_loss" in parts:
+            return ""
+        return f"Whole crops alone are matched until {settled(self.config.region_from):.0%} of the run."
+
+    def before_optimizer(self, progress: Progress) -> None:
+        """What isn't trained yet doesn't decay either."""
+        super().before_optimizer(progress)
+        if self.views_alone(progress):
+            self.patch_heads()[0].zero_grad()
 
     def region_loss(self, seen: Tensor, crops: list[Tensor], temp: float) -> tuple[Tensor, Tensor]:
         """The loss over pairs of a global crop and another one, and the entropy of the teacher's targets, both [].

@@ -191,7 +191,11 @@ class Health(Callback):
                 feature_std(self._seen),
                 rank_me(self._seen),
                 method.prototypes,
-                {name: (parts[f"{name}_loss"], parts[f"{name}_entropy"]) for name in method.heads} if parts else {},
+                {
+                    name: (parts[f"{name}_loss"], parts[f"{name}_entropy"])
+                    for name in method.heads
+                    if f"{name}_loss" in parts
+                },
                 parts.get("blind_loss", None if method.heads else method.uniform_loss),
                 method.remark(parts) if parts else "",
             )

@@ -30,7 +30,7 @@ DISTILLING = {
 SIAMESE = {"hidden_dim": 32, "out_dim": 16}
 SMALL: dict[str, dict[str, Any]] = {
     "dino": DISTILLING,
-    "esvit": DISTILLING,
+    "esvit": DISTILLING | {"region_from": 0.5},
     "ibot": DISTILLING,
     "moby": SIAMESE | {"queue_size": 16},
     "mocov3": SIAMESE,

@@ -33,7 +33,7 @@ START = Progress(0, total=10, per_epoch=1)
 
 def make(patch_dim: int = 6, **changes) -> EsViT:
     torch.manual_seed(0)
-    return EsViT(Config(**(SETTINGS | changes)), Patchy(patch_dim), 8).double()
+    return EsViT(Config(**(SETTINGS | {"region_from": 0.0} | changes)), Patchy(patch_dim), 8).double()
 
 
 def reference(method: EsViT, batch: list[torch.Tensor], temp: float) -> tuple[float, float, np.ndarray]:
@@ -112,6 +112,28 @@ def test_gradient_is_the_derivative_of_the_formula(monkeypatch, kept) -> None:
         assert parameter.grad[place].item() == pytest.approx(slope(value, parameter, place), abs=1e-8)
 
 
+def test_whole_crops_alone_at_first() -> None:
+    method, batch = make(region_from=0.2), views(0)
+    view, _, _ = reference(method, batch, 0.03 + (0.06 - 0.03) / 3)
+    head = copy.deepcopy(method.student.patch_head.state_dict())
+    optimizer = torch.optim.AdamW(method.student.parameters(), lr=0.1, weight_decay=0.1)
+    out = method(batch, Progress(1, total=10, per_epoch=1))
+    assert out.loss.item() == pytest.approx(view, abs=1e-12)
+    assert "region_loss" not in out.parts
+    out.loss.backward()
+    assert all(weight.grad is not None for weight in method.student.patch_head.parameters())  # as DDP expects
+    method.before_optimizer(Progress(1, total=10, per_epoch=1))
+    optimizer.step()
+    method.after_step(Progress(1, total=10, per_epoch=1))
+    torch.testing.assert_close(method.student.patch_head.state_dict(), head, rtol=0, atol=0)
+    assert not method.patch_center.any()
+    fresh = make(region_from=0.2)
+    _, region, _ = reference(fresh, batch, 0.03 + (0.06 - 0.03) * 2 / 3)
+    assert fresh(batch, Progress(2, total=10, per_epoch=1)).parts["region_loss"].item() == pytest.approx(
+        region, abs=1e-12
+    )
+
+
 def test_equal_shares_instead_of_a_centre() -> None:
     method = make(centering="sinkhorn")
     view, region, _ = reference(method, views(0), 0.03)
@@ -169,4 +191,6 @@ def test_state_is_complete() -> None:
 
 @pytest.mark.parametrize("name", list(REAL))
 def test_a_step_on_real_backbones_lowers_the_loss(name) -> None:
-    takes_a_step(lambda backbone: EsViT(Config(**(SETTINGS | {"local_size": 32})), backbone, 64), name)
+    takes_a_step(
+        lambda backbone: EsViT(Config(**(SETTINGS | {"local_size": 32, "region_from": 0.0})), backbone, 64), name
+    )
