@@ -99,15 +99,22 @@ class SetLoss:
     def match(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> list[Pairs]:
         """The cheapest one-to-one matching of each image's queries with its objects (Hungarian algorithm)."""
         solve = _solver()
+        costs = [self._costs(*image) for image in zip(logits.float(), boxes.float(), targets, strict=True)]
+        # All at once, as the device is waited for. A network that has diverged is the trainer's to name, by its loss:
+        # here any matching does.
+        prices = torch.cat([cost.flatten() for cost in costs]).nan_to_num(0.0).cpu()
         pairs = []
-        for said, box, target in zip(logits.float(), boxes.float(), targets, strict=True):
-            cost = self._class_cost(said)[:, target.labels] * self.class_weight
-            cost = cost + self.l1_weight * torch.cdist(box, target.boxes.float(), p=1)
-            cost = cost - self.giou_weight * generalized_box_iou(_corners(box), _corners(target.boxes.float()))
-            # A network that has diverged is the trainer's to name, by its loss: here any matching does.
-            query, own = solve(cost.nan_to_num(0.0).cpu().numpy())
-            pairs.append((torch.as_tensor(query, device=box.device), torch.as_tensor(own, device=box.device)))
+        for cost, price in zip(costs, torch.split(prices, [cost.numel() for cost in costs]), strict=True):
+            query, own = solve(price.view(cost.shape).numpy())
+            pairs.append((torch.as_tensor(query, device=boxes.device), torch.as_tensor(own, device=boxes.device)))
         return pairs
+
+    def _costs(self, logits: Tensor, boxes: Tensor, target: Target) -> Tensor:
+        """[Q, n], the price of each pair of a query and an object of one image."""
+        wanted = target.boxes.float()
+        overlap: Tensor = generalized_box_iou(_corners(boxes), _corners(wanted))
+        cost = self._class_cost(logits)[:, target.labels] * self.class_weight
+        return cost + self.l1_weight * torch.cdist(boxes, wanted, p=1) - self.giou_weight * overlap
 
     def _class_cost(self, logits: Tensor) -> Tensor:
         """[Q, C], what it costs to take a query for an object of each class."""
