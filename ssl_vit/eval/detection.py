@@ -25,7 +25,7 @@ from ssl_vit.eval.detection_data import canvas, check_outlines, fingerprint, num
 from ssl_vit.eval.detection_loop import CLIP, WARMUP, WEIGHT_DECAY, Recipe, fit
 from ssl_vit.eval.detection_summary import summary
 from ssl_vit.eval.job import Job, Outcome
-from ssl_vit.eval.mean_ap import MaskPrecision, mean_average_precision
+from ssl_vit.eval.mean_ap import MaskPrecision, check_installed, mean_average_precision
 from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.unfinished import Unfinished
 from ssl_vit.eval.weights import digest
@@ -197,6 +197,7 @@ def _trial(
     val_images: str,
 ) -> Trial:
     """Everything that a user can have wrong is found here, before the first step."""
+    check_installed()
     train, val = (
         open_boxes(job.folders[side], images, side) for side, images in (("train", train_images), ("val", val_images))
     )

@@ -24,6 +24,11 @@ class Scores(NamedTuple):
     large: float  # more than 96²
 
 
+def check_installed() -> None:
+    """UserError where the packages of the extra `detection` are not installed: before hours of training."""
+    _metric("bbox")
+
+
 def mean_average_precision(found: Sequence[Found], wanted: Sequence[Objects]) -> Scores:
     """Score the boxes found in N images, in pixels of the original images, at most 100 an image.
 

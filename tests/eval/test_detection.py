@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -151,6 +152,13 @@ def test_a_mistake_gets_one_line_before_any_training(break_, more, said, sets, t
     err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ssl-vit")]
     assert len(err) == 1
     assert said in err[0]
+
+
+def test_the_extra_is_asked_for_before_any_training(sets, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics.detection", None)
+    assert main(command(sets, tmp_path / "score.json")) == 2
+    assert "pip install 'ssl_vit[detection]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_masks_are_asked_for_where_none_are(sets, tmp_path, capsys):
