@@ -271,7 +271,7 @@ def test_signals_to_the_group_do_not_reach_the_workers(folder):
             print(len(told), 1 + sum(1 for _ in batches))
     """
     arguments = [sys.executable, "-c", textwrap.dedent(code), str(folder)]
-    done = subprocess.run(arguments, check=False, capture_output=True, text=True, start_new_session=True, timeout=240)
+    done = subprocess.run(arguments, check=False, capture_output=True, text=True, start_new_session=True, timeout=600)
     assert done.stdout == "2 40\n", done.stderr
 
 

@@ -79,7 +79,7 @@ def test_two_processes_write_the_file_of_one(run, images, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "ssl_vit"]
     command += ["embed", str(run), str(images / "train"), "--out", str(tmp_path / "two.npy")]
     done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "two.npy").read_bytes() == (tmp_path / "one.npy").read_bytes()

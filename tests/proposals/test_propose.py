@@ -98,7 +98,7 @@ def test_a_killed_process_loses_nothing_that_was_there(pictures, tmp_path):
 @pytest.mark.dist
 def test_a_second_process_waits_and_does_nothing_twice(pictures, tmp_path):
     both = [start(pictures / "train", tmp_path) for _ in range(2)]
-    said = [process.communicate(timeout=120)[0].split() for process in both]
+    said = [process.communicate(timeout=600)[0].split() for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sorted(map(len, said)) == [0, 48]
     (folder,) = tmp_path.glob("random-????????????")
