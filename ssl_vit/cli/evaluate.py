@@ -53,7 +53,7 @@ def evaluate(argv: list[str]) -> None:
         from ssl_vit.report.figures import save
 
         save(importlib.import_module(FIGURES[name]).figure(result), figure)
-    say(json.dumps(result, indent=2))
+    say(json.dumps({key: value for key, value in result.items() if key not in kind.quiet}, indent=2))
 
 
 def embed(argv: list[str]) -> None:

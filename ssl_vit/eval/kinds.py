@@ -36,6 +36,7 @@ class Kind:
     folders: Mapping[str, str] = field(default_factory=lambda: dict([TRAIN, VAL]))  # flag -> what is in it
     options: Mapping[str, Option] = field(default_factory=dict)
     reads_features: bool = True  # of a frozen network, so that layers, pooling, … can be chosen
+    quiet: tuple[str, ...] = ()  # parts of the result that are not printed: they are for the picture
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -309,6 +310,7 @@ KINDS: dict[str, Kind] = {
             "val_images": Option("auto", "likewise"),
         },
         reads_features=False,
+        quiet=("examples",),
     ),
     "labelfree": Kind(
         "ssl_vit.eval.labelfree:score",

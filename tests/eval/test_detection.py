@@ -70,11 +70,13 @@ def command(sets, out, *more, train="train", val="val"):
     return ["eval", "detection", str(sets["run"]), *folders, *QUICK, *more]
 
 
-def test_the_command_scores_both_draws_and_leaves_nothing_behind(sets, tmp_path):
+def test_the_command_scores_both_draws_and_leaves_nothing_behind(sets, tmp_path, capsys):
     picture = tmp_path / "boxes.png"
     assert main(command(sets, tmp_path / "score.json", "--figure", str(picture), "--share", "50,100")) == 0
     result = json.loads((tmp_path / "score.json").read_text())
     assert set(result["detection"]) == {"50%", "100%"}
+    assert len(result.pop("examples")) == 5
+    assert json.loads(capsys.readouterr().out) == result
     for found in result["detection"].values():
         for arm in ("scratch", "weights", "difference"):
             assert len(found[arm]["mAP"]["seeds"]) == 2
