@@ -13,6 +13,7 @@ from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.dino_config import Config
 from ssl_vit.methods.heads import DINOHead
 from ssl_vit.methods.method import Method, Progress, Step
+from ssl_vit.methods.prototype_loss import cross_view_loss
 from ssl_vit.methods.targets import centred, exact, sinkhorn_center
 from ssl_vit.methods.teacher import as_teacher, average_into, mean_over_ranks
 from ssl_vit.schedules import cosine, linear
@@ -80,9 +81,9 @@ class DINO(Method):
             logits, temp = exact(self.teacher.head(seen)), self.teacher_temp(progress)
             targets = centred(logits, self.target_center(logits, self.center, temp), temp)
             self._seen_center = mean_over_ranks(logits.mean(0, keepdim=True))
-        out_dim = logits.shape[1]
-        student = exact(self.student.head(features)) / self.config.student_temp
-        loss = cross_view_loss(student.view(-1, len(seen) // 2, out_dim), targets.view(2, -1, out_dim))
+        head, images = self.student.head, len(seen) // 2
+        vectors = head.bottleneck(features).view(-1, images, self.config.bottleneck_dim)
+        loss = cross_view_loss(vectors, head.last_layer, targets.view(2, images, -1), self.config.student_temp)
         return loss, torch.special.entr(targets).sum(-1).mean()
 
     def target_center(self, logits: Tensor, center: Tensor, temp: float) -> Tensor:
@@ -114,17 +115,3 @@ class DINO(Method):
     def exported(self) -> Backbone:
         """The teacher's backbone, the better of the two throughout training."""
         return self.teacher.backbone
-
-
-def cross_view_loss(student: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of every crop against every global crop but itself, averaged over pairs and images.
-
-    student: logits over temperature [V, B, K], of which the first T are the global crops; targets: [T, B, K],
-    rows that sum to one. As they do, -q · log softmax(s) = logsumexp(s) - q · s: no log-softmax is stored.
-    """
-    crops, teachers = len(student), len(targets)
-    with torch.autocast(student.device.type, enabled=False):
-        normaliser = student.logsumexp(dim=-1)  # [V, B]
-        agreement = torch.einsum("tbk,vbk->tvb", targets, student)
-    other = ~torch.eye(teachers, crops, dtype=torch.bool, device=student.device)
-    return (normaliser - agreement)[other].mean()

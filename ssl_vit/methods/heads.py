@@ -34,19 +34,20 @@ class Prototypes(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, D] to logits [N, K]."""
-        logits: Tensor = F.linear(x, self.weight_v) * self._lengths()
+        logits: Tensor = F.linear(x, self.weight_v) * self.lengths()
         return logits
 
     def weight(self) -> Tensor:
         """The prototypes themselves, [K, D]."""
-        return self.weight_v * self._lengths()[:, None]
+        return self.weight_v * self.lengths()[:, None]
 
     def log_partition(self, x: Tensor, temp: float) -> Tensor:
         """Logsumexp of the logits over ``temp``, [N, D] to [N], in bounded memory."""
         weight = self.weight() / temp
         return in_chunks(lambda rows: exact(F.linear(rows, weight)).logsumexp(dim=-1), x, len(weight))
 
-    def _lengths(self) -> Tensor:
+    def lengths(self) -> Tensor:
+        """What the rows of ``weight_v`` are multiplied with, [K]."""
         lengths: Tensor = self.weight_g.squeeze(1) / torch.linalg.vector_norm(self.weight_v, dim=1)
         return lengths
 
