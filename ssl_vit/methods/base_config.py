@@ -68,12 +68,19 @@ Choices = dict[str, tuple[object, str]]
 """key ("optim.lr") to the value chosen and the reason, in a few words."""
 
 SMALL = 20_000  # images below which a recipe made for the 1.28 million of ImageNet is adapted
+TINY = 96  # pixels below which one made for 224 is
 
 
 def small_set_rate(given: Situation) -> tuple[float, str]:
     """A learning rate of AdamW for few images; the linear rules, made for batches of thousands, give far less."""
     lr = 1e-3 * 128 / given.dim * math.sqrt(given.batch_size / 128)
     return float(f"{lr:.2g}"), "small set: 1e-3 for width 128 and batch 128, less for wider networks"
+
+
+def small_set_momentum(given: Situation, official: float) -> tuple[float, str]:
+    """A teacher's momentum for few steps: one that lasts as long as the run would stay where it began."""
+    momentum = min(official, max(0.9, round(1 - 75 / given.steps, 4)))
+    return momentum, f"{given.steps} steps: the shorter the run, the quicker the teacher"
 
 
 class MethodConfig(Section):
@@ -207,13 +214,22 @@ class TwoViewConfig(MethodConfig):
     """Width of the hidden layers of projector and predictor (papers: 4096)."""
     out_dim: Count = 256
     """Length of what projector and predictor give (papers: 256)."""
-    momentum: Momentum = 0.99
+    momentum: Auto[Momentum] = "auto"
     """The teacher's share of itself at each step, at the start; a cosine takes it to 1.0
     (papers: 0.99 up to 300 epochs; BYOL over 1000: 0.996)."""
-    scale: Scale = (0.08, 1.0)
+    scale: Auto[Scale] = "auto"
     """Share of the image's area that a crop covers, low and high (papers: 0.08 to 1)."""
     flip: Fraction = 0.5
     """Share of crops that are mirrored; 0 where left and right differ, as in text (papers: 0.5)."""
+
+    def common_choices(self, given: Situation) -> Choices:
+        """The published momentum and crops; for few images a quicker teacher, for small ones larger crops."""
+        choices: Choices = {"method.momentum": (0.99, "papers"), "method.scale": ((0.08, 1.0), "papers")}
+        if given.images < SMALL:
+            choices["method.momentum"] = small_set_momentum(given, 0.99)
+        if given.image_size < TINY:
+            choices["method.scale"] = ((0.2, 1.0), "less of so small an image shows nothing")
+        return choices
 
     def check(self, given: Situation) -> None:
         """Batch norm and contrast compare images with each other."""
@@ -222,7 +238,7 @@ class TwoViewConfig(MethodConfig):
 
     def views(self, image_size: int) -> ViewPlan:
         """BYOL's two views of ``image_size`` pixels."""
-        return ViewPlan(two_views(image_size, self.scale, self.flip, self.interpolation))
+        return ViewPlan(two_views(image_size, settled(self.scale), self.flip, self.interpolation))
 
 
 class MaskedConfig(MethodConfig):

@@ -27,6 +27,10 @@ class Config(TwoViewConfig):
         """Recipes for the optimisers there are; the paper's own, LARS, is not among them."""
         if given.kind == "convolutional":
             why = "SimSiam's SGD for a ResNet-50 (2011.10566), as the paper's LARS is not here"
-            return optimiser_choices(given, why, optimizer="sgd", lr=(0.05, 256), weight_decay=1e-4, warmup_epochs=10.0)
+            return self.common_choices(given) | optimiser_choices(
+                given, why, optimizer="sgd", lr=(0.05, 256), weight_decay=1e-4, warmup_epochs=10.0
+            )
         why = "MoCo v3's for transformers (2104.02057), as the paper has none"
-        return optimiser_choices(given, why, lr=(1.5e-4, 256), weight_decay=0.1, warmup_epochs=40.0)
+        return self.common_choices(given) | optimiser_choices(
+            given, why, lr=(1.5e-4, 256), weight_decay=0.1, warmup_epochs=40.0
+        )

@@ -24,6 +24,7 @@ from ssl_vit.methods.base_config import (
     Scale,
     Situation,
     settled,
+    small_set_momentum,
     small_set_rate,
     two_views,
 )
@@ -59,14 +60,13 @@ def _small_set(given: Situation) -> Choices:
     that two crops agree on: with random weights that share is small, and so must the temperature be.
     """
     prototypes = 2 ** max(6, round(math.log2(given.images / 16)))
-    momentum = min(0.996, max(0.9, round(1 - 75 / given.steps, 4)))
     choices: Choices = {
         "method.out_dim": (min(prototypes, 65536), f"{given.images} images: about sixteen a prototype"),
         "method.head_norm": ("batch", "small set: without it the head collapses to uniform"),
         "method.centering": ("sinkhorn", "small set: no prototype can win or lose all images"),
         "method.teacher_temp": (0.01, "small set: sharp, or the teacher fades to uniform"),
         "method.warmup_teacher_temp": (0.01, "as teacher_temp"),
-        "method.momentum": (momentum, f"{given.steps} steps: the shorter the run, the quicker the teacher"),
+        "method.momentum": small_set_momentum(given, 0.996),
         "method.freeze_last_layer_epochs": (0.0, "small set: every step counts"),
     }
     if given.kind != "convolutional":

@@ -52,7 +52,7 @@ class MoBY(Siamese):
 
         steps = len(self.queue1) / (len(key1) * rank_and_world()[1])
         age = min(float(progress.step), steps)
-        kept = cosine(self.config.momentum, 1.0, progress.step, progress.total) ** age
+        kept = cosine(settled(self.config.momentum), 1.0, progress.step, progress.total) ** age
         parts = {
             "own_key_first": (first1 + first2) / 2,
             "queue_filled": loss1.new_tensor(age / steps),
@@ -78,7 +78,7 @@ class MoBY(Siamese):
         """
         for queue, keys in zip((self.queue1, self.queue2), self._new_keys, strict=True):
             enqueue(queue, gather_over_ranks(keys), progress.step)
-        momentum = cosine(self.config.momentum, 1.0, progress.step + 1, progress.total)
+        momentum = cosine(settled(self.config.momentum), 1.0, progress.step + 1, progress.total)
         average_into(self.teacher, self.student, momentum)
 
 

@@ -28,5 +28,9 @@ class Config(TwoViewConfig):
         """The paper's recipe for transformers; for convolutional networks MoCo v2's, as there is no LARS here."""
         if given.kind == "convolutional":
             why = "MoCo v2's recipe for a ResNet-50"
-            return optimiser_choices(given, why, optimizer="sgd", lr=(0.03, 256), weight_decay=1e-4, warmup_epochs=10.0)
-        return optimiser_choices(given, "paper's recipe", lr=(1.5e-4, 256), weight_decay=0.1, warmup_epochs=40.0)
+            return self.common_choices(given) | optimiser_choices(
+                given, why, optimizer="sgd", lr=(0.03, 256), weight_decay=1e-4, warmup_epochs=10.0
+            )
+        return self.common_choices(given) | optimiser_choices(
+            given, "paper's recipe", lr=(1.5e-4, 256), weight_decay=0.1, warmup_epochs=40.0
+        )

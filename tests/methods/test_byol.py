@@ -81,7 +81,7 @@ def test_target_spread_is_one_for_opposite_targets_and_nothing_for_constant_ones
 
 @pytest.mark.parametrize("name", REAL)
 def test_one_step_trains(name: str) -> None:
-    assert_one_step_trains(BYOL, Config(hidden_dim=32, out_dim=16), name)
+    assert_one_step_trains(BYOL, Config(hidden_dim=32, out_dim=16, momentum=0.99, scale=(0.08, 1.0)), name)
 
 
 def test_the_recipe_says_whose_it_is() -> None:
@@ -89,6 +89,6 @@ def test_the_recipe_says_whose_it_is() -> None:
         value, why = Config().choose(replace(SITUATION, kind=kind))["optim.optimizer"]
         assert value == optimizer
         assert source in why
-    first, second = Config().views(224).views
+    first, second = Config(scale=(0.08, 1.0)).views(224).views
     assert (first.scale, first.interpolation, first.blur_p, first.solarize_p) == ((0.08, 1.0), "bicubic", 1.0, 0.0)
     assert (second.blur_p, second.solarize_p) == (0.1, 0.2)

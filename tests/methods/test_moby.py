@@ -113,7 +113,9 @@ def test_parts_say_how_full_the_queue_is_and_whether_keys_are_found() -> None:
 
 @pytest.mark.parametrize("name", REAL)
 def test_one_step_trains(name: str) -> None:
-    assert_one_step_trains(MoBY, Config(queue_size=16, hidden_dim=32, out_dim=16), name)
+    assert_one_step_trains(
+        MoBY, Config(queue_size=16, hidden_dim=32, out_dim=16, momentum=0.99, scale=(0.08, 1.0)), name
+    )
 
 
 def test_a_queue_that_batches_do_not_fill_is_refused_in_one_line() -> None:
@@ -126,7 +128,7 @@ def test_a_queue_that_batches_do_not_fill_is_refused_in_one_line() -> None:
 
 @pytest.mark.parametrize(
     ("images", "batch_size", "size"),
-    [(1_281_167, 512, 4096), (1_281_167, 48, 4080), (3_000, 64, 704), (100, 64, 64)],
+    [(1_281_167, 512, 4096), (1_281_167, 48, 4080), (7_659, 64, 512), (1_000, 64, 192), (100, 64, 64)],
 )
 def test_the_chosen_queue_is_filled_by_whole_batches(images: int, batch_size: int, size: int) -> None:
     given = replace(SITUATION, images=images, batch_size=batch_size)
@@ -134,11 +136,19 @@ def test_the_chosen_queue_is_filled_by_whole_batches(images: int, batch_size: in
     Config(queue_size=size).check(given)
 
 
+def test_few_and_small_images_get_a_quicker_teacher_and_larger_crops() -> None:
+    chosen = Config().choose(replace(SITUATION, images=7_659, steps=500, image_size=64))
+    assert chosen["method.momentum"][0] == 0.9
+    assert chosen["method.scale"][0] == (0.2, 1.0)
+
+
 def test_the_recipe_is_the_published_one() -> None:
     chosen = {key: value for key, (value, _) in Config().choose(SITUATION).items()}
+    assert chosen.pop("method.scale") == (0.08, 1.0)
     assert chosen == pytest.approx(
         {
             "method.queue_size": 4096,
+            "method.momentum": 0.99,
             "optim.optimizer": "adamw",
             "optim.lr": 1e-3,
             "optim.beta2": 0.999,
@@ -150,6 +160,6 @@ def test_the_recipe_is_the_published_one() -> None:
             "backbone.drop_path": 0.2,
         }
     )
-    first, second = Config().views(224).views
+    first, second = Config(scale=(0.08, 1.0)).views(224).views
     assert (first.scale, first.interpolation, first.blur_p, first.solarize_p) == ((0.08, 1.0), "bilinear", 1.0, 0.0)
     assert (second.blur_p, second.solarize_p, second.gray_p, second.jitter_p) == (0.1, 0.2, 0.2, 0.8)

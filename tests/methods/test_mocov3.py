@@ -110,7 +110,7 @@ def test_own_key_first_is_the_share_of_images_found() -> None:
 
 @pytest.mark.parametrize("name", REAL)
 def test_one_step_trains(name: str) -> None:
-    assert_one_step_trains(MoCoV3, Config(hidden_dim=32, out_dim=16), name)
+    assert_one_step_trains(MoCoV3, Config(hidden_dim=32, out_dim=16, momentum=0.99, scale=(0.08, 1.0)), name)
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -124,8 +124,10 @@ def test_the_patch_projection_stays_as_drawn(frozen: bool) -> None:
 
 def test_the_recipe_is_the_published_one() -> None:
     chosen = {key: value for key, (value, _) in Config().choose(replace(SITUATION, batch_size=4096)).items()}
+    assert chosen.pop("method.scale") == (0.08, 1.0)
     assert chosen == pytest.approx(
         {
+            "method.momentum": 0.99,
             "optim.optimizer": "adamw",
             "optim.lr": 2.4e-3,  # 1.5e-4 x 4096 / 256
             "optim.beta2": 0.999,
