@@ -17,6 +17,8 @@ from ssl_vit.data.remote import is_url, read_part
 
 MAX_PIXELS = 100e6  # an image of 100 megapixels takes 300 MB as RGB
 
+LARGE = 1e6  # pixels; below, decoding at a part of the size saves next to nothing
+
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # the only parsers that untrusted bytes reach
 _FROM_16_BITS: NDArray[np.uint8] = np.rint(np.arange(65536) / 257).astype(np.uint8)
 _ORIENTATION = 0x0112  # EXIF tag
@@ -61,8 +63,8 @@ def decode(place: Place, max_pixels: float = MAX_PIXELS, want: int | None = None
     """A file as RGB [H, W, 3].
 
     The first frame of an animation; transparency on white; EXIF orientation applied; 16 bits scaled by 1/257 (see
-    ``to_rgb`` for other depths). A JPEG whose short side is at least twice `want` pixels may come at a half, a quarter
-    or an eighth of its size, never with a short side below `want`. Raises BadImage.
+    ``to_rgb`` for other depths). A JPEG above a megapixel whose short side is at least twice `want` pixels may come at
+    a half, a quarter or an eighth of its size, never with a short side below `want`. Raises BadImage.
     """
     with _opened(place) as file:
         return _decode(file, str(place), max_pixels, want)
@@ -121,7 +123,8 @@ def _decode(file: BinaryIO, path: str, max_pixels: float, want: int | None) -> N
     with _blaming(path), Image.open(file, formats=_FORMATS) as image:
         if image.width * image.height > max_pixels:
             raise BadImage(path, f"{image.width} x {image.height} pixels, more than the {max_pixels:,.0f} allowed")
-        if want is not None and image.format in ("JPEG", "MPO"):  # MPO: several JPEGs in one file
+        large = image.width * image.height > LARGE
+        if want is not None and large and image.format in ("JPEG", "MPO"):  # MPO: several JPEGs in one file
             image.draft(None, (want, want))
         pixels = to_rgb(image)
         # Asked for after loading: TIFF is turned by then, and PNG may carry its EXIF behind the pixels.
