@@ -129,7 +129,7 @@ def main() -> None:
         backbone_lr=args.lr,
         train_images="auto",
         val_images="auto",
-        json=args.folder / "score.json",
+        json=args.folder / f"score-{args.steps}.json",
     )
     found = result["detection"][f"{SHARE:g}%"]
     print(table(found), flush=True)
