@@ -63,11 +63,11 @@ def pretrain(images: Path, out: Path, epochs: int, more: list[str]) -> Path:
 
 def table(result: dict[str, Any]) -> str:
     """Means over the seeds with 95 % intervals, in percent."""
-    lines = [f"{'labels':8}{'score':9}{'scratch':>20}{'weights':>20}{'difference':>22}"]
+    lines = [f"{'labels':8}{'score':9}{'scratch':>22}{'weights':>22}{'difference':>22}"]
     for share, found in result["detection"].items():
         for name in found["scratch"]:
             cells = [interval(found[arm][name]) for arm in ("scratch", "weights", "difference")]
-            lines.append(f"{share:8}{name:9}{cells[0]:>20}{cells[1]:>20}{cells[2]:>22}")
+            lines.append(f"{share:8}{name:9}{cells[0]:>22}{cells[1]:>22}{cells[2]:>22}")
         lines.append(f"{share:8}{found['verdict']}")
     return "\n".join(lines)
 
