@@ -5,8 +5,8 @@
 SCENES: annotations_train.json, annotations_val.json, and the images of the first in train/images/. A small ResNet is
 pretrained on these images by DINO, a small Deformable DETR around it by DETReg (both without labels), and then the
 detector is fine-tuned on a tenth of the labels three times over: from scratch, from the backbone's weights alone, and
-from all that was pretrained, over three seeds, by ``ssl-vit eval detection``. FOLDER keeps everything; what is there is
-not made again, and what was stopped goes on.
+from all that was pretrained, over three seeds, by ``ssl-vit eval detection``. With --one-class the labels are merged:
+where things are, not what. FOLDER keeps everything; what is there is not made again, and what was stopped goes on.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import matplotlib as mpl
 import torch
+from detection_transfer import boxes
 from matplotlib.figure import Figure
 
 from ssl_vit import experiment
@@ -107,6 +108,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--steps", type=int, default=400, help="of each fine-tuning")
     parser.add_argument("--lr", type=float, default=5e-4, help="of fine-tuning")
+    parser.add_argument("--one-class", action="store_true", help='every box is an "object"')
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of DETReg's run")
     parser.add_argument("--figure", type=Path, metavar="FILE")
     args = parser.parse_args()
@@ -114,11 +116,14 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     dino = pretrained(args.scenes, args.folder / "dino", DINO, [])
     run = pretrained(args.scenes, args.folder / "detreg", DETREG | {"backbone.weights": str(dino)}, args.set)
+    sides = {side: boxes(args.scenes, side, args.folder, args.one_class) for side in ("train", "val")}
+    images = {side: str(args.scenes) if args.one_class else "auto" for side in sides}
+    kind = f"{args.steps}-one-class" if args.one_class else str(args.steps)
     result = evaluate(
         "detection",
         run,
-        train=args.scenes / "annotations_train.json",
-        val=args.scenes / "annotations_val.json",
+        train=sides["train"],
+        val=sides["val"],
         detector="deformable_detr",
         seeds=SEEDS,
         share=(SHARE,),
@@ -127,9 +132,9 @@ def main() -> None:
         batch=8,
         lr=args.lr,
         backbone_lr=args.lr,
-        train_images="auto",
-        val_images="auto",
-        json=args.folder / f"score-{args.steps}.json",
+        train_images=images["train"],
+        val_images=images["val"],
+        json=args.folder / f"score-{kind}.json",
     )
     found = result["detection"][f"{SHARE:g}%"]
     print(table(found), flush=True)

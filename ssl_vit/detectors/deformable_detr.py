@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.detectors.deformable_attention import DeformableAttention, Sizes
-from ssl_vit.detectors.detector import Detector, FrozenNorms, Mlp, Predictions, shrink
+from ssl_vit.detectors.detector import Detector, FrozenNorms, Mlp, Predictions, shares, shrink
 from ssl_vit.detectors.positions import sine_positions
 from ssl_vit.errors import UserError
 
@@ -120,7 +120,7 @@ class Transformer(nn.Module):
         """
         memory = self.remember(maps, paddings)
         places, start = queries.expand(maps[0].shape[0], -1, -1).chunk(2, dim=-1)
-        reference = self.reference_points(places).sigmoid()
+        reference = shares(self.reference_points(places))
         on_maps = reference[:, :, None] * memory.valid[:, None]
         x, seen = start, []
         for layer in self.decoder.layers:
@@ -215,7 +215,7 @@ class DeformableDETR(FrozenNorms, Detector):
     def _boxes(self, x: Tensor, reference: Tensor) -> Tensor:
         """A box is told relative to the reference point."""
         raw: Tensor = self.bbox_embed(x)
-        return torch.cat([raw[..., :2] + reference.logit(eps=1e-5), raw[..., 2:]], -1).sigmoid()
+        return shares(torch.cat([raw[..., :2] + reference.logit(eps=1e-5), raw[..., 2:]], -1))
 
     def forget_classes(self, num_classes: int) -> None:
         """A new class head, with random weights, under which everything is unlikely at first (arXiv 1708.02002)."""

@@ -92,6 +92,11 @@ class FrozenNorms(nn.Module):
         return [m for m in self.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
+def shares(raw: Tensor) -> Tensor:
+    """Shares of the image's sides, between 0 and 1; in bfloat16 they would come in steps of 0.004."""
+    return raw.to(torch.promote_types(raw.dtype, torch.float32)).sigmoid()
+
+
 def shrink(padding: Tensor | None, like: Tensor) -> Tensor:
     """Padding [B, H, W] on the grid of a map [B, C, h, w]: bool [B, h, w]."""
     if padding is None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_vit.backbones.backbone import Backbone
-from ssl_vit.detectors.detector import Detector, FrozenNorms, Mlp, Predictions, shrink
+from ssl_vit.detectors.detector import Detector, FrozenNorms, Mlp, Predictions, shares, shrink
 from ssl_vit.detectors.positions import sine_positions
 
 HEADS, DROPOUT = 8, 0.1  # of the official models
@@ -145,7 +145,7 @@ class DETR(FrozenNorms, Detector):
         """images: [B, 3, H, W] normalised; padding: bool [B, H, W], True beside the image."""
         map_ = self.backbone.pyramid(images)[-1]
         seen = self.transformer(self.input_proj(map_), shrink(padding, map_), self.query_embed.weight)
-        said = [(self.class_embed(x), self.bbox_embed(x).sigmoid()) for x in seen]
+        said = [(self.class_embed(x), shares(self.bbox_embed(x))) for x in seen]
         embeddings = None if self.feature_embed is None else self.feature_embed(seen[-1])
         return Predictions(*said[-1], tuple(said[:-1]), embeddings)
 

@@ -54,6 +54,15 @@ def test_learns_one_scene_by_heart(kind, vit):
     assert history[-1] < 0.6 * history[0]
 
 
+@pytest.mark.parametrize("kind", ["detr", "deformable", "yolos"])
+def test_boxes_are_not_rounded_to_bfloat16(kind):
+    detector, images = small(kind, vit=kind == "yolos").eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        boxes = detector(images).boxes
+    assert boxes.dtype == torch.float32
+    assert (boxes != boxes.bfloat16()).any()
+
+
 def _padded(map_, bottom, right):
     """A map with rubbish beside it, and the mask that says so."""
     whole = F.pad(map_, (0, right, 0, bottom), value=7.0)
