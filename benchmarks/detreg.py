@@ -96,7 +96,8 @@ def curves(run: Path, found: dict[str, Any]) -> Figure:
             seeds = found[arm]["mAP50"]["seeds"]
             right.bar(place, found[arm]["mAP50"]["mean"], color=FAINT)
             right.scatter([place] * len(seeds), seeds, color=INK, zorder=2, s=14)
-        right.set(title=f"mAP50 with {SHARE:g} % of the labels", xticks=range(len(ARMS)), xticklabels=ARMS.values())
+        right.set(title=f"mAP50 with {SHARE:g} % of the labels", xticks=range(len(ARMS)))
+        right.set_xticklabels([name.replace(", ", ",\n") for name in ARMS.values()])
         right.tick_params(axis="x", labelsize=8)
     return figure
 

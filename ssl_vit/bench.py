@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -169,20 +170,21 @@ def _loader(source: Source, step: _Step, workers: int | None = None) -> Any:
 
 def _read_times(source: Source, step: _Step) -> Parts:
     """CPU time of decoding an image and of making its views."""
-    begun, want, spent, images = time.perf_counter(), 2 * wanted_side(step.plan), np.zeros(2), 0
-    for index in epoch_order(len(source), 0, 0).tolist():
+    order, want = epoch_order(len(source), 0, 0).tolist(), 2 * wanted_side(step.plan)
+    begun, spent, images = time.perf_counter(), np.zeros(2), 0
+    for number, index in enumerate(cycle(order)):
+        if time.perf_counter() - begun > SECONDS if images else number > len(order):
+            break
         start = time.process_time()
         try:
             image = decode(source.path(index), want=want)
-        except BadImage:
+        except BadImage:  # if all are, the loader will say it
             continue
         decoded = time.process_time()
         make_views(image, step.plan, sample_rng(0, 0, index))
-        if time.perf_counter() - begun > 0.1:  # the first images warm up
+        if number:  # the first warms up
             spent += decoded - start, time.process_time() - decoded
             images += 1
-        if time.perf_counter() - begun > SECONDS:
-            break
     return dict(zip(READING, (1000 * spent / max(images, 1)).tolist(), strict=True))
 
 

@@ -22,7 +22,7 @@ SETTINGS = {"moby": {"queue_size": 2 * IMAGES}, "mocov3": {}, "byol": {}}
 
 def make(name: str) -> Siamese:
     torch.manual_seed(0)
-    config = config_class(name)(hidden_dim=HIDDEN, out_dim=OUT, **SETTINGS[name])
+    config = config_class(name)(hidden_dim=HIDDEN, out_dim=OUT, momentum=0.99, **SETTINGS[name])
     return method_class(name)(config, Tiny(), SIZE).double()
 
 
