@@ -100,7 +100,7 @@ def words_drawn() -> Iterator[None]:
     try:
         yield
     finally:
-        VQ.forward = forward  # type: ignore[method-assign]
+        VQ.forward = forward  # type: ignore[method-assign]  # as it was
 
 
 def table(runs: dict[str, dict[str, Any]]) -> str:

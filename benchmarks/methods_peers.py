@@ -140,13 +140,11 @@ def _followed(student: nn.Module) -> tuple[nn.Module, AFTER]:
     return teacher, lambda: update_momentum(student, teacher, m=0.99)
 
 
-def _moco() -> STEP:
-    """Both views are queries, as in MoCo v3; its memory bank is Lightly's own."""
-    from lightly.loss import NTXentLoss
-    from lightly.models.modules import BYOLPredictionHead, MoCoProjectionHead
+def _siamese(projector: nn.Module, compare: Callable[[Tensor, Tensor], Tensor]) -> STEP:
+    """A student predicts from each view what its moving average projects of the other."""
+    from lightly.models.modules import BYOLPredictionHead
 
-    student = nn.Sequential(_timm(), MoCoProjectionHead(DIM, 4096, 256, num_layers=3, batch_norm=True))
-    predictor, criterion = BYOLPredictionHead(256, 4096, 256), NTXentLoss(0.2, memory_bank_size=(4096, 256))
+    student, predictor = nn.Sequential(_timm(), projector), BYOLPredictionHead(256, 4096, 256)
     teacher, after = _followed(student)
     views = torch.randn(2, IMAGES, 3, SIZE, SIZE)
 
@@ -154,29 +152,26 @@ def _moco() -> STEP:
         queries = [predictor(student(view)) for view in views]
         with torch.no_grad():
             keys = [teacher(view) for view in views]
-        total: Tensor = criterion(queries[0], keys[1]) + criterion(queries[1], keys[0])
-        return total
+        return compare(queries[0], keys[1]) + compare(queries[1], keys[0])
 
     return [*student.parameters(), *predictor.parameters()], loss, after
+
+
+def _moco() -> STEP:
+    """Both views are queries, as in MoCo v3; its memory bank is Lightly's own."""
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules import MoCoProjectionHead
+
+    projector = MoCoProjectionHead(DIM, 4096, 256, num_layers=3, batch_norm=True)
+    return _siamese(projector, NTXentLoss(0.2, memory_bank_size=(4096, 256)))
 
 
 def _byol() -> STEP:
     from lightly.loss import NegativeCosineSimilarity
-    from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
+    from lightly.models.modules import BYOLProjectionHead
 
-    student = nn.Sequential(_timm(), BYOLProjectionHead(DIM, 4096, 256))
-    predictor, criterion = BYOLPredictionHead(256, 4096, 256), NegativeCosineSimilarity()
-    teacher, after = _followed(student)
-    views = torch.randn(2, IMAGES, 3, SIZE, SIZE)
-
-    def loss() -> Tensor:
-        said = [predictor(student(view)) for view in views]
-        with torch.no_grad():
-            wanted = [teacher(view) for view in views]
-        total: Tensor = 0.5 * (criterion(said[0], wanted[1]) + criterion(said[1], wanted[0]))
-        return total
-
-    return [*student.parameters(), *predictor.parameters()], loss, after
+    criterion = NegativeCosineSimilarity()
+    return _siamese(BYOLProjectionHead(DIM, 4096, 256), lambda said, wanted: criterion(said, wanted) / 2)
 
 
 def _ibot() -> STEP:

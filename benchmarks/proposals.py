@@ -80,7 +80,7 @@ HEAD = f"{'':34} images ms/image images/s  boxes   boxes/s  @10    @30   @100  o
 
 def opencv(mode: str) -> Find:
     def find(image: Pixels, index: int) -> Boxes:
-        search: Any = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()  # type: ignore[attr-defined]
+        search: Any = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()  # type: ignore[attr-defined]  # of OpenCV's contrib build
         search.setBaseImage(np.ascontiguousarray(image[..., ::-1]))
         getattr(search, f"switchToSelectiveSearch{mode}")()
         boxes = search.process().astype(np.float32)

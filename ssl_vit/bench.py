@@ -173,7 +173,8 @@ def _read_times(source: Source, step: _Step) -> Parts:
     order, want = epoch_order(len(source), 0, 0).tolist(), 2 * wanted_side(step.plan)
     begun, spent, images = time.perf_counter(), np.zeros(2), 0
     for number, index in enumerate(cycle(order)):
-        if time.perf_counter() - begun > SECONDS if images else number > len(order):
+        enough = time.perf_counter() - begun > SECONDS if images else number > len(order)
+        if enough:
             break
         start = time.process_time()
         try:

@@ -133,9 +133,10 @@ def _read_head(file: str) -> _Head:
                     others += 1
         except DamagedTar as error:
             lost, damage = length - error.offset, error.reason
-    names, offsets, sizes = ([entry[i] for entry in found] for i in range(3))
-    numbers = np.array([offsets, sizes], dtype=np.int64)
-    return _Head(list(names), numbers[0], numbers[1], others, length, lost, damage)  # type: ignore[arg-type]
+    offsets, sizes = (
+        np.array(numbers, dtype=np.int64) for numbers in ([e.offset for e in found], [e.size for e in found])
+    )
+    return _Head([entry.name for entry in found], offsets, sizes, others, length, lost, damage)
 
 
 def _is_image(name: bytes) -> bool:

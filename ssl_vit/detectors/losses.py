@@ -54,7 +54,8 @@ class SetLoss:
         """
         count = _objects(targets, predictions.boxes)
         layers = [(predictions.logits, predictions.boxes), *predictions.earlier]
-        last = last or self.match(*layers[0], targets)
+        if last is None:
+            last = self.match(*layers[0], targets)
         matched = [last, *(self.match(logits, boxes, targets) for logits, boxes in layers[1:])]
         said = [
             self._layer(logits, boxes, targets, pairs, count)

@@ -210,7 +210,8 @@ def _trial(
     for side, annotations in (("train", train), ("val", val)):
         job.sides[side] = Side(len(annotations), len(annotations.missing), fingerprint(annotations))
     wide = canvas(job.backbone.info, train, size)
-    finder = BUILDERS[detector](copy.deepcopy(job.backbone), job.classes, wide)  # type: ignore[arg-type]
+    assert isinstance(job.backbone, TimmBackbone)  # the one adapter
+    finder = BUILDERS[detector](copy.deepcopy(job.backbone), job.classes, wide)
     rate = (SET_RATE if isinstance(finder, SetFinder) else RATE) if lr == "auto" else float(lr)
     slower = rate if backbone_lr == "auto" else float(backbone_lr)
     return Trial(job, detector, train, val, wide, batch, rate, slower, masks, _pretrained(job.weights, detector))
