@@ -1,9 +1,10 @@
 """What a step of a method costs here and in two peers: images/s and peak memory, same network, same heads, one thread.
 
     python -m venv PEERS && PEERS/bin/pip install lightly==1.6.0 timm stable-pretraining==0.1.8
-    python benchmarks/methods_peers.py PEERS/bin/python [--rounds 4] [--rows NAME …] [--json FILE]
+    python benchmarks/methods_peers.py PEERS/bin/python [--precision 32-true] [--rounds 4] [--rows NAME …] [--json FILE]
 
-A step is the method's forward, its loss, backward, AdamW and the teacher's average, in float32 on images in memory.
+A step is the method's forward, its loss, backward, AdamW and the teacher's average, on images in memory; in bf16-mixed
+(autocast) or float32, each of us as its own training loop would run it there.
 Every measurement is a process of its own, CPU time; ours and a peer alternate, a row is the median of the ratios of its
 rounds. Lightly has parts and no methods: they are put together here as its documentation does. Where the peers differ
 from the papers (stable-pretraining's iBOT has no local crops and no weight norm, its BEiT draws words by a random
@@ -54,12 +55,13 @@ ROWS: dict[str, tuple[str, dict[str, object]]] = {
 }
 
 
-def ours(method: str, settings: dict[str, object]) -> Iterator[float]:
+def ours(method: str, settings: dict[str, object], precision: str) -> Iterator[float]:
     """Losses of our steps, for as long as they are asked for."""
     from ssl_vit.auto import Facts, resolve_config
     from ssl_vit.config import load_config
     from ssl_vit.experiment import build_method
     from ssl_vit.methods.method import Progress
+    from ssl_vit.training.attention import quick_attention
     from ssl_vit.training.optim import make_optimizer
 
     facts = Facts(1_281_167, SIZE, lambda: ((0.5,) * 3, (0.25,) * 3), gpus=0, cpus=1, bfloat16=False)
@@ -71,7 +73,8 @@ def ours(method: str, settings: dict[str, object]) -> Iterator[float]:
     optimizer = make_optimizer(built, "adamw", 1e-4)
     while True:
         progress = Progress(0, 100, 50)
-        loss = built(batch, progress).loss
+        with autocast(precision), quick_attention(batch[0].device):
+            loss = built(batch, progress).loss
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         built.before_optimizer(progress)
@@ -80,12 +83,18 @@ def ours(method: str, settings: dict[str, object]) -> Iterator[float]:
         yield loss.item()
 
 
-def theirs(peer: str, method: str) -> Iterator[float]:
+def autocast(precision: str) -> torch.autocast:
+    """What Lightning's plugin of that name puts around a forward."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
+def theirs(peer: str, method: str, precision: str) -> Iterator[float]:
     """The same of a peer, with torch's default AdamW, which both of them use."""
     parameters, loss_of, after = (lightly if peer == "lightly" else stable)(method)
     optimizer = torch.optim.AdamW(parameters, 1e-4)
     while True:
-        loss = loss_of()
+        with autocast(precision):
+            loss = loss_of()
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
@@ -255,10 +264,13 @@ def measured(python: str, *words: str) -> dict[str, float]:
     return found
 
 
-def compared(row: str, peers: str, rounds: int) -> dict[str, Any]:
+def compared(row: str, peers: str, rounds: int, precision: str) -> dict[str, Any]:
     """Medians of ours, of theirs and of the ratios of alternating rounds."""
-    pairs = [(measured(sys.executable, "ours", row), measured(peers, *row.split())) for _ in range(rounds)]
-    found: dict[str, Any] = {"row": row}
+    pairs = [
+        (measured(sys.executable, "ours", row, precision), measured(peers, *row.split(), precision))
+        for _ in range(rounds)
+    ]
+    found: dict[str, Any] = {"row": row, "precision": precision}
     for key in ("images_per_second", "memory"):
         found[key] = statistics.median(mine[key] for mine, _ in pairs)
         found[f"{key} theirs"] = statistics.median(other[key] for _, other in pairs)
@@ -272,18 +284,20 @@ def main() -> None:
     parser.add_argument("peers", metavar="PYTHON", help="of an environment that has both peers")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--precision", choices=("bf16-mixed", "32-true"), default="bf16-mixed")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         torch.set_num_threads(1)
         torch.manual_seed(0)
-        whose, what = args.one
-        print(json.dumps(cost(ours(*ROWS[what]) if whose == "ours" else theirs(whose, what), whose)))
+        whose, what, precision = args.one
+        steps = ours(*ROWS[what], precision) if whose == "ours" else theirs(whose, what, precision)
+        print(json.dumps(cost(steps, whose)))
         return
     rows = []
     for row in args.rows:
-        rows.append(compared(row, args.peers, args.rounds))
+        rows.append(compared(row, args.peers, args.rounds, args.precision))
         print(rows[-1], flush=True)
     if args.json:
         args.json.write_text(json.dumps({"backbone": BACKBONE, "images": IMAGES, "rows": rows}, indent=1) + "\n")

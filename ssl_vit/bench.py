@@ -24,8 +24,9 @@ from ssl_vit.experiment import build_method, resolve_for
 from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.method import Progress
 from ssl_vit.report.speed import Parts
+from ssl_vit.training.attention import quick_attention
 from ssl_vit.training.optim import clip_gradients, make_optimizer
-from ssl_vit.training.speed import peak_flops, spell_out_attention
+from ssl_vit.training.speed import peak_flops
 
 READING, STEP = ("decode", "views"), ("transfer", "augment", "forward", "backward", "optimiser")
 SECONDS = 3.0  # for each of the three measurements
@@ -103,8 +104,6 @@ class _Step:
         self.device_name = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
         torch.manual_seed(config.train.seed)
         self.method = build_method(config).to(self.device).train()
-        if self.precision == "bf16-mixed" and self.device.type == "cpu":
-            spell_out_attention(self.method)
         if settled(config.train.compile):
             self.method.compile()
         self.plan = self.method.views()
@@ -124,7 +123,8 @@ class _Step:
         with self.timed("augment"):
             views = to_views(batch, settled(data.mean), settled(data.std), self.device, fast=data.augment == "fast")
         kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision)
-        with self.timed("forward"), torch.autocast(self.device.type, dtype=kind, enabled=kind is not None):
+        autocast = torch.autocast(self.device.type, dtype=kind, enabled=kind is not None)
+        with self.timed("forward"), autocast, quick_attention(self.device):
             loss = self.method(views, self.progress).loss
         with self.timed("backward"):
             loss.backward()

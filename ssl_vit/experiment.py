@@ -14,7 +14,6 @@ import torch
 
 from ssl_vit.auto import Decision, gather_facts, resolve_config
 from ssl_vit.backbones import create_backbone
-from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.checkpoints.inspection import Inspection, inspect
 from ssl_vit.checkpoints.load import put
 from ssl_vit.config import RunConfig, check_data, check_out
@@ -23,7 +22,6 @@ from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch, worker_fa
 from ssl_vit.data.sources import Source, open_source, require
 from ssl_vit.errors import UserError
 from ssl_vit.eval.online import OnlineScore
-from ssl_vit.eval.protocol import Protocol
 from ssl_vit.eval.readout import Readout
 from ssl_vit.methods import method_class
 from ssl_vit.methods.base_config import settled
@@ -41,7 +39,6 @@ from ssl_vit.training.checkpoint import AtomicCheckpointIO, checkpoint_path, new
 from ssl_vit.training.module import Pretraining, Recipe
 from ssl_vit.training.progress import ProgressLine
 from ssl_vit.training.ranks import die_with_parent, lost_rank, rank
-from ssl_vit.training.speed import fused_again, spell_out_attention
 
 log = logging.getLogger("ssl_vit")
 
@@ -114,8 +111,6 @@ class _Run:
         torch.manual_seed(train.seed)
         self.method = build_method(config, weights)
         self.module = Pretraining(self.method, self._recipe(), self.per_epoch, self.total)
-        explicit = settled(train.precision) == "bf16-mixed" and not torch.cuda.is_available()
-        self.spelled_out = spell_out_attention(self.method) if explicit else []
         self.regions: Proposals | None = None
         if settled(train.compile):
             self.method.compile()
@@ -245,12 +240,7 @@ class _Run:
         readout = Readout(size, settled(data.mean), settled(data.std))
         score = OnlineScore(self.source, open_source(self.config.data.val), readout, role(self.method))
         every = max(1, round(settled(self.config.health.knn_every) * self.per_epoch))
-
-        def scored(backbone: Backbone) -> tuple[dict[str, float], Protocol]:
-            with fused_again(self.spelled_out):
-                return score(backbone)
-
-        return [OnlineKnn(metrics, every, scored)]
+        return [OnlineKnn(metrics, every, score)]
 
     def _trainer(self, callbacks: list[L.Callback]) -> L.Trainer:
         train = self.config.train

@@ -17,6 +17,7 @@ from ssl_vit.errors import RunFailed
 from ssl_vit.export import timm
 from ssl_vit.methods.method import Method, Progress, Step
 from ssl_vit.schedules import cosine, noise_seed, warmup_cosine
+from ssl_vit.training.attention import quick_attention
 from ssl_vit.training.optim import clip_gradients, make_optimizer, set_hyperparameters
 
 log = logging.getLogger("ssl_vit")
@@ -86,7 +87,8 @@ class Pretraining(L.LightningModule):
         """Views to a loss."""
         recipe = self.recipe
         views = to_views(batch, recipe.mean, recipe.std, self.device, fast=recipe.fast_colours)
-        step: Step = self.method(views, self.progress)
+        with quick_attention(self.device):
+            step: Step = self.method(views, self.progress)
         self.last = step
         return step.loss
 
