@@ -1,10 +1,10 @@
 """What a step of each method costs against plain DINO's: images/s and peak memory, on the same backbone.
 
-    python benchmarks/methods.py [--backbone vit_tiny_patch16_224] [--rounds 4] [--json FILE]
+    python benchmarks/methods.py [--backbone vit_tiny_patch16_224] [--rounds 4] [--peers PEERS/bin/python] [--json FILE]
 
 Every measurement is a process of its own, one thread, CPU time; methods and DINO alternate, and each row is the median
 of the ratios of its rounds. The last two rows are EsViT's region loss against the straightforward one, which keeps the
-logits of every region over all prototypes and the similarities of all pairs.
+logits of every region over all prototypes and the similarities of all pairs. --peers adds the rows of methods_peers.py.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import methods_peers
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -132,6 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="vit_tiny_patch16_224")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--peers", metavar="PYTHON", help="of an environment that has the peers, see methods_peers.py")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -150,6 +152,10 @@ def main() -> None:
         print(rows[-1], flush=True)
     rows.append(compared("region loss / straightforward", ["region", "ours"], ["region", "plain"], args.rounds))
     print(rows[-1], flush=True)
+    for row in methods_peers.ROWS if args.peers else ():
+        for precision in ("bf16-mixed", "32-true"):
+            rows.append(methods_peers.compared(row, args.peers, args.rounds, precision))
+            print(rows[-1], flush=True)
     if args.json:
         text = json.dumps({"backbone": args.backbone, "images": IMAGES, "regions": REGIONS, "rows": rows}, indent=1)
         write_atomically(args.json, lambda path: path.write_text(text + "\n"))

@@ -18,6 +18,7 @@ from ssl_vit.methods.base_config import (
     MethodConfig,
     Part,
     Situation,
+    crop_scale,
     optimiser_choices,
 )
 
@@ -71,7 +72,8 @@ class Config(MaskedConfig):
             clip=3.0,
             drop_path=0.1,
         )
-        return {"method.codes": words, "method.tokenizer_steps": steps} | optimiser
+        choices: Choices = {"method.codes": words, "method.tokenizer_steps": steps}
+        return choices | crop_scale(given, (0.08, 1.0), official) | optimiser
 
     def check(self, given: Situation) -> None:
         """Something is hidden, and the tokenizer's file is what it should be."""

@@ -139,7 +139,7 @@ def test_the_chosen_queue_is_filled_by_whole_batches(images: int, batch_size: in
 def test_few_and_small_images_get_a_quicker_teacher_and_larger_crops() -> None:
     chosen = Config().choose(replace(SITUATION, images=7_659, steps=500, image_size=64))
     assert chosen["method.momentum"][0] == 0.9
-    assert chosen["method.scale"][0] == (0.2, 1.0)
+    assert chosen["method.scale"][0] == (0.4, 1.0)
 
 
 def test_the_recipe_is_the_published_one() -> None:
