@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
@@ -16,6 +16,7 @@ from ssl_vit.methods.targets import exact
 
 KEPT = 2**26  # logits that may wait for the backward pass: 256 MiB in float32
 CELLS = 2**24  # where there are more, so many exist at a time
+TILE = 4096  # prototypes that are read from memory once for all that is done with them, by a CPU
 
 
 class Prototypes(nn.Module):
@@ -33,7 +34,9 @@ class Prototypes(nn.Module):
         nn.init.uniform_(self.weight_v, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, D] to logits [N, K]."""
+        """[N, D] to logits [N, K]; without gradients in at least float32, whatever they are multiplied in."""
+        if not torch.is_grad_enabled():
+            return tiled_logits(x.to(working_type(x)), self.weight_v, exact(self.lengths()))
         logits: Tensor = F.linear(x, self.weight_v) * self.lengths()
         return logits
 
@@ -50,6 +53,28 @@ class Prototypes(nn.Module):
         """What the rows of ``weight_v`` are multiplied with, [K]."""
         lengths: Tensor = self.weight_g.squeeze(1) / torch.linalg.vector_norm(self.weight_v, dim=1)
         return lengths
+
+
+def working_type(x: Tensor) -> torch.dtype:
+    """What matrix products with ``x`` are made in here: autocast's type, or its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def tiles(prototypes: Tensor) -> Iterator[slice]:
+    """The rows of [K, D] in parts that a CPU's cache holds with what is made of them; for a GPU all at once."""
+    step = TILE if prototypes.device.type == "cpu" else len(prototypes)
+    for start in range(0, len(prototypes), step):
+        yield slice(start, start + step)
+
+
+def tiled_logits(rows: Tensor, directions: Tensor, scale: Tensor) -> Tensor:
+    """(rows · directions) scale, of [N, D], [K, D] and [K], in the type of the rows; [N, K] in that of the scale."""
+    logits = torch.empty(len(rows), len(directions), dtype=scale.dtype, device=rows.device)
+    with torch.autocast(rows.device.type, enabled=False):
+        for tile in tiles(directions):
+            torch.mul(rows @ directions[tile].to(rows.dtype).T, scale[tile], out=logits[:, tile])
+    return logits
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, width: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ssl_vit.methods.heads import CELLS, Prototypes
+from ssl_vit.methods.heads import CELLS, Prototypes, tiled_logits, tiles, working_type
 from ssl_vit.methods.targets import exact
 
 
@@ -18,53 +18,58 @@ def cross_view_loss(vectors: Tensor, prototypes: Prototypes, targets: Tensor, te
     vectors: in the head's bottleneck, [V, B, d], of which the first T crops are the global ones; targets: [T, B, K],
     rows that sum to one; temp: of the student's softmax (2104.14294).
     """
-    value: Tensor = _CrossView.apply(vectors, prototypes.weight_v, prototypes.lengths(), targets, temp)
+    value: Tensor = _CrossView.apply(vectors, prototypes.weight_v, prototypes.weight_g, targets, temp)
     return value
 
 
 class _CrossView(torch.autograd.Function):
-    """With s = (z · v) l / temp and the targets q of a crop: n logsumexp(s) - (sum of q) · s; gradient n p - sum of q.
+    """With s = (z · v) l / |v| / temp and the targets q of the n crops that a crop is compared with: the loss is
+    -(sum of q) · log softmax(s), its gradient by s is n softmax(s) - sum of q.
 
-    n is the number of global crops that a crop is compared with. Gradients are made with the loss, while the logits are
-    there, and before they are averaged, so that float16 holds them.
+    Gradients are made with the loss, while the logits are there, and before they are averaged, so that float16 holds
+    them. The backward pass hands them over, so that no copy of what is as large as the prototypes is made.
     """
 
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, directions: Tensor, lengths: Tensor, targets: Tensor, temp: float) -> Tensor:
         (crops, images, _), teachers, count = vectors.shape, len(targets), len(directions)
-        device = vectors.device.type
-        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else vectors.dtype
-        z, v, scale = vectors.to(kind), directions.to(kind), exact(lengths) / temp
-        others = torch.full((crops, 1, 1), float(teachers), device=vectors.device, dtype=scale.dtype)
+        z, wanted = vectors.to(working_type(vectors)), any(ctx.needs_input_grad)
+        norms = torch.linalg.vector_norm(directions, dim=1)
+        scale = lengths.squeeze(1) / norms / temp
+        others = torch.full((crops, 1, 1), float(teachers), device=z.device, dtype=scale.dtype)
         others[:teachers] -= 1
-        total, wanted = scale.new_zeros(()), any(ctx.needs_input_grad)
+        total = scale.new_zeros(())
         step = max(1, CELLS // (crops * count))  # images whose logits exist at once
-        of_vectors, of_directions, of_scale = torch.empty_like(vectors), None, torch.zeros_like(scale)
-        with torch.autocast(device, enabled=False):
+        of_vectors, of_lengths = torch.zeros_like(vectors, dtype=scale.dtype), torch.zeros_like(scale)
+        of_directions = torch.empty_like(directions) if wanted else directions
+        with torch.autocast(z.device.type, enabled=False):
             for start in range(0, images, step):
                 part = slice(start, start + step)
                 rows, q = z[:, part].flatten(0, 1), targets[:, part]
-                raw = exact(rows @ v.T)
-                s, sum_q = (raw * scale).view(crops, -1, count), q.sum(0)
-                normaliser = s.logsumexp(-1, keepdim=True)
-                total += (others * normaliser).sum() - (s.sum(0) * sum_q).sum() + (s[:teachers] * q).sum()
-                if wanted:
-                    g = s.sub_(normaliser - others.log()).exp_().sub_(sum_q)
-                    g[:teachers] += q
-                    g = g.flatten(0, 1)
-                    of_scale += torch.einsum("nk,nk->k", g, raw)
-                    g = g.mul_(scale).to(kind)
-                    of_vectors[:, part] = (g @ v).view(crops, -1, v.shape[1])
-                    now = (g.T @ rows).to(directions.dtype)
-                    of_directions = now if of_directions is None else of_directions.add_(now)
+                log_p, sum_q = tiled_logits(rows, directions, scale).view(crops, -1, count).log_softmax(-1), q.sum(0)
+                total += (log_p[:teachers] * q).sum() - (log_p.sum(0) * sum_q).sum()
+                if not wanted:
+                    continue
+                g = log_p.exp_().mul_(others).sub_(sum_q)
+                g[:teachers] += q
+                g = g.flatten(0, 1)
+                for tile in tiles(directions):
+                    v, by = directions[tile], g[:, tile]
+                    of_vectors[:, part] += ((by * scale[tile]).to(z.dtype) @ v.to(z.dtype)).view(crops, -1, v.shape[1])
+                    straight = exact(by.to(z.dtype).T @ rows)  # by v / |v| l / temp
+                    along = (straight * v).sum(1)
+                    now = straight.addcmul_(v, (along / norms[tile].square())[:, None], value=-1)
+                    now *= scale[tile, None]
+                    of_directions[tile] = now if start == 0 else now.add_(of_directions[tile])
+                    of_lengths[tile] += along
         ctx.pairs = float(teachers * crops - min(teachers, crops)) * images
-        ctx.save_for_backward(of_vectors, of_directions, of_scale / temp)
+        ctx.gradients = [of_vectors, of_directions, of_lengths / norms / temp]
         mean: Tensor = total / ctx.pairs
         return mean
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        share = grad / ctx.pairs
-        vectors, directions, lengths = ctx.saved_tensors
-        return vectors * share, directions.mul_(share), lengths * share, None, None  # in place: it is as large as they
+        share, (vectors, directions, lengths) = grad / ctx.pairs, ctx.gradients
+        del ctx.gradients
+        return vectors * share, directions.mul_(share), (lengths * share)[:, None], None, None

@@ -111,6 +111,7 @@ class Pretraining(L.LightningModule):
         """The optimiser's step and all that follows from it, before any callback looks at or saves the state."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         assert self.last is not None
+        optimizer.zero_grad()  # before the next forward pass, whose activations take the most memory
         self.loss = float(self.trainer.strategy.reduce(self.last.loss.detach(), reduce_op="mean"))
         if self.finite:
             self.method.after_step(self.progress)

@@ -58,7 +58,12 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, per_tensor:
     gradients = [p.grad for p in parameters if p.grad is not None]
     norms = torch._foreach_norm(gradients)
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms).float())
-    if limit > 0:
-        scales = [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in (norms if per_tensor else [total] * len(norms))]
-        torch._foreach_mul_(gradients, scales)
+    if limit > 0 and per_tensor:
+        torch._foreach_add_(norms, 1e-6)
+        torch._foreach_reciprocal_(norms)
+        torch._foreach_mul_(norms, limit)
+        torch._foreach_clamp_max_(norms, 1.0)
+        torch._foreach_mul_(gradients, norms)
+    elif limit > 0:
+        torch._foreach_mul_(gradients, (limit / (total + 1e-6)).clamp(max=1.0))
     return total

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from ssl_vit.methods import prototype_loss
+from ssl_vit.methods import heads, prototype_loss
 from ssl_vit.methods.heads import Prototypes
 from ssl_vit.methods.prototype_loss import cross_view_loss
 
@@ -34,11 +34,12 @@ def given(teachers, dtype=torch.float64):
     return vectors, prototypes, targets
 
 
-@pytest.mark.parametrize("cells", [2**24, 2 * CROPS * COUNT, 1])
+@pytest.mark.parametrize(("cells", "tile"), [(2**24, 4096), (2 * CROPS * COUNT, 4), (1, 3)])
 @pytest.mark.parametrize("teachers", [1, 2])
-def test_value_and_gradients_are_autograds(monkeypatch, cells, teachers):
-    """However many images have their logits at once."""
+def test_value_and_gradients_are_autograds(monkeypatch, cells, tile, teachers):
+    """However many images have their logits at once, and however many prototypes are read at once."""
     monkeypatch.setattr(prototype_loss, "CELLS", cells)
+    monkeypatch.setattr(heads, "TILE", tile)
     vectors, prototypes, targets = given(teachers)
     sources = (vectors, prototypes.weight_v, prototypes.weight_g)
     value, expected = (f(vectors, prototypes, targets, TEMP) for f in (cross_view_loss, written_out))
@@ -55,6 +56,28 @@ def test_without_a_gradient_the_value_is_the_same():
         assert cross_view_loss(vectors, prototypes, targets, TEMP).item() == pytest.approx(
             written_out(vectors, prototypes, targets, TEMP).item(), abs=1e-12
         )
+
+
+def test_prototypes_of_no_length_learn_their_length(monkeypatch):
+    monkeypatch.setattr(heads, "TILE", 4)
+    vectors, prototypes, targets = given(2)
+    torch.nn.init.zeros_(prototypes.weight_g)
+    mine, theirs = (
+        torch.autograd.grad(f(vectors, prototypes, targets, TEMP), prototypes.weight_g)[0]
+        for f in (cross_view_loss, written_out)
+    )
+    assert theirs.abs().max() > 1e-3
+    torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("tile", [4096, 4])
+def test_logits_without_gradients_are_those_with(monkeypatch, tile):
+    monkeypatch.setattr(heads, "TILE", tile)
+    vectors, prototypes, _ = given(2)
+    expected = prototypes(vectors[0])
+    assert expected.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(prototypes(vectors[0]), expected.detach(), atol=1e-14, rtol=0)
 
 
 def test_in_bfloat16_it_is_near():
