@@ -1,26 +1,30 @@
-"""From a JPEG to a batch of views: ours against the official DINO recipe in torchvision's transforms, on one thread.
+"""From a JPEG to a batch of views: ours against the official DINO recipe in torchvision's transforms, and LightlyTrain.
 
-    python benchmarks/data.py [PHOTOS] [--rounds 5] [--images 96] [--json FILE]
+    python benchmarks/data.py [PHOTOS] [--rounds 4] [--images 256] [--json FILE] [--lightly-train PYTHON]
 
-PHOTOS: a folder of JPEGs; without one, 500 x 375 crops of scikit-learn's two sample photographs, about 110 kB each.
-Every image becomes 2 x 224 and 8 x 96 pixels at DINO's scales; one worker process reads, the main process augments and
-has float32 views at the end. Counted is CPU time of both processes together (other programs may run); rounds alternate,
-medians are printed. The row "decode" compares our decoding with Pillow's alone, in one process.
+PHOTOS: a folder of JPEGs; without one, 500 x 375 crops of scikit-learn's two sample photographs, about 90 kB each.
+Every image becomes 2 x 224 and 8 x 96 pixels at DINO's scales; one worker process reads, on one thread, the main
+process has float32 views at the end (ours augments there). Counted is CPU time of both processes together (other
+programs may run) from the ninth batch on, so that no start is in it; rounds alternate, medians are printed.
+LightlyTrain runs where PYTHON has it installed, with its own loader, on albumentations; 256 of its images are timed,
+and as it starts its workers anew at each epoch, PHOTOS should be at least 384. The row "decode" compares our decoding
+with Pillow's alone, in one process.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
 import statistics
+import subprocess
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
+from peers.cpu import cpu_seconds
 from PIL import Image, ImageFilter, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -33,97 +37,125 @@ from ssl_vit.data.sources import Source, open_source
 from ssl_vit.methods.dino_config import Config
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-BATCH = 8
-MUST = {"exact": ("official recipe", 4.0), "decode": ("bare Pillow", 0.85)}
+BATCH, WARM, AHEAD = 8, 8, 8  # images; batches before the first that counts, and that follow the last, as in a long run
+MUST = [  # way, peer, how many times quicker it has to be
+    ("exact", "official recipe", 4.0),
+    ("exact", "lightly-train", 1.5),
+    ("fast", "official recipe", None),
+    ("fast", "lightly-train", 2.0),
+    ("decode", "bare Pillow", 0.85),
+]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, nargs="?")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--lightly-train", type=Path, metavar="PYTHON")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        source = open_source(args.photos or photographs(Path(folder)))
+        photos = args.photos or photographs(Path(folder), 384)
+        source = open_source(photos)
         config = Config(local_crops=8, global_scale=(0.4, 1.0), local_scale=(0.05, 0.4), local_size=96)
         plan, steps = config.views(224), args.images // BATCH
-        ways: dict[str, Callable[[], None]] = {
+        ways: dict[str, Callable[[], float]] = {
             "official recipe": lambda: theirs(source, steps),
             "exact": lambda: ours(source, plan, steps, fast=False),
             "fast": lambda: ours(source, plan, steps, fast=True),
-            "bare Pillow": lambda: bare(source, args.images),
-            "decode": lambda: decoded(source, args.images),
+            "bare Pillow": lambda: each(args.images, lambda i: bare(source, i)),
+            "decode": lambda: each(args.images, lambda i: decode(source.path(i % len(source)))),
         }
+        if args.lightly_train:
+            ways["lightly-train"] = lambda: lightly_train(args.lightly_train, photos)
         spent: dict[str, list[float]] = {name: [] for name in ways}
-        for number in range(args.rounds + 1):
-            for name, run in ways.items():
-                milliseconds = 1000 * cpu_time(run) / (steps * BATCH)
-                if number:  # the first round warms up
-                    spent[name].append(milliseconds)
-    print(
-        f"{len(source)} images of {source.fingerprint['bytes'] / len(source) / 1000:.0f} kB, medians of {args.rounds}:"
-    )
-    medians = {name: statistics.median(values) for name, values in spent.items()}
-    for name, values in spent.items():
-        peer, must = MUST.get(name, ("official recipe", None))
-        ratio = statistics.median([b / a for a, b in zip(values, spent[peer], strict=True)])
-        said = "" if must is None else f", must {must}: {'holds' if ratio >= must else 'MISSED'}"
-        versus = "" if name in ("official recipe", "bare Pillow") else f"  {ratio:5.2f} x {peer}{said}"
-        print(f"  {name:16}{medians[name]:8.2f} ms of CPU an image {1000 / medians[name]:8.1f} images/s{versus}")
+        for number in range(args.rounds):
+            for name in list(ways)[:: 1 if number % 2 == 0 else -1]:
+                spent[name].append(ways[name]())
+    print(f"{len(source)} images of {source.fingerprint['bytes'] / len(source) / 1000:.0f} kB; ", end="")
+    print(f"medians of {args.rounds}, ms of CPU an image; load {os.getloadavg()[1]:.1f}")
+    tell(spent)
     if args.json:
         args.json.write_text(json.dumps(spent, indent=1))
 
 
-def photographs(folder: Path) -> Path:
+def tell(spent: dict[str, list[float]]) -> None:
+    """Medians of every way, and of the ratios of each round."""
+    for name, values in spent.items():
+        median = statistics.median(values)
+        print(f"  {name:16}{median:8.2f} ms {1000 / median:8.1f} images/s")
+    for name, peer, must in MUST:
+        if peer in spent:
+            ratios = [b / a for a, b in zip(spent[name], spent[peer], strict=True)]
+            ratio = statistics.median(ratios)
+            said = "" if must is None else f"must {must}: {'holds' if ratio >= must else 'MISSED'}"
+            print(f"  {name:7} {ratio:5.2f} x {peer:16} ({min(ratios):.2f} to {max(ratios):.2f})  {said}")
+
+
+def photographs(folder: Path, count: int = 48) -> Path:
     from sklearn.datasets import load_sample_images
 
     rng = np.random.default_rng(0)
-    for number in range(48):
+    for number in range(count):
         whole = load_sample_images().images[number % 2]
         top, left = rng.integers(0, whole.shape[0] - 375), rng.integers(0, whole.shape[1] - 500)
         part = whole[top : top + 375, left : left + 500, ::].copy()
-        Image.fromarray(part).save(folder / f"{number:02d}.jpg", quality=95 if number % 2 == 0 else 97)
+        Image.fromarray(part).save(folder / f"{number:03d}.jpg", quality=95 if number % 2 == 0 else 97)
     return folder
 
 
-def cpu_time(run: Callable[[], None]) -> float:
-    """Seconds of this process and of those that it has started and that have ended."""
-
-    def now() -> float:
-        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return time.process_time() + ended.ru_utime + ended.ru_stime
-
-    start = now()
-    run()
-    return now() - start
-
-
-def ours(source: Source, plan: ViewPlan, steps: int, fast: bool) -> None:
-    for batch in build_loader(source, plan, batch_size=BATCH, seed=0, total_steps=steps, workers=1, max_bad=0.0):
-        to_views(batch, MEAN, STD, "cpu", fast=fast)
+def steady(batches: Iterable[object], steps: int) -> float:
+    """ms of CPU an image, workers included, in the midst of a run."""
+    start = 0.0
+    for number, _ in enumerate(batches):
+        if number == WARM:
+            start = cpu_seconds()
+        if number == WARM + steps:
+            break
+    return 1000 * (cpu_seconds() - start) / (steps * BATCH)
 
 
-def theirs(source: Source, steps: int) -> None:
-    rows = [i % len(source) for i in range(steps * BATCH)]
-    for _ in DataLoader(Official(source), BATCH, sampler=rows, num_workers=1, worker_init_fn=one_thread):
-        pass
+def each(images: int, read: Callable[[int], object]) -> float:
+    """ms of CPU an image, in this process alone."""
+    read(0)
+    start = cpu_seconds()
+    for i in range(images):
+        read(i)
+    return 1000 * (cpu_seconds() - start) / images
+
+
+def ours(source: Source, plan: ViewPlan, steps: int, fast: bool) -> float:
+    total = WARM + steps + AHEAD
+    loader = build_loader(source, plan, batch_size=BATCH, seed=0, total_steps=total, workers=1, max_bad=0.0)
+    return steady((to_views(batch, MEAN, STD, "cpu", fast=fast) for batch in loader), steps)
+
+
+def theirs(source: Source, steps: int) -> float:
+    rows = [i % len(source) for i in range((WARM + steps + AHEAD) * BATCH)]
+    return steady(DataLoader(Official(source), BATCH, sampler=rows, num_workers=1, worker_init_fn=one_thread), steps)
+
+
+def lightly_train(python: Path, photos: Path) -> float:
+    driver = Path(__file__).parent / "peers" / "lightly_train_pretrain.py"
+    line = [python.absolute(), driver, "data", "32-true", photos.resolve()]
+    with tempfile.TemporaryDirectory() as home:
+        quiet = {"OMP_NUM_THREADS": "1", "HOME": home, "HF_HUB_OFFLINE": "1"}
+        result = subprocess.run(line, capture_output=True, text=True, env=os.environ | quiet, cwd=home)
+    if result.returncode:
+        raise SystemExit(f"lightly-train: {result.stderr[-3000:]}")
+    found = json.loads(next(line for line in result.stdout.splitlines() if line.startswith('{"ms"')))
+    return float(found["ms"]) / BATCH
 
 
 def one_thread(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def bare(source: Source, images: int) -> None:
-    for i in range(images):
-        with Image.open(str(source.path(i % len(source)))) as image:
-            image.load()
-
-
-def decoded(source: Source, images: int) -> None:
-    for i in range(images):
-        decode(source.path(i % len(source)))
+def bare(source: Source, number: int) -> None:
+    with Image.open(str(source.path(number % len(source)))) as image:
+        image.load()
 
 
 class Official(Dataset[list[torch.Tensor]]):

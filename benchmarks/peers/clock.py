@@ -1,15 +1,13 @@
 """CPU time and memory of some training steps, measured in the process that trains, in the same way for every peer.
 
 A driver is run as `PYTHON DRIVER WHAT PRECISION FOLDER` and prints a line of JSON at the end. WHAT is step: views that
-are there already, FOLDER of photographs is hardly read; run: from its JPEGs, by one worker; or update: clip, optimiser
-and teacher alone, with gradients that are there already.
+are there already, FOLDER of photographs is hardly read; run: from its JPEGs, by one worker; data: these alone, with no
+step; or update: clip, optimiser and teacher alone, with gradients that are there already.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cpu import cpu_seconds
 from recipe import IMAGES
 from torch import Tensor
 
-STEPS = {"step": (1, 2), "run": (2, 4), "update": (3, 20)}  # to warm up, and to be timed
+STEPS = {"step": (1, 2), "run": (2, 4), "data": (8, 32), "update": (3, 20)}  # to warm up, and to be timed
 
 
 class Measured(BaseException):
@@ -110,26 +109,9 @@ def measure(train: Callable[[Clock, str, str, str], None]) -> None:
         raise SystemExit(f"ended after {clock.begun} steps, too few to be timed")
 
 
-def cpu_seconds() -> float:
-    """Of this process and of all that it has started, whether they have ended or still run."""
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + ended.ru_utime + ended.ru_stime + sum(map(_running, _children(os.getpid())))
-
-
 def epochs(photographs: str, batches: int) -> int:
     """So many passes over the images of a folder give enough batches."""
     return 1 + batches * IMAGES // len(list(Path(photographs).iterdir()))
-
-
-def _running(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    found = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    return found + [deeper for child in found for deeper in _children(child)]
 
 
 def _memory(kind: str) -> int:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NoReturn
 
 os.environ["LIGHTLY_TRAIN_EVENTS_DISABLED"] = "1"  # read when it is imported
 
@@ -54,6 +55,9 @@ def train(clock: Clock, what: str, precision: str, folder: str) -> None:
     if what == "step":
         batch = {"views": recipe.views(), "filename": [""] * recipe.IMAGES}
         train_helpers.get_dataloader = lambda **_: Repeated(batch, clock.batches)
+    if what == "data":
+        loader = train_helpers.get_dataloader
+        train_helpers.get_dataloader = lambda **words: read(clock, loader(**words))
     with tempfile.TemporaryDirectory() as out:
         lightly_train.pretrain(
             out=f"{out}/run",
@@ -72,6 +76,13 @@ def train(clock: Clock, what: str, precision: str, folder: str) -> None:
             devices=1,
             num_workers=1,
         )
+
+
+def read(clock: Clock, loader: Iterable[Any]) -> NoReturn:
+    """Batches until the clock has seen enough."""
+    while True:
+        for _ in loader:
+            clock.tick()
 
 
 if __name__ == "__main__":
