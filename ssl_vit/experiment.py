@@ -6,8 +6,10 @@ import logging
 import shlex
 import shutil
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -16,8 +18,9 @@ from ssl_vit.auto import Decision, gather_facts, resolve_config
 from ssl_vit.backbones import create_backbone
 from ssl_vit.checkpoints.inspection import Inspection, inspect
 from ssl_vit.checkpoints.load import put
-from ssl_vit.config import RunConfig, check_data, check_out
+from ssl_vit.config import RunConfig, check_data, check_out, load_config
 from ssl_vit.data.batch import to_views
+from ssl_vit.data.dataset_name import Images, described, is_object
 from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch, worker_failure
 from ssl_vit.data.sources import Source, open_source, require
 from ssl_vit.errors import UserError
@@ -60,31 +63,58 @@ def resolve_for(config: RunConfig, source: Source) -> tuple[RunConfig, list[Deci
     return resolve_config(config, gather_facts(source), _weights(config))
 
 
-def pretrain(config: RunConfig, out: Path | str, *, resume: bool = False, overwrite: bool = False) -> RunResult:
+def pretrain(
+    data: RunConfig | Images,
+    out: Path | str,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    val: Images | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> RunResult:
     """Pretrain without labels; RUN gets the config, log, metrics, checkpoints and a verified export.
 
-    config: see :func:`ssl_vit.config.load_config`. out: a folder that does not exist yet, unless ``resume`` goes on
-    with the run there or ``overwrite`` starts it again.
+    data: a folder or whatever else ``ssl_vit.data.sources.open_source`` opens, such as
+        ``torchvision.datasets.CIFAR10(root)`` or a ``datasets.Dataset``; or a whole configuration, see
+        :func:`ssl_vit.config.load_config`, which leaves no room for settings and val.
+    out: a folder that does not exist yet, unless ``resume`` goes on with the run there or ``overwrite`` starts anew.
+    settings: values by key, ``{"method.name": "ibot", "train.epochs": 100}``; the others are chosen, or the run's own.
+    val: labelled images on which k-NN scores the features as they are learnt.
 
     Raises:
         UserError: anything that can be known before training: paths, settings, a backbone the method can't use.
         RunFailed: too many unreadable images, no finite gradient, a lost worker, an export that does not verify.
         StoppedError: SIGTERM or Ctrl-C; the run can be resumed.
     """
-    out, first = Path(out), rank() == 0
+    if isinstance(data, RunConfig):
+        if settings is not None or val is not None:
+            raise UserError("a configuration is whole; put settings and val into it, or give a folder instead of it")
+        return _pretrain(data, data.data.path, data.data.val, Path(out), resume, overwrite)
+    flags = {**(settings or {}), "data.path": described(data)}
+    if val is not None:
+        flags["data.val"] = described(val)
+    config = load_config([Path(out) / "config.yaml"] if resume else [], flags=flags)
+    return _pretrain(config, data, val if val is not None else config.data.val, Path(out), resume, overwrite)
+
+
+def _pretrain(
+    config: RunConfig, images: Images, labelled: Images | None, out: Path, resume: bool, overwrite: bool
+) -> RunResult:
+    first = rank() == 0
     if first:
         check_out(out, resume=resume, overwrite=overwrite)
     else:
         die_with_parent()
     if (out / "COMPLETE").exists() and resume:
         return completed(out)
-    source = open_source(config.data.path)
+    source, val = open_source(images), open_source(labelled) if labelled is not None else None
     weights = None if resume else _weights(config)  # a run that is resumed has them in its checkpoint
     resolved, decisions = resolve_config(config, gather_facts(source), weights)
     require(source, settled(resolved.train.batch_size))
     if resume:
         check_same(resolved, source, out)
-    run = _Run(resolved, out, source, weights)  # a backbone that can't be built is refused before anything is written
+    # A backbone that can't be built is refused before anything is written.
+    run = _Run(resolved, out, source, val, weights)
     if first:
         if overwrite and out.exists():
             shutil.rmtree(out)
@@ -101,8 +131,10 @@ def pretrain(config: RunConfig, out: Path | str, *, resume: bool = False, overwr
 class _Run:
     """The parts of one run, wired together."""
 
-    def __init__(self, config: RunConfig, out: Path, source: Source, weights: Inspection | None) -> None:
-        self.config, self.out, self.source = config, out, source
+    def __init__(
+        self, config: RunConfig, out: Path, source: Source, val: Source | None, weights: Inspection | None
+    ) -> None:
+        self.config, self.out, self.source, self.val = config, out, source, val
         train = config.train
         self.world = settled(train.devices) * train.nodes
         self.per_epoch = steps_per_epoch(len(source), settled(train.batch_size))
@@ -168,6 +200,8 @@ class _Run:
         return finish(self.config, self.method, self.out, self.total, health.verdict, len(loader.bad.files))
 
     def _again(self) -> str:
+        if is_object(self.config.data.path):
+            return f"ssl_vit.pretrain(dataset, {str(self.out)!r}, resume=True)"
         return f"ssl-vit pretrain {shlex.quote(self.config.data.path)} --out {shlex.quote(str(self.out))} --resume"
 
     def _propose(self) -> None:
@@ -234,11 +268,11 @@ class _Run:
         )
 
     def _knn(self, metrics: Metrics | None) -> list[L.Callback]:
-        if self.config.data.val is None:
+        if self.val is None:
             return []
         size, data = settled(self.config.backbone.image_size), self.config.data
         readout = Readout(size, settled(data.mean), settled(data.std))
-        score = OnlineScore(self.source, open_source(self.config.data.val), readout, role(self.method))
+        score = OnlineScore(self.source, self.val, readout, role(self.method))
         every = max(1, round(settled(self.config.health.knn_every) * self.per_epoch))
         return [OnlineKnn(metrics, every, score)]
 

@@ -40,11 +40,12 @@ def check_same(config: RunConfig, source: Source, out: Path) -> None:
     ]
     if changed:
         raise UserError("\n".join(changed))
-    was = json.loads((out / "data.json").read_text())["fingerprint"]
-    if was != source.fingerprint:
+    was, is_now = json.loads((out / "data.json").read_text())["fingerprint"], source.fingerprint
+    if was != is_now:
+        then, today = (", ".join(f"{value} {key}" for key, value in found.items()) for found in (was, is_now))
         raise UserError(
-            f"{source.root}: the images have changed since this run began ({was['images']} files, {was['bytes']} "
-            f"bytes; now {source.fingerprint['images']} and {source.fingerprint['bytes']}); restore them or start anew"
+            f"{source.root}: the images have changed since this run began ({then}; now {today}); restore them or "
+            "start anew"
         )
 
 

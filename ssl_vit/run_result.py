@@ -95,7 +95,8 @@ def _description(
         "method": config.method.name,
         "encoder": role(method),
         "steps": steps,
-        "data": {key: scanned[key] for key in ("images", "bytes", "types", "sides")} | {"unreadable": bad_files},
+        "data": {key: scanned[key] for key in ("images", "bytes", "types", "sides") if scanned[key] is not None}
+        | {"unreadable": bad_files},
         "evaluation": {"health": verdict.sentence if verdict else "not checked", **last_knn(out / "metrics.jsonl")},
         "settings": settings,
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ssl_vit.checkpoints.hub import is_hub_id
 from ssl_vit.config.schema import RunConfig
+from ssl_vit.data.dataset_name import is_dataset, parse, refuse_object
 from ssl_vit.data.patterns import expand, is_shards
 from ssl_vit.errors import UserError
 
@@ -17,14 +18,22 @@ def check_data(config: RunConfig, *, resume: bool = False) -> None:
     A run that is resumed has its weights in a checkpoint of its own.
     """
     data, val, weights = config.data.path, config.data.val, config.backbone.weights
-    if is_shards(data):
-        expand(data)
-    elif not os.path.exists(data):
-        raise UserError(f"{data}: no such folder; expected images to learn from (DATA), relative to {os.getcwd()}")
-    if val is not None and not os.path.isdir(val):
-        raise UserError(f"{val}: no such folder; expected one sub-folder of images a class (--val)")
+    check_images(data, f"images to learn from (DATA), relative to {os.getcwd()}")
+    if val is not None:
+        check_images(val, "one sub-folder of images a class (--val)")
     if weights is not None and not resume and not is_hub_id(weights) and not os.path.exists(weights):
         raise UserError(f"{weights}: no such file or folder; expected weights to start from (--weights)")
+
+
+def check_images(text: str, expected: str) -> None:
+    """UserError if what names images can't be theirs: no such folder or archive, a name that is spelt wrongly."""
+    refuse_object(text)
+    if is_dataset(text):
+        parse(text)
+    elif is_shards(text):
+        expand(text)
+    elif not os.path.exists(text):
+        raise UserError(f"{text}: no such folder; expected {expected}")
 
 
 def check_new(path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +45,25 @@ class Member(NamedTuple):
         return f"{self.archive}:{self.name}"
 
 
-Place = str | Member  # where an image's bytes are: a path, or a part of an archive
+class Rows(Protocol):
+    """Images that a library keeps, one a row."""
+
+    def read(self, index: int) -> bytes | Image.Image:
+        """A row's image, as a file or decoded; whatever this raises makes it a bad image."""
+
+
+class Row(NamedTuple):
+    """An image that a library keeps."""
+
+    rows: Rows
+    number: int
+    name: str  # what its file would be called, with the class for a folder
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Place = str | Member | Row  # where an image is: a path, a part of an archive, a row of a dataset
 
 
 class BadImage(Exception):
@@ -66,30 +84,61 @@ def decode(place: Place, max_pixels: float = MAX_PIXELS, want: int | None = None
     ``to_rgb`` for other depths). A JPEG above a megapixel whose short side is at least twice `want` pixels may come at
     a half, a quarter or an eighth of its size, never with a short side below `want`. Raises BadImage.
     """
-    with _opened(place) as file:
-        return _decode(file, str(place), max_pixels, want)
+    with _image(place) as image:
+        return _upright(image, str(place), max_pixels, want)
 
 
 def decode_bytes(data: bytes, name: str, max_pixels: float = MAX_PIXELS, want: int | None = None) -> NDArray[np.uint8]:
     """As ``decode``, of a file in memory; `name` is for the error."""
-    return _decode(io.BytesIO(data), name, max_pixels, want)
+    with _blaming(name), _parsed(io.BytesIO(data)) as image:
+        return _upright(image, name, max_pixels, want)
 
 
 def image_size(place: Place) -> tuple[int, int]:
     """Height and width in pixels from the header, orientation not applied. Raises BadImage."""
-    with _opened(place) as file, _blaming(str(place)), Image.open(file, formats=_FORMATS) as image:
+    with _image(place) as image:
         return image.height, image.width
 
 
+def image_type(data: bytes) -> str:
+    """The extension that a file of these bytes should have. Raises BadImage."""
+    with _blaming("an image"), _parsed(io.BytesIO(data)) as image:
+        return {"JPEG": "jpg", "MPO": "jpg"}.get(str(image.format), str(image.format).lower())
+
+
 def read_bytes(place: Place) -> bytes:
-    """The file as it is. Raises BadImage."""
-    with _opened(place) as file:
-        return file.read()
+    """The file as it is; a PNG of a row that a library has decoded. Raises BadImage."""
+    with _blaming(str(place)):
+        found = _opened(place)
+        if not isinstance(found, Image.Image):
+            with found as file:
+                return file.read()
+    png = io.BytesIO()
+    Image.fromarray(decode(place)).save(png, "PNG")
+    return png.getvalue()
 
 
-def _opened(place: Place) -> BinaryIO:
+@contextmanager
+def _image(place: Place) -> Iterator[Image.Image]:
+    with _blaming(str(place)):
+        found = _opened(place)
+        if isinstance(found, Image.Image):
+            yield found
+        else:
+            with found as file, _parsed(file) as image:
+                yield image
+
+
+def _parsed(file: BinaryIO) -> Image.Image:
+    return Image.open(file, formats=_FORMATS)
+
+
+def _opened(place: Place) -> BinaryIO | Image.Image:
     if isinstance(place, str):
         return _open_regular(place)
+    if isinstance(place, Row):
+        found = place.rows.read(place.number)
+        return io.BytesIO(found) if isinstance(found, bytes) else found
     try:
         data = _part(place)
     except OSError as error:
@@ -119,17 +168,16 @@ def _open_regular(path: str) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def _decode(file: BinaryIO, path: str, max_pixels: float, want: int | None) -> NDArray[np.uint8]:
-    with _blaming(path), Image.open(file, formats=_FORMATS) as image:
-        if image.width * image.height > max_pixels:
-            raise BadImage(path, f"{image.width} x {image.height} pixels, more than the {max_pixels:,.0f} allowed")
-        large = image.width * image.height > LARGE
-        if want is not None and large and image.format in ("JPEG", "MPO"):  # MPO: several JPEGs in one file
-            image.draft(None, (want, want))
-        pixels = to_rgb(image)
-        # Asked for after loading: TIFF is turned by then, and PNG may carry its EXIF behind the pixels.
-        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-        return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn))
+def _upright(image: Image.Image, path: str, max_pixels: float, want: int | None) -> NDArray[np.uint8]:
+    if image.width * image.height > max_pixels:
+        raise BadImage(path, f"{image.width} x {image.height} pixels, more than the {max_pixels:,.0f} allowed")
+    large = image.width * image.height > LARGE
+    if want is not None and large and image.format in ("JPEG", "MPO"):  # MPO: several JPEGs in one file
+        image.draft(None, (want, want))
+    pixels = to_rgb(image)
+    # Asked for after loading: TIFF is turned by then, and PNG may carry its EXIF behind the pixels.
+    turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn))
 
 
 @contextmanager

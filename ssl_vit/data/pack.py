@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from ssl_vit.data.bad import BadFiles, BadList
-from ssl_vit.data.decode import BadImage, Member, Place, decode, image_size, read_bytes
+from ssl_vit.data.decode import BadImage, Place, Row, decode, image_size, image_type, read_bytes
 from ssl_vit.data.files import write_whole
 from ssl_vit.data.manifest import FORMAT, MANIFEST
 from ssl_vit.data.progress import Advance, progress
@@ -42,7 +42,7 @@ def pack(source: Source, out: Path, size: int | None = None, max_bad: float = 0.
     ``.partial``. Raises UserError, and RunFailed for too many unreadable images.
     """
     folder = out.with_name(f"{out.name}.partial")
-    per = max(1, min(MOST, int(ARCHIVE * len(source) / max(int(source.fingerprint["bytes"]), 1))))
+    per = max(1, min(MOST, int(ARCHIVE * len(source) / max(int(source.fingerprint.get("bytes", 0)), 1))))
     _begin(folder, {"format": FORMAT, "source": source.fingerprint, "size": size, "images_each": per})
     keys, bad = _keys(source), BadList(len(source), max_bad, consequence="it is left out")
     shards = []
@@ -77,7 +77,7 @@ def _keys(source: Source) -> list[str]:
     keys, taken = [], set()
     for i in range(len(source)):
         place = source.path(i)
-        path = Path(place.name if isinstance(place, Member) else source.name(i))
+        path = Path(source.name(i) if isinstance(place, str) else place.name)
         folders = [part for part in path.parent.parts if part not in ("/", "..", ".")]
         key = first = "/".join([*folders, path.stem.replace(".", "_") or "_"])
         number = 1
@@ -137,8 +137,8 @@ def _prepare(place: Place, size: int | None) -> tuple[bytes, str] | BadImage:
     """An image's file as it will be in the archive, and its extension."""
     try:
         if min(image_size(place)) <= (size or math.inf):
-            name = place.name if isinstance(place, Member) else place
-            return read_bytes(place), name.rpartition(".")[2].lower()
+            data = read_bytes(place)
+            return data, image_type(data) if isinstance(place, Row) else str(place).rpartition(".")[2].lower()
         assert size is not None
         pixels = Image.fromarray(decode(place, want=2 * size))
     except BadImage as error:

@@ -17,7 +17,7 @@ def scan(source: Source) -> dict[str, Any]:
     """Counts, bytes, and the sides of at most 256 evenly spaced images, pixels.
 
     ``sides`` holds {min, median, max} of the short and of the long side, and is None where no header could be read;
-    ``unreadable`` names the files of the sample whose header could not.
+    ``unreadable`` names the files of the sample whose header could not. ``bytes`` is None where they are not known.
     """
     chosen = np.unique(np.linspace(0, len(source) - 1, SAMPLE).round().astype(int)).tolist()
     sizes, unreadable = [], []
@@ -28,7 +28,7 @@ def scan(source: Source) -> dict[str, Any]:
             unreadable.append(f"{printable(source.name(index))}: {error.reason}")
     return {
         "images": len(source),
-        "bytes": source.fingerprint["bytes"],
+        "bytes": source.fingerprint.get("bytes"),
         "types": source.types,
         "classes": len(source.classes),
         "skipped": source.skipped,

@@ -30,7 +30,7 @@ class Source:
     classes: tuple[str, ...]  # empty without labels
     types: dict[str, int]  # extension -> files
     skipped: dict[str, int]  # reason -> entries that were left out
-    fingerprint: dict[str, int | str]  # images, bytes, sha256 of names and sizes
+    fingerprint: dict[str, int | str]  # images, bytes if known, sha256 of names and sizes
     damage: tuple[str, ...]  # archives of which a part can't be read, and why
     lost: float  # the share of the bytes that is in such parts
     _names: bytes = field(repr=False)

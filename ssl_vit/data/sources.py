@@ -1,4 +1,4 @@
-"""Where images come from: a folder, a list of files, or archives."""
+"""Where images come from: a folder, a list of files, archives, or a dataset."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 
+from ssl_vit.data.dataset_name import Images, is_dataset, refuse_object
+from ssl_vit.data.huggingface import is_saved, open_named, open_saved
 from ssl_vit.data.manifest import packed_archives
 from ssl_vit.data.patterns import expand, is_shards
 from ssl_vit.data.shards import open_shards
@@ -18,18 +20,29 @@ __all__ = ["EXTENSIONS", "Source", "open_source", "require"]
 LISTS = ("txt", "lst")
 
 
-def open_source(path: str | os.PathLike[str], outside_links: bool = False) -> Source:
-    """A folder, searched with its sub-folders; a text file (.txt, .lst) with one image path a line; tar archives.
+def open_source(images: Images, outside_links: bool = False) -> Source:
+    """A folder, searched with its sub-folders; a text file (.txt, .lst) of one image path a line; archives; a dataset.
 
     Archives are a folder of them, or their path or URL, with braces where there are several: "train-{000..099}.tar".
+    A dataset of the library `datasets` is a folder that its save_to_disk wrote, or "hf:owner/name,split=train"; in
+    Python also the object, or any map-style one of PIL images, as torchvision's.
 
     Paths in a list are relative to the list's folder, and its order is kept; a folder's images are sorted by name.
     Labels are the first-level sub-folders, if every image lies in one and there are at least two. Hidden entries,
     unreadable folders, and links that lead out of the folder are left out and counted in ``skipped``; with
     `outside_links` such links are followed. Raises UserError.
     """
-    path = os.fspath(path)
+    if not isinstance(images, (str, os.PathLike)):
+        from ssl_vit.data.objects import open_object  # needs torch, which paths do not
+
+        return open_object(images)
+    path = os.fspath(images)
+    refuse_object(path)
+    if is_dataset(path):
+        return open_named(path)
     if os.path.isdir(path):
+        if is_saved(path):
+            return open_saved(path)
         archives = _archives(path)
         return open_shards(archives, path) if archives else build(path, *_folder(path, outside_links))
     if is_shards(path):

@@ -1,0 +1,103 @@
+"""Datasets by name, as "hf:owner/name,split=train", and those that a program hands over. Imports nothing heavy: it is
+asked before anything is read.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any, NamedTuple, Protocol
+
+from ssl_vit.errors import UserError
+
+_PREFIX = "hf:"
+_OBJECT = "python:"  # what a configuration says of an object, instead of a path
+
+
+class Dataset(Protocol):
+    """A map-style dataset: its items are PIL images, or tuples that begin with one."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def __getitem__(self, index: int, /) -> Any:
+        """One of them."""
+
+
+Images = str | os.PathLike[str] | Dataset  # what ``sources.open_source`` can open
+
+
+class DatasetName(NamedTuple):
+    """A dataset that the library `datasets` can load; None lets it choose, where there is one choice."""
+
+    path: str  # owner/name on the Hugging Face hub, or a folder
+    config: str | None = None
+    split: str | None = None
+    column: str | None = None
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        said = [f",{key}={value}" for key, value in self._asdict().items() if key != "path" and value is not None]
+        return f"{_PREFIX}{self.path}{''.join(said)}"
+
+
+def is_dataset(path: str) -> bool:
+    """Whether a text names a dataset, and no file.
+
+    >>> is_dataset("hf:zh-plus/tiny-imagenet"), is_dataset("photos")
+    (True, False)
+    """
+    return path.startswith(_PREFIX)
+
+
+def parse(text: str) -> DatasetName:
+    """The parts of a name; UserError for one that is not spelt so, or without the library.
+
+    >>> parse("hf:owner/name,split=test,column=img")
+    DatasetName(path='owner/name', config=None, split='test', column='img', revision=None)
+    """
+    path, *choices = text.removeprefix(_PREFIX).split(",")
+    known = DatasetName._fields[1:]
+    chosen = dict[str, str]()
+    for choice in choices:
+        key, _, value = choice.partition("=")
+        if key not in known or not value or key in chosen:
+            raise UserError(
+                f"{text}: {choice!r} is not understood; choose by {'=…, '.join(known)}=…, each at most once"
+            )
+        chosen[key] = value
+    if not path:
+        raise UserError(f"{text}: names no dataset; write hf:owner/name or hf:folder, then ,split=train if need be")
+    require_library(text)
+    return DatasetName(path, **chosen)
+
+
+def require_library(text: str) -> None:
+    """UserError that names the extra, where `datasets` is not installed."""
+    if importlib.util.find_spec("datasets") is None:
+        raise UserError(f"{text}: reading it needs the library datasets; pip install 'ssl_vit[datasets]'")
+
+
+def described(images: Images) -> str:
+    """The path, or a text that stands for an object: its class.
+
+    >>> described("photos"), described([1])
+    ('photos', 'python:builtins.list')
+    """
+    if isinstance(images, (str, os.PathLike)):
+        return os.fspath(images)
+    return f"{_OBJECT}{type(images).__module__}.{type(images).__qualname__}"
+
+
+def is_object(text: str) -> bool:
+    """Whether a text stands for an object."""
+    return text.startswith(_OBJECT)
+
+
+def refuse_object(text: str) -> None:
+    """UserError for a text that stands for an object, which only its program has."""
+    if is_object(text):
+        raise UserError(
+            f"{text}: a dataset that a Python program handed over; go on in that program, with the same datasets: "
+            "ssl_vit.pretrain(dataset, out, val=…, resume=True)"
+        )
