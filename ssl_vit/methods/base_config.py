@@ -125,13 +125,6 @@ class MethodConfig(Section):
         raise NotImplementedError
 
 
-def crop_scale(given: Situation, published: tuple[float, float], why: str) -> Choices:
-    """How much of an image a crop covers: as published, but more of a small image."""
-    if given.image_size < TINY:
-        return {"method.scale": ((0.4, 1.0), "less of so small an image shows nothing")}
-    return {"method.scale": (published, why)}
-
-
 def optimiser_choices(
     given: Situation,
     why: str,
@@ -231,8 +224,12 @@ class TwoViewConfig(MethodConfig):
 
     def common_choices(self, given: Situation) -> Choices:
         """The published momentum and crops; for few images a quicker teacher, for small ones larger crops."""
-        momentum = small_set_momentum(given, 0.99) if given.images < SMALL else (0.99, "papers")
-        return {"method.momentum": momentum} | crop_scale(given, (0.08, 1.0), "papers")
+        choices: Choices = {"method.momentum": (0.99, "papers"), "method.scale": ((0.08, 1.0), "papers")}
+        if given.images < SMALL:
+            choices["method.momentum"] = small_set_momentum(given, 0.99)
+        if given.image_size < TINY:
+            choices["method.scale"] = ((0.4, 1.0), "less of so small an image shows nothing")
+        return choices
 
     def check(self, given: Situation) -> None:
         """Batch norm and contrast compare images with each other."""
@@ -248,9 +245,8 @@ class MaskedConfig(MethodConfig):
     """What methods have in common that predict, from one crop, what is hidden in it."""
 
     mask_ratio: Part
-    scale: Auto[Scale] = "auto"
-    """Share of the image's area that the crop covers, low and high
-    (BEiT: 0.08 to 1; MAE: 0.2 to 1; SimMIM: 0.67 to 1)."""
+    scale: Scale = (0.08, 1.0)
+    """Share of the image's area that the crop covers, low and high."""
     flip: Fraction = 0.5
     """Share of crops that are mirrored; 0 where left and right differ, as in text."""
     colours: ClassVar[tuple[float, float, float, float] | None] = None
@@ -273,5 +269,5 @@ class MaskedConfig(MethodConfig):
 
     def views(self, image_size: int) -> ViewPlan:
         """One crop of ``image_size`` pixels."""
-        view = View("image", 1, image_size, scale=settled(self.scale), flip_p=self.flip)
+        view = View("image", 1, image_size, scale=self.scale, flip_p=self.flip)
         return ViewPlan((replace(view, jitter=self.colours, jitter_p=1.0) if self.colours else view,))

@@ -18,7 +18,6 @@ from ssl_vit.methods.base_config import (
     MethodConfig,
     Part,
     Situation,
-    crop_scale,
     optimiser_choices,
 )
 
@@ -72,8 +71,7 @@ class Config(MaskedConfig):
             clip=3.0,
             drop_path=0.1,
         )
-        choices: Choices = {"method.codes": words, "method.tokenizer_steps": steps}
-        return choices | crop_scale(given, (0.08, 1.0), official) | optimiser
+        return {"method.codes": words, "method.tokenizer_steps": steps} | optimiser
 
     def check(self, given: Situation) -> None:
         """Something is hidden, and the tokenizer's file is what it should be."""

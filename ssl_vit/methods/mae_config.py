@@ -15,6 +15,7 @@ from ssl_vit.methods.base_config import (
     Count,
     MaskedConfig,
     Part,
+    Scale,
     Situation,
     optimiser_choices,
     settled,
@@ -39,6 +40,8 @@ class Config(MaskedConfig):
 
     mask_ratio: Part = 0.75
     """Share of an image's patches that is hidden (official: 0.75)."""
+    scale: Scale = (0.2, 1.0)
+    """Share of the image's area that the crop covers, low and high (official: 0.2 to 1)."""
     decoder_dim: Auto[Count] = "auto"
     """Width of the decoder (official: 512)."""
     decoder_depth: Auto[Count] = "auto"
@@ -50,13 +53,12 @@ class Config(MaskedConfig):
         """The official recipe; for narrow networks a narrow decoder."""
         official = "official recipe"
         small = given.images < SMALL and given.dim < 512
-        choices: Choices = {
-            "method.scale": ((0.2, 1.0), official),
+        decoder: Choices = {
             "method.decoder_dim": (128, "small set and network") if small else (512, official),
             "method.decoder_depth": (2, "small set and network") if small else (8, official),
             "method.decoder_heads": (4, "small set and network") if small else (16, official),
         }
-        return choices | optimiser_choices(
+        return decoder | optimiser_choices(
             given, official, lr=(1.5e-4, 256), weight_decay=0.05, warmup_epochs=40.0, beta2=0.95
         )
 

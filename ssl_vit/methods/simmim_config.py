@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from ssl_vit.methods.base_config import Choices, MaskedConfig, Part, Situation, optimiser_choices
+from ssl_vit.methods.base_config import Choices, MaskedConfig, Part, Scale, Situation, optimiser_choices
 
 
 class Config(MaskedConfig):
@@ -23,13 +23,14 @@ class Config(MaskedConfig):
 
     mask_ratio: Part = 0.6
     """Share of an image's squares that is hidden (official: 0.6)."""
+    scale: Scale = (0.67, 1.0)
+    """Share of the image's area that the crop covers, low and high (official: 0.67 to 1)."""
 
     def choose(self, given: Situation) -> Choices:
         """The official recipe."""
-        official = "official recipe"
-        return {"method.scale": ((0.67, 1.0), official)} | optimiser_choices(
+        return optimiser_choices(
             given,
-            official,
+            "official recipe",
             lr=(2e-4, 512),
             min_lr=0.1,
             weight_decay=0.05,

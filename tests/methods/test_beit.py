@@ -79,12 +79,10 @@ def test_the_recipe_is_the_official_one_and_another_on_small_sets() -> None:
     assert chosen["method.codes"] == 8192
     few = {key: value for key, (value, _) in Config().choose(replace(SITUATION, images=2000)).items()}
     assert (few["method.codes"], few["method.tokenizer_steps"], few["backbone.drop_path"]) == (64, 400, 0.0)
-    assert (chosen["method.scale"], few["method.scale"]) == ((0.08, 1.0), (0.08, 1.0))
-    assert Config().choose(replace(SITUATION, image_size=64))["method.scale"][0] == (0.4, 1.0)
 
 
 def test_the_view_is_one_crop_with_the_official_colours() -> None:
-    (view,) = Config(scale=(0.08, 1.0)).views(224).views
+    (view,) = Config().views(224).views
     assert (view.count, view.size, view.scale, view.flip_p) == (1, 224, (0.08, 1.0), 0.5)
     assert (view.jitter, view.jitter_p, view.interpolation) == ((0.4, 0.4, 0.4, 0.0), 1.0, "bicubic")
 

@@ -153,7 +153,7 @@ def test_the_recipe_is_the_official_one() -> None:
     assert (chosen["optim.beta2"], chosen["optim.weight_decay"], chosen["optim.clip"]) == (0.95, 0.05, 0.0)
     shape = [chosen[f"method.decoder_{key}"] for key in ("dim", "depth", "heads")]
     assert shape == [512, 8, 16]
-    (view,) = Config(scale=chosen["method.scale"]).views(224).views
+    (view,) = Config().views(224).views
     assert (view.scale, view.jitter_p) == ((0.2, 1.0), 0.0)
 
 
