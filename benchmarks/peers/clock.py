@@ -1,8 +1,8 @@
 """CPU time and memory of some training steps, measured in the process that trains, in the same way for every peer.
 
-A driver is run as `PYTHON DRIVER WHAT PRECISION FOLDER` and prints a line of JSON at the end. WHAT is step: views that
-are there already, FOLDER of photographs is hardly read; run: from its JPEGs, by one worker; data: these alone, with no
-step; or update: clip, optimiser and teacher alone, with gradients that are there already.
+A driver is run as `PYTHON DRIVER WHAT PRECISION PHOTOS [CHECKOUT]` and prints a line of JSON. WHAT is step: training on
+views that are there already; run: from the JPEGs of PHOTOS, read by one worker; data: these alone, with no step; or
+update: clip, optimiser and teacher alone, with gradients that are there already. CHECKOUT has the official DINO code.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from cpu import cpu_seconds
-from recipe import IMAGES
 from torch import Tensor
 
 STEPS = {"step": (1, 2), "run": (2, 4), "data": (8, 32), "update": (3, 20)}  # to warm up, and to be timed
@@ -96,22 +95,17 @@ class Repeated:
 
 
 def measure(train: Callable[[Clock, str, str, str], None]) -> None:
-    """Run ``train(clock, what, precision, folder)`` with the words of the command line and print what was found."""
-    what, precision, folder = sys.argv[1:]
+    """Run ``train(clock, what, precision, photos)`` with the words of the command line and print what was found."""
+    what, precision, photos = sys.argv[1:4]
     clock = Clock(*STEPS[what])
     torch.set_num_threads(1)
     torch.manual_seed(0)
     try:
-        train(clock, what, precision, folder)
+        train(clock, what, precision, photos)
     except Measured:
         print(f"\n{json.dumps(clock.found)}", flush=True)  # a bar may stand on the line
     else:
         raise SystemExit(f"ended after {clock.begun} steps, too few to be timed")
-
-
-def epochs(photographs: str, batches: int) -> int:
-    """So many passes over the images of a folder give enough batches."""
-    return 1 + batches * IMAGES // len(list(Path(photographs).iterdir()))
 
 
 def _memory(kind: str) -> int:

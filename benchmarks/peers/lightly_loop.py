@@ -29,7 +29,7 @@ class Branch(nn.Module):
         return logits
 
 
-def train(clock: Clock, what: str, precision: str, folder: str) -> None:
+def train(clock: Clock, what: str, precision: str, photos: str) -> None:
     """Until the clock has seen enough."""
     settings = {"num_classes": 0, "dynamic_img_size": True, "drop_path_rate": recipe.DROP_PATH}
     backbone = timm.create_model(recipe.BACKBONE, **settings)

@@ -1,4 +1,4 @@
-"""The official DINO code: its own networks, loss and loop; FOLDER is a checkout of facebookresearch/dino.
+"""The official DINO code: its own networks, loss and loop, from a checkout of facebookresearch/dino.
 
 The loop is written for a GPU. Here its calls to one do nothing, its autocast is the CPU's, and DistributedDataParallel,
 which would copy gradients for no one, is left out.
@@ -57,9 +57,9 @@ def on_cpu(precision: str) -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 
 
-def train(clock: Clock, what: str, precision: str, folder: str) -> None:
+def train(clock: Clock, what: str, precision: str, photos: str) -> None:
     """Until the clock has seen enough."""
-    sys.path.insert(0, folder)
+    sys.path.insert(0, sys.argv[4])
     import main_dino
     import utils
     import vision_transformer as vits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,7 @@ from typing import Any
 import lightning
 import recipe
 import torch
-from clock import Clock, Repeated, Ticks, epochs, measure
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # ssl_vit of this checkout
+from clock import Clock, Repeated, Ticks, measure
 
 from ssl_vit import experiment
 from ssl_vit.config import load_config
@@ -54,10 +51,9 @@ class Watch(Ticks, lightning.Callback):
     """Among our own callbacks."""
 
 
-def train(clock: Clock, what: str, precision: str, folder: str) -> None:
+def train(clock: Clock, what: str, precision: str, photos: str) -> None:
     """Until the clock has seen enough."""
-    passes = epochs(folder, clock.batches)
-    config = load_config(flags=SETTINGS | {"data.path": folder, "train.precision": precision, "train.epochs": passes})
+    config = load_config(flags=SETTINGS | {"data.path": photos, "train.precision": precision, "train.epochs": 1})
     if what == "update":
         update(clock, experiment.build_method(experiment.resolve(config)[0]))
     run = experiment._Run

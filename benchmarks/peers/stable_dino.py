@@ -29,7 +29,7 @@ class Watch(Ticks, lightning.Callback):
     """Beside its own callback."""
 
 
-def train(clock: Clock, what: str, precision: str, folder: str) -> None:
+def train(clock: Clock, what: str, precision: str, photos: str) -> None:
     """Until the clock has seen enough."""
     model = Pretraining(
         recipe.BACKBONE,
