@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,8 @@ class Round:
                 raise SystemExit(f"{' '.join(map(str, line))}:\n{result.stderr[-3000:]}")
             printed = f"\n{result.stdout}"  # among other words of theirs
             self.known[line] = json.JSONDecoder().raw_decode(printed, printed.index("\n{") + 1)[0]
+            told = f"{time.strftime('%H:%M')} {Path(line[1]).stem} {line[2]}: {self.known[line]}"
+            print(told, file=sys.stderr, flush=True)  # the table takes a while
         return self.known[line]
 
 
