@@ -41,7 +41,7 @@ from ssl_vit.training.callbacks import Checkpoints, Health, Metrics, OnlineKnn, 
 from ssl_vit.training.checkpoint import AtomicCheckpointIO, checkpoint_path, newest_checkpoint
 from ssl_vit.training.module import Pretraining, Recipe
 from ssl_vit.training.progress import ProgressLine
-from ssl_vit.training.ranks import die_with_parent, lost_rank, rank
+from ssl_vit.training.ranks import SameImages, check_startable, die_with_parent, lost_rank, rank
 
 log = logging.getLogger("ssl_vit")
 
@@ -111,6 +111,7 @@ def _pretrain(
     weights = None if resume else _weights(config)  # a run that is resumed has them in its checkpoint
     resolved, decisions = resolve_config(config, gather_facts(source), weights)
     require(source, settled(resolved.train.batch_size))
+    check_startable(settled(resolved.train.devices))
     if resume:
         check_same(resolved, source, out)
     # A backbone that can't be built is refused before anything is written.
@@ -172,7 +173,13 @@ class _Run:
         checkpoints = Checkpoints(self.out / "checkpoints", settled(self.config.train.checkpoint_every))
         stop = StopOnSignal(checkpoints)
         health = Health(metrics, settled(self.config.health.every), self.warmup, self.config.method.advice)
-        callbacks: list[L.Callback] = [health, *self._knn(metrics), checkpoints, stop]
+        callbacks: list[L.Callback] = [
+            SameImages(self.source.fingerprint),
+            health,
+            *self._knn(metrics),
+            checkpoints,
+            stop,
+        ]
         if metrics is not None:
             callbacks = [metrics, ProgressLine(settled(self.config.train.batch_size)), *callbacks]
         self._propose()

@@ -9,7 +9,7 @@ from ssl_vit.config import check_data, load_config
 def bench(argv: list[str]) -> None:
     """Measure where the time of a run goes on this machine, and say what to change."""
     parser = Parser("bench", str(bench.__doc__))
-    parser.add_argument("data", metavar="DATA", help="folder of images, or archives, as for pretrain")
+    parser.add_argument("data", metavar="DATA", help="images, as for pretrain")
     parser.add_argument("--backbone", metavar="NAME", help="as for pretrain")
     parser.add_argument("--method", metavar="NAME", help="as for pretrain")
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from ssl_vit.cli.parser import Parser, existing, new_file, say
+from ssl_vit.cli.parser import Parser, existing, images, new_file, say
 
 
 def compare(argv: list[str]) -> None:
@@ -13,8 +13,8 @@ def compare(argv: list[str]) -> None:
     parser = Parser("compare", str(compare.__doc__))
     words = "two or more folders of runs, or files of weights; each is tested against the first"
     parser.add_argument("runs", metavar="RUN", nargs="+", type=existing, help=words)
-    parser.add_argument("--train", type=existing, metavar="DIR", required=True, help="labelled images to learn from")
-    parser.add_argument("--val", type=existing, metavar="DIR", required=True, help="labelled images to score on")
+    parser.add_argument("--train", type=images, metavar="DIR", required=True, help="labelled images to learn from")
+    parser.add_argument("--val", type=images, metavar="DIR", required=True, help="labelled images to score on")
     parser.add_argument("--kind", default="knn", metavar="KIND", help="knn, linear, logistic or grid (knn, k = 20)")
     parser.add_argument("--figure", type=new_file, metavar="FILE", help="draw the result there, a .png")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the result there too")

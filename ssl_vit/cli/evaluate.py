@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ssl_vit.cli.parser import Parser, add_weights, existing, heard, nearest, new_file, one_of, say
+from ssl_vit.cli.parser import Parser, add_weights, heard, images, nearest, new_file, one_of, say
 from ssl_vit.errors import UserError
 from ssl_vit.eval.kinds import KINDS, POOLINGS, PRECISIONS, Option, layers
 
@@ -33,7 +33,7 @@ def evaluate(argv: list[str]) -> None:
     parser = Parser(f"eval {name}", kind.help)
     add_weights(parser)
     for folder, words in kind.folders.items():
-        parser.add_argument(f"--{folder}", type=existing, metavar="DIR", required=True, help=words)
+        parser.add_argument(f"--{folder}", type=images, metavar="DIR", required=True, help=words)
     for option, setting in kind.options.items():
         _add_option(parser, option, setting)
     if kind.reads_features:
@@ -60,7 +60,7 @@ def embed(argv: list[str]) -> None:
     """Write the feature vector of every image of a folder to a file."""
     parser = Parser("embed", str(embed.__doc__))
     add_weights(parser)
-    parser.add_argument("data", metavar="DATA", type=existing, help="folder of images")
+    parser.add_argument("data", metavar="DATA", type=images, help="images, as for pretrain")
     words = "the file to write: .npz, .npy, .safetensors or .parquet"
     parser.add_argument("--out", type=new_file, metavar="FILE", required=True, help=words)
     _add_readout(parser)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from ssl_vit.cli.parser import Parser, existing, new, say
+from ssl_vit.cli.parser import Parser, images, new, say
 
 
 def pack(argv: list[str]) -> None:
     """Pack a folder of images into tar archives, which are read quicker from slow storage."""
     parser = Parser("pack", str(pack.__doc__))
-    parser.add_argument("data", metavar="DATA", type=existing, help="folder of images, or a list of them (.txt)")
+    parser.add_argument("data", metavar="DATA", type=images, help="images, as for pretrain")
     parser.add_argument("--to", type=new, metavar="DIR", required=True, help="folder to make")
     words = "shorten short sides above N pixels to N (JPEG, quality 95); others are kept as they are"
     parser.add_argument("--size", type=_pixels, metavar="N", help=words)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ssl_vit.checkpoints.hub import is_hub_id
-from ssl_vit.config.paths import check_new
+from ssl_vit.config.paths import check_images, check_new
 from ssl_vit.errors import UserError
 
 
@@ -61,6 +61,15 @@ def existing(text: str) -> Path:
     if not os.path.exists(text):
         raise argparse.ArgumentTypeError(f"{text}: no such file or folder")
     return Path(text)
+
+
+def images(text: str) -> str:
+    """Type of an argument that names images as for pretrain: a folder, a list, archives, a dataset."""
+    try:
+        check_images(text, "a folder of images, a list of them, archives or a dataset")
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def weights(text: str) -> Path:

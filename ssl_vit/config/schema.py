@@ -33,9 +33,11 @@ class DataConfig(Section):
     """Where the images are."""
 
     path: Text
-    """Folder of images to learn from, or of tar archives (also: a list, "train-{000..099}.tar"); no labels needed."""
+    """Folder of images to learn from, or of tar archives (also: a list, "train-{000..099}.tar", a dataset as
+    hf:owner/name,split=train or as save_to_disk wrote it); no labels needed."""
     val: Text | None = None
-    """Folder of labelled images, one sub-folder a class, on which k-NN scores the features as they are learnt."""
+    """Labelled images, on which k-NN scores the features as they are learnt: a folder with one sub-folder a class, or a
+    dataset with classes."""
     workers: Auto[CountOrZero] = "auto"
     """Processes that decode images, per device; 0 = none beside the training process."""
     max_bad: Fraction = 0.05

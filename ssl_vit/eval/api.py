@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_vit.checkpoints.reader import weights_file
+from ssl_vit.data.dataset_name import Images
 from ssl_vit.data.files import write_whole
 from ssl_vit.errors import UserError
 from ssl_vit.eval import unfinished as unfinished_of
@@ -47,7 +48,8 @@ def evaluate(
         precision: "float32" or "bfloat16", of the backbone's forward pass.
         seed: of whatever the kind draws.
         features: a folder that keeps the features; a run that was stopped goes on there.
-        others: the kind's folders (most have ``train`` and ``val``, a sub-folder a class) and its options.
+        others: the kind's images (most have ``train`` and ``val``, a folder with a sub-folder a class or a labelled
+            dataset, as ``pretrain`` takes them) and its options.
 
     Returns:
         ``{kind: scores, …, "protocol": all that the numbers depend on}``; accuracies are in percent.
@@ -127,7 +129,7 @@ def _entry(kind: str) -> Kind:
     return KINDS[kind]
 
 
-def _split(kind: str, entry: Kind, others: dict[str, Any]) -> tuple[dict[str, Path], dict[str, Any]]:
+def _split(kind: str, entry: Kind, others: dict[str, Any]) -> tuple[dict[str, Images], dict[str, Any]]:
     """The kind's folders and options among what was given."""
     for name in others:
         if name not in entry.folders and name not in entry.options:
@@ -136,7 +138,7 @@ def _split(kind: str, entry: Kind, others: dict[str, Any]) -> tuple[dict[str, Pa
     missing = [name for name in entry.folders if others.get(name) is None]
     if missing:
         raise UserError(f"eval {kind}: needs --{missing[0]} DIR, {entry.folders[missing[0]]}")
-    folders = {name: Path(others[name]) for name in entry.folders}
+    folders = {name: others[name] for name in entry.folders}
     return folders, {name: value for name, value in others.items() if name in entry.options}
 
 

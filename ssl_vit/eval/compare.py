@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_vit.data.dataset_name import Images
 from ssl_vit.errors import UserError
 from ssl_vit.eval.api import outcome_of
 from ssl_vit.eval.linear import percent
@@ -57,9 +58,7 @@ class Comparison:
         return "\n".join(lines)
 
 
-def compare(
-    runs: Sequence[Path | str], train: Path | str, val: Path | str, *, kind: str = "knn", **options: Any
-) -> Comparison:
+def compare(runs: Sequence[Path | str], train: Images, val: Images, *, kind: str = "knn", **options: Any) -> Comparison:
     """Score two or more runs (or files of weights) in one way on the same images, and test them in pairs.
 
     Each run is tested against the first. Both have seen the same images, so that only those count on which one is

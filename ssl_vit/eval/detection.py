@@ -199,13 +199,13 @@ def _trial(
     """Everything that a user can have wrong is found here, before the first step."""
     check_installed()
     train, val = (
-        open_boxes(job.folders[side], images, side) for side, images in (("train", train_images), ("val", val_images))
+        open_boxes(job.path(side), images, side) for side, images in (("train", train_images), ("val", val_images))
     )
     val = numbered_alike(val, train)
     masks = detector == "mask_rcnn"
     if masks:
         for side, annotations in (("train", train), ("val", val)):
-            check_outlines(annotations, job.folders[side], side)
+            check_outlines(annotations, job.path(side), side)
     job.classes = len(train.classes)
     for side, annotations in (("train", train), ("val", val)):
         job.sides[side] = Side(len(annotations), len(annotations.missing), fingerprint(annotations))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from ssl_vit.data.dataset_name import Images
 from ssl_vit.data.files import write_whole
 from ssl_vit.errors import UserError
 from ssl_vit.eval.features import FeatureSet
@@ -22,7 +23,7 @@ from ssl_vit.eval.readout import LAST
 
 def embed(
     weights: Path | str,
-    data: Path | str,
+    data: Images,
     out: Path | str,
     backbone: str | None = None,
     *,
@@ -53,7 +54,7 @@ def embed(
     unfinished = out.with_name(f".{out.name}.unfinished")
     with ranks() as place:
         job = Job(
-            Path(weights), {"data": Path(data)}, name=backbone, layers=layers, pooling=pooling, precision=precision,
+            Path(weights), {"data": data}, name=backbone, layers=layers, pooling=pooling, precision=precision,
             keep=unfinished, ranks=place,
         )  # fmt: skip
         source = job.unlabelled("data")

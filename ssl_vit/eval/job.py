@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from ssl_vit.backbones.backbone import Backbone
+from ssl_vit.data.dataset_name import Images, described
 from ssl_vit.data.evalset import Alteration
 from ssl_vit.data.sources import Source, open_source
+from ssl_vit.errors import UserError
 from ssl_vit.eval import weights as weights_of
 from ssl_vit.eval.features import FeatureSet, Keep, extract
 from ssl_vit.eval.labelled import check_every_class, check_same_classes, open_labelled
@@ -43,7 +46,7 @@ class Job:
     """
 
     weights: Path
-    folders: Mapping[str, Path]  # by flag: "train", "val", …
+    folders: Mapping[str, Images]  # by flag: "train", "val", …
     name: str | None = None  # timm's name of the architecture, for a weights file
     layers: tuple[int, ...] = LAST
     pooling: str = "model"
@@ -86,6 +89,15 @@ class Job:
         check_same_classes(train, val)
         self.classes = len(train.classes)
         return train, val
+
+    def path(self, side: str) -> Path:
+        """Where the files of a side are; UserError for images that are not files."""
+        given = self.folders[side]
+        if not isinstance(given, (str, os.PathLike)):
+            raise UserError(
+                f"--{side} {described(given)}: this score reads files of more than images; give their folder"
+            )
+        return Path(given)
 
     def unlabelled(self, side: str) -> Source:
         """A folder whose labels, if it has any, don't matter."""

@@ -28,7 +28,7 @@ def score(job: Job, k: int, views: int) -> Outcome:
     source = job.unlabelled("data")
     plain = job.features(source, "data").features
     if len(plain) < 2:
-        raise UserError(f"--data {job.folders['data']}: a single image; these scores compare images with each other")
+        raise UserError(f"--data {source.root}: a single image; these scores compare images with each other")
     moved = job.altered(source, zoomed, "second view").features
     crops = [
         job.altered(source, partial(cropped, job.seed, view), f"crop {view + 1}").features for view in range(views)

@@ -1,33 +1,37 @@
-"""Labelled folders that can be scored on; every mistake is one line that names the folder."""
+"""Labelled images that can be scored on; every mistake is one line that names their folder."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_vit.data.dataset_name import Images, described
+from ssl_vit.data.rows import RowSource
 from ssl_vit.data.sources import Source, open_source
 from ssl_vit.errors import UserError
 
+LABELS = "two or more sub-folders of images, one for each class, or a dataset whose labels are classes"
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test"})
 
 
-def open_labelled(path: Path | str, side: str) -> Source:
-    """A folder with a sub-folder of images for each class; `side` is the flag that named it.
+def open_labelled(images: Images, side: str) -> Source:
+    """A folder with a sub-folder of images for each class, or a dataset with labels; `side` is the flag that named it.
 
     Raises:
         UserError: no labels, labels one level further down, a single image, or an empty class.
     """
-    source = open_source(path)
+    source, path = open_source(images), described(images)
     if len(source) < 2:
         raise UserError(f"--{side} {path}: a single image; a score needs several of each class")
     if not source.classes:
-        raise UserError(f"--{side} {path}: no labels; expected two or more sub-folders of images, one for each class")
+        raise UserError(f"--{side} {path}: no labels; expected {LABELS}")
     splits = sorted(_SPLITS & {name.lower() for name in source.classes})
     if splits and all(source.name(i).count("/") > 1 for i in range(len(source))):
         raise UserError(f"--{side} {path}: its sub-folders are sets, not classes; give {os.path.join(path, splits[0])}")
+    if isinstance(source, RowSource):
+        return source
     folders = [entry for entry in os.scandir(path) if entry.is_dir()] if os.path.isdir(path) else []
     empty = sorted({entry.name for entry in folders if not entry.name.startswith(".")} - set(source.classes))
     if empty:

@@ -10,6 +10,7 @@ from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
 from ssl_vit.eval.features import FeatureSet, extract
 from ssl_vit.eval.knn import score_features
+from ssl_vit.eval.labelled import LABELS
 from ssl_vit.eval.protocol import Protocol
 from ssl_vit.eval.readout import Readout
 
@@ -26,7 +27,7 @@ class OnlineScore:
 
     def __init__(self, train: Source, val: Source, readout: Readout, role: str = "unknown") -> None:
         if not val.classes:
-            raise UserError(f"--val {val.root}: no labels; expected two or more sub-folders of images, one a class")
+            raise UserError(f"--val {val.root}: no labels; expected {LABELS}")
         self._bank = train if train.classes == val.classes else None
         self._val, self._readout, self._role = val, readout, role
         if self._bank is None:

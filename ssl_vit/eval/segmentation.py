@@ -42,7 +42,7 @@ class Patches:
 
 def score(job: Job, ignore: tuple[int, ...]) -> Outcome:
     """The kind "segmentation": mIoU and pixel accuracy in percent, at each mask's own size."""
-    train, val = (find_pairs(job.folders[side], side) for side in ("train", "val"))
+    train, val = (find_pairs(job.path(side), side) for side in ("train", "val"))
     known = _collect(job, train, ignore)
     probe = fit_linear(known.features, known.labels, epochs=EPOCHS, seed=job.seed, device=job.device, dtype=job.dtype)
     rows = np.random.default_rng(job.seed).permutation(len(known.labels))[:BANK]
@@ -171,8 +171,8 @@ def _maps(job: Job, pairs: list[Pair], side: str) -> Iterator[tuple[Tensor, list
                 yield patch_maps(backbone, images, readout.layers[-1]).cpu(), good
             advance(len(good) + len(others))
     if left_out == len(pairs):
-        raise UserError(f"--{side} {job.folders[side]}: none of the {len(pairs)} images could be read")
-    job.sides[side] = Side(len(pairs) - left_out, left_out, _fingerprint(pairs, job.folders[side]))
+        raise UserError(f"--{side} {job.path(side)}: none of the {len(pairs)} images could be read")
+    job.sides[side] = Side(len(pairs) - left_out, left_out, _fingerprint(pairs, job.path(side)))
 
 
 def _fingerprint(pairs: list[Pair], root: Path) -> str:

@@ -6,11 +6,16 @@ import ctypes
 import os
 import platform
 import signal
+import sys
+from collections.abc import Mapping
+from typing import Any
 
+import torch
+from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch.distributed import DistError
 
-from ssl_vit.errors import RunFailed
+from ssl_vit.errors import RunFailed, UserError
 
 
 def rank() -> int:
@@ -22,6 +27,36 @@ def die_with_parent() -> None:
     """A rank that Lightning started must not outlive the first one (Linux)."""
     if platform.system() == "Linux" and "TORCHELASTIC_RUN_ID" not in os.environ and "SLURM_PROCID" not in os.environ:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def check_startable(devices: int) -> None:
+    """UserError where Lightning would have to start this program again, once a device, and there is no such file."""
+    started = {"LOCAL_RANK", "SLURM_PROCID"} & os.environ.keys()
+    if devices > 1 and not started and sys.modules["__main__"].__spec__ is None and not os.path.isfile(sys.argv[0]):
+        raise UserError(
+            f"{devices} devices: the program is started once more for each of them, and this one is no file; write it "
+            "to a file and run that, or set train.devices to 1"
+        )
+
+
+class SameImages(Callback):
+    """RunFailed where the processes of a run have found different images: each learns from a part of the same order."""
+
+    def __init__(self, fingerprint: Mapping[str, int | str]) -> None:
+        self._mine = dict(fingerprint)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """On all ranks together, so that all of them end."""
+        if trainer.world_size == 1:
+            return
+        found: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(found, self._mine)
+        other = next((number for number, its in enumerate(found) if its != found[0]), None)
+        if other is not None:
+            raise RunFailed(
+                f"the processes of this run have different images (0: {found[0]}, {other}: {found[other]}); give every "
+                "machine the same ones, and choose or shuffle a dataset with the same seed in every process"
+            )
 
 
 def lost_rank(error: RuntimeError) -> RunFailed | None:

@@ -5,14 +5,17 @@ import os
 import pickle
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
+from torchvision.datasets import FakeData, ImageFolder
 
 from ssl_vit.backbones.registry import create_backbone
+from ssl_vit.cli import main
 from ssl_vit.errors import UserError
 from ssl_vit.eval.api import evaluate, load
 from ssl_vit.eval.embed import embed
@@ -178,3 +181,25 @@ def test_weights_that_do_not_fit(run, vit, tmp_path):
         load(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"holds neither model\.safetensors"):
         load(tmp_path)
+
+
+def test_datasets_are_scored_as_their_folders(run, images, tmp_path):
+    """The same k-NN, in Python and on the command line, of a folder, of torchvision's and of a saved dataset."""
+    expected = evaluate("knn", run, train=images / "train", val=images / "val")
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(images), cache_dir=str(tmp_path / "cache"))
+    loaded.save_to_disk(tmp_path / "saved")
+    of_objects = evaluate("knn", run, train=ImageFolder(str(images / "train")), val=loaded["validation"])
+    assert of_objects["knn"] == expected["knn"]
+    saved = f"hf:{tmp_path / 'saved'},split="
+    argv = ["eval", "knn", str(run), "--train", f"{saved}train", "--val", f"{saved}validation"]
+    assert main([*argv, "--json", str(tmp_path / "knn.json")]) == 0
+    assert json.loads((tmp_path / "knn.json").read_text())["knn"] == expected["knn"]
+    found = np.load(embed(run, loaded["validation"], tmp_path / "features.npz"))
+    assert found["files"][0].startswith("row 0: ")
+    assert sorted(found["labels"]) == sorted(np.load(embed(run, images / "val", tmp_path / "f.npz"))["labels"])
+    with pytest.raises(
+        UserError, match=r"--train python:.*: no labels; expected two or more sub-folders of images, one for"
+    ):
+        evaluate("knn", run, train=FakeData(8), val=images / "val")
+    with pytest.raises(UserError, match=r"--train python:.*FakeData: this score reads files of more than images"):
+        evaluate("segmentation", run, train=FakeData(8), val=images / "val")
