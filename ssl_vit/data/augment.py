@@ -16,26 +16,33 @@ from ssl_vit.data.jitter import jittered, some
 from ssl_vit.data.recolour import recoloured
 
 _THRESHOLD = 128 / 255
-_TILE = 3 * 224 * 224  # values that are done together on a CPU, so that they stay in its cache
+_TILE = 2 * 3 * 224 * 224  # values that are done together on a CPU: few enough to stay in its cache
 
 
 @torch.no_grad()
 def augment(
-    images: Tensor, params: Tensor, mean: Sequence[float], std: Sequence[float], *, fast: bool = False
+    images: Tensor,
+    params: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    fast: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Apply each crop's parameters and normalise.
 
     images: uint8 [N, 3, S, S] on any device; params: float32 [N, P], the first columns being ``crops.COLOURS``. Keep
     them on the CPU: which crops need which operation is decided there, without waiting for the device. mean, std: of
-    images in [0, 1]; fast: jitter as one linear map, see `recolour`. Returns float32 [N, 3, S, S].
+    images in [0, 1]; fast: jitter as one linear map, see `recolour`. Returns float32 [N, 3, S, S], in `out` if given.
     """
-    out = torch.empty(images.shape, device=images.device)
+    out = torch.empty(images.shape, device=images.device) if out is None else out
     together = max(1, _TILE // images[0].numel()) if images.device.type == "cpu" else len(images)
+    shift, scale = _standard(mean, std, images.device)
     with torch.autocast(images.device.type, enabled=False):
         for rows, x in (recoloured if fast else jittered)(images, params, together):
             x = some(x, params[rows, 6], blur)
             x = some(x, params[rows, 7], lambda chosen, _: solarize(chosen))
-            out.index_copy_(0, rows.to(out.device, non_blocking=True), _standardise(x, mean, std))
+            out.index_copy_(0, rows.to(out.device, non_blocking=True), torch.addcmul(shift, x, scale))
     return out
 
 
@@ -43,22 +50,25 @@ def augment(
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 [N, 3, H, W] to float32 of zero mean and unit deviation; mean, std: of images in [0, 1]."""
     unit = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    return _standardise(unit, mean, std)
+    return torch.addcmul(*_standard(mean, std, images.device), unit)
 
 
 def blur(x: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur of sigma [n] pixels on the CPU, along rows, then columns; edges are repeated."""
     height, width = x.shape[2:]
     weights = blur_weights(sigma).to(x.device, non_blocking=True)
-    radius, taps = weights.shape[1] // 2, weights.T[..., None, None, None]  # [2R + 1, n, 1, 1, 1]
+    radius, taps = weights.shape[1] // 2, weights[..., None, None, None].unbind(1)  # each [n, 1, 1, 1]
     padded = F.pad(x, (radius, radius, radius, radius), mode="replicate")
-    rows = padded[..., :width] * taps[0]
-    for shift in range(1, len(taps)):
-        rows.addcmul_(padded[..., shift : shift + width], taps[shift])
-    out = rows[:, :, :height] * taps[0]
-    for shift in range(1, len(taps)):
-        out.addcmul_(rows[:, :, shift : shift + height], taps[shift])
-    return out
+    rows = _weighted(padded.unfold(3, width, 1).unbind(3), taps)
+    return _weighted(rows.unfold(2, height, 1).unbind(2), taps).mT  # windows have their own side last
+
+
+def _weighted(windows: Sequence[Tensor], taps: Sequence[Tensor]) -> Tensor:
+    """The sum of windows, each times its tap."""
+    total = windows[0] * taps[0]
+    for window, tap in zip(windows[1:], taps[1:], strict=True):
+        total.addcmul_(window, tap)
+    return total
 
 
 def blur_weights(sigma: Tensor) -> Tensor:
@@ -75,7 +85,8 @@ def solarize(x: Tensor) -> Tensor:
     return x.addcmul_((x >= _THRESHOLD).to(x.dtype), 1 - 2 * x)  # exact, and quicker on a CPU than choosing
 
 
-def _standardise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    centre = torch.tensor(mean, dtype=x.dtype).view(3, 1, 1).to(x.device, non_blocking=True)
-    spread = torch.tensor(std, dtype=x.dtype).view(3, 1, 1).to(x.device, non_blocking=True)
-    return x.sub_(centre).div_(spread)
+def _standard(mean: Sequence[float], std: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
+    """What values are to be multiplied by, and what is then added: both [3, 1, 1], the latter first."""
+    scale = 1 / torch.tensor(std).view(3, 1, 1)
+    shift = -torch.tensor(mean).view(3, 1, 1) * scale
+    return shift.to(device, non_blocking=True), scale.to(device, non_blocking=True)

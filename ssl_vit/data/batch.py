@@ -74,7 +74,10 @@ def to_views(
 ) -> list[Tensor]:
     """Move a batch to the device and augment it there: float32 [count * B, 3, S, S] for each View, then the boxes."""
     moved = batch.to(device)
-    views = [
-        augment(images, params, mean, std, fast=fast) for images, params in zip(moved.views, moved.params, strict=True)
-    ]
+    whole = torch.empty(len(batch.pixels), device=device)  # one piece of memory: the next batch finds it again
+    views, begin = [], 0
+    for images, params in zip(moved.views, moved.params, strict=True):
+        out = whole[begin : begin + images.numel()].view(images.shape)
+        views.append(augment(images, params, mean, std, fast=fast, out=out))
+        begin += images.numel()
     return views if moved.boxes is None else [*views, moved.boxes]

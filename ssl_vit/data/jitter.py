@@ -11,6 +11,7 @@ from torch import Tensor
 ORDERS = tuple(permutations(range(4)))  # of the four operations; the `order` parameter is a row of it
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision writes it
 BASES = torch.tensor([(0.0, 0.0), (0.0, 1.0), (1.0, 0.0)])  # of brightness, contrast, saturation; see `blend`
+_TINY = 1e-30  # a chroma of nothing, which nothing is divided by
 _NEUTRAL = (1.0, 1.0, 1.0, 0.0)
 _HUE_PLACE = torch.tensor([order.index(3) for order in ORDERS])
 _BLENDS = torch.tensor([[kind for kind in order if kind != 3] for order in ORDERS])  # [24, 3]
@@ -21,9 +22,10 @@ def jittered(images: Tensor, params: Tensor, together: int) -> Iterator[tuple[Te
 
     params: float32 [N, P] on the CPU; see `augment`. Each part is float32 [n, 3, S, S] in [0, 1].
     """
+    pixels = images.permute(0, 2, 3, 1)  # as they lie in memory: whole crops are copied
     for turned, group in _groups(params):
         for rows in torch.split(group, together):
-            x = images.index_select(0, rows.to(images.device, non_blocking=True))
+            x = pixels.index_select(0, rows.to(images.device, non_blocking=True)).permute(0, 3, 1, 2)
             x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
             yield rows, some(_jitter(x, params[rows], turned), params[rows, 5], lambda chosen, _: gray(chosen))
 
@@ -49,16 +51,15 @@ def hue(x: Tensor, turn: Tensor) -> Tensor:
     value = torch.maximum(torch.maximum(red, green), blue)
     least = torch.minimum(torch.minimum(red, green), blue)
     chroma = value - least
-    scale = _equal(chroma, torch.zeros_like(chroma)).add_(chroma).reciprocal_()
     is_red, is_green = _equal(value, red), _equal(value, green)
     is_green.addcmul_(is_green, is_red, value=-1)
     is_blue = (1 - is_red).sub_(is_green)
     angle = (green - blue).mul_(is_red).addcmul_(blue - red, is_green).addcmul_(red - green, is_blue)
-    angle.mul_(scale).add_(is_green, alpha=2).add_(is_blue, alpha=4)
-    corner = torch.arange(3, -2, -2, device=x.device).view(3, 1, 1)
-    far = angle[:, None] + (6 * turn.view(-1, 1, 1, 1) + corner)  # of a channel from where it is largest, on a hexagon
-    far.sub_((far / 6).round_(), alpha=6)  # of length 6: now between -3 and 3
-    return far.abs_().sub_(1).clamp_(0, 1).mul_(chroma[:, None]).add_(least[:, None])
+    angle.div_(chroma.clamp_min(_TINY)).add_(is_green, alpha=2).sub_(is_blue, alpha=2)
+    angle.add_(6 * turn.view(-1, 1, 1))  # on a hexagon of length 6: red at 0, green at 2, blue at -2
+    angle.sub_((angle / 6).round_(), alpha=6)  # now between -3 and 3
+    away = torch.stack([2 - angle.abs(), angle.add(1).abs_().sub_(1), angle.sub(1).abs_().sub_(1)], 1)
+    return torch.addcmul(least[:, None], away.clamp_(0, 1), chroma[:, None], out=away)
 
 
 def _equal(a: Tensor, b: Tensor) -> Tensor:
