@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.dino import DINO, Branch
 from ssl_vit.methods.dino_config import Config
-from ssl_vit.methods.heads import DINOHead, in_chunks
+from ssl_vit.methods.heads import DINOHead
 from ssl_vit.methods.method import Progress
 from ssl_vit.methods.targets import centred, exact
 from ssl_vit.methods.teacher import mean_over_ranks
@@ -19,11 +20,7 @@ SAMPLE = 256  # patches whose entropy is measured
 
 
 class DenseDINO(DINO):
-    """Distils patches as DINO distils images.
-
-    The cross-entropy of targets q [N, K] and logits W z over a temperature is logsumexp(W z) - (q W) · z. Both terms
-    are computed for some rows at a time where [N, K] is large: at 65,536 prototypes it has 45 MB an image.
-    """
+    """Distils patches as DINO distils images."""
 
     def __init__(self, config: Config, backbone: Backbone, image_size: int) -> None:
         super().__init__(config, backbone, image_size)
@@ -52,23 +49,14 @@ class DenseDINO(DINO):
         self._seen_patch_center = mean_over_ranks(logits)
         return vectors
 
-    def mean_prototypes(self, vectors: Tensor, temp: float) -> tuple[Tensor, Tensor]:
-        """Targets q for the teacher's vectors [N, d]: the student's mean prototypes q W [N, d]; the entropy [] of q."""
-        student, teacher = (head.last_layer for head in self.patch_heads())
-        center, weight = self.patch_center, student.weight()
-        with torch.no_grad():
-            if settled(self.config.centering) == "sinkhorn":
-                center = self.target_center(teacher(vectors), center, temp)
-            sample = centred(teacher(vectors[:: max(1, len(vectors) // SAMPLE)]), center, temp)
-            seen = teacher.weight()
-        means = in_chunks(
-            lambda rows: centred(exact(F.linear(rows, seen)), center, temp) @ weight, vectors, len(weight)
-        )
-        return means, torch.special.entr(sample).sum(-1).mean()
-
-    def cross_entropy(self, vectors: Tensor, normalisers: Tensor, means: Tensor) -> Tensor:
-        """Of the student's vectors [..., d], with their logsumexp [...] and their targets' mean prototypes [..., d]."""
-        return normalisers - exact(vectors * means).sum(-1) / self.config.student_temp
+    @torch.no_grad()
+    def patch_targets(self, vectors: Tensor, temp: float) -> tuple[Callable[[slice], Tensor], Tensor]:
+        """What gives the targets [n, K] of some of the teacher's vectors [N, d]; the entropy [] of a sample of them."""
+        teacher, center = self.patch_heads()[1].last_layer, self.patch_center
+        if settled(self.config.centering) == "sinkhorn":
+            center = self.target_center(teacher(vectors), center, temp)
+        sample = centred(teacher(vectors[:: max(1, len(vectors) // SAMPLE)]), center, temp)
+        return lambda rows: centred(teacher(vectors[rows]), center, temp), torch.special.entr(sample).sum(-1).mean()
 
     def after_step(self, progress: Progress) -> None:
         """Both centres and the teacher move."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.dense import DenseDINO
+from ssl_vit.methods.dense_loss import dense_loss
 from ssl_vit.methods.esvit_config import Config
 from ssl_vit.methods.heads import CELLS
 from ssl_vit.methods.method import Progress, Step
@@ -61,24 +62,22 @@ class EsViT(DenseDINO):
         """
         size, head = len(seen) // 2, self.patch_heads()[0]
         keys, queries = regions(seen, size), [regions(crop, size) for crop in crops]
-        means, entropy = self.mean_prototypes(self.teacher_vectors(keys.flatten(0, 2)), temp)
-        targets = means.view(*keys.shape[:3], -1)
-
+        targets, entropy = self.patch_targets(self.teacher_vectors(keys.flatten(0, 2)), temp)
         vectors = head.bottleneck(torch.cat([query.flatten(0, 2) for query in queries]))
-        normalisers = head.last_layer.log_partition(vectors, self.config.student_temp)
-        rows = [query.shape[:3].numel() for query in queries]
-        sizes = zip(queries, torch.split(vectors, rows), torch.split(normalisers, rows), strict=True)
-        views = [
-            view
-            for query, vector, normaliser in sizes
-            for view in zip(query, vector.view(*query.shape[:3], -1), normaliser.view(query.shape[:3]), strict=True)
-        ]
-        terms = []
-        for v, (query, vector, normaliser) in enumerate(views):
-            for t in {0, 1} - {v}:
-                match = nearest(query, keys[t])[..., None].expand(-1, -1, vector.shape[-1])
-                terms.append(self.cross_entropy(vector, normaliser, targets[t].gather(1, match)).mean())
-        return torch.stack(terms).mean(), entropy
+        views = [view for query in queries for view in query]
+        rows, pairs = [view.shape[:2].numel() for view in views], 2 * (len(views) - 1)
+        shares, drawn, places = [], [], []
+        for v, (view, vector) in enumerate(zip(views, torch.split(vectors, rows), strict=True)):
+            others = {0, 1} - {v}
+            shares.append(vectors.new_full(vector.shape[:1], len(others) / (pairs * len(vector))))
+            for t in others:
+                of_image = torch.arange(t * size, (t + 1) * size, device=seen.device)[:, None] * keys.shape[2]
+                places.append((of_image + nearest(view, keys[t])).flatten())
+                drawn.append(vector / (pairs * len(vector)))
+        learnt = vectors.new_zeros(keys.shape[:3].numel(), vectors.shape[1])
+        learnt = learnt.index_add(0, torch.cat(places), torch.cat(drawn))
+        loss = dense_loss(vectors, torch.cat(shares), learnt, targets, head.last_layer, self.config.student_temp)
+        return loss, entropy
 
 
 def regions(patches: Tensor, size: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -10,12 +10,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ssl_vit.methods.targets import exact
 
-KEPT = 2**26  # logits that may wait for the backward pass: 256 MiB in float32
-CELLS = 2**24  # where there are more, so many exist at a time
+CELLS = 2**24  # logits that exist at a time: 64 MiB in float32
 TILE = 4096  # prototypes that are read from memory once for all that is done with them, by a CPU
 
 
@@ -40,15 +38,6 @@ class Prototypes(nn.Module):
         logits: Tensor = F.linear(x, self.weight_v) * self.lengths()
         return logits
 
-    def weight(self) -> Tensor:
-        """The prototypes themselves, [K, D]."""
-        return self.weight_v * self.lengths()[:, None]
-
-    def log_partition(self, x: Tensor, temp: float) -> Tensor:
-        """Logsumexp of the logits over ``temp``, [N, D] to [N], in bounded memory."""
-        weight = self.weight() / temp
-        return in_chunks(lambda rows: exact(F.linear(rows, weight)).logsumexp(dim=-1), x, len(weight))
-
     def lengths(self) -> Tensor:
         """What the rows of ``weight_v`` are multiplied with, [K]."""
         lengths: Tensor = self.weight_g.squeeze(1) / torch.linalg.vector_norm(self.weight_v, dim=1)
@@ -70,22 +59,21 @@ def tiles(prototypes: Tensor) -> Iterator[slice]:
 
 def tiled_logits(rows: Tensor, directions: Tensor, scale: Tensor) -> Tensor:
     """(rows · directions) scale, of [N, D], [K, D] and [K], in the type of the rows; [N, K] in that of the scale."""
-    logits = torch.empty(len(rows), len(directions), dtype=scale.dtype, device=rows.device)
+    logits = torch.empty(*rows.shape[:-1], len(directions), dtype=scale.dtype, device=rows.device)
     with torch.autocast(rows.device.type, enabled=False):
         for tile in tiles(directions):
-            torch.mul(rows @ directions[tile].to(rows.dtype).T, scale[tile], out=logits[:, tile])
+            torch.mul(rows @ directions[tile].to(rows.dtype).T, scale[tile], out=logits[..., tile])
     return logits
 
 
-def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, width: int) -> Tensor:
-    """``function(rows)``, for a function of each row [D] through ``width`` numbers, in memory that N does not change.
+def through_norm(gradient: Tensor, directions: Tensor, norms: Tensor, scale: Tensor) -> Tensor:
+    """The gradient [k, D] by unit directions times ``scale`` becomes, in place, that by directions of length ``norms``.
 
-    Where the numbers are too many to be kept for the backward pass, they are computed again there.
+    Returns its part along the directions, [k]: over the norms, the gradient by ``scale`` times the norms.
     """
-    if len(rows) * width <= KEPT:
-        return function(rows)
-    parts = torch.split(rows, max(1, CELLS // width))
-    return torch.cat([checkpoint(function, part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+    along = (gradient * directions).sum(1)
+    gradient.addcmul_(directions, (along / norms.square())[:, None], value=-1).mul_(scale[:, None])
+    return along
 
 
 class _SumOverRanks(torch.autograd.Function):

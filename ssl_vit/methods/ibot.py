@@ -12,6 +12,7 @@ from ssl_vit.data.masks import blockwise_masks
 from ssl_vit.errors import UserError
 from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.dense import DenseDINO
+from ssl_vit.methods.dense_loss import dense_loss
 from ssl_vit.methods.dino import Branch
 from ssl_vit.methods.ibot_config import Config
 from ssl_vit.methods.method import Progress, Step
@@ -79,13 +80,15 @@ class IBOT(DenseDINO):
         shares, hidden = shares.flatten()[hidden], hidden.to(seen.device)
 
         start, end = settled(self.config.warmup_teacher_patch_temp), settled(self.config.teacher_patch_temp)
-        targets = self.teacher_vectors(rows(seen))[hidden]  # all are looked at, for the centre
-        means, entropy = self.mean_prototypes(targets, self.warmed_up(start, end, progress))
+        targets, entropy = self.patch_targets(
+            self.teacher_vectors(rows(seen))[hidden],  # all are looked at, for the centre
+            self.warmed_up(start, end, progress),
+        )
         head = self.patch_heads()[0]
         vectors = head.bottleneck(rows(student)[hidden])
-        normalisers = head.last_layer.log_partition(vectors, self.config.student_temp)
-        losses = self.cross_entropy(vectors, normalisers, means)
-        return (losses * shares.to(losses)).sum(), entropy
+        shares = shares.to(vectors)
+        learnt = vectors * shares[:, None]
+        return dense_loss(vectors, shares, learnt, targets, head.last_layer, self.config.student_temp), entropy
 
 
 def rows(patches: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ssl_vit.methods.heads import CELLS, Prototypes, tiled_logits, tiles, working_type
+from ssl_vit.methods.heads import CELLS, Prototypes, through_norm, tiled_logits, tiles, working_type
 from ssl_vit.methods.targets import exact
 
 
@@ -57,11 +57,8 @@ class _CrossView(torch.autograd.Function):
                     v, by = directions[tile], g[:, tile]
                     of_vectors[:, part] += ((by * scale[tile]).to(z.dtype) @ v.to(z.dtype)).view(crops, -1, v.shape[1])
                     straight = exact(by.to(z.dtype).T @ rows)  # by v / |v| l / temp
-                    along = (straight * v).sum(1)
-                    now = straight.addcmul_(v, (along / norms[tile].square())[:, None], value=-1)
-                    now *= scale[tile, None]
-                    of_directions[tile] = now if start == 0 else now.add_(of_directions[tile])
-                    of_lengths[tile] += along
+                    of_lengths[tile] += through_norm(straight, v, norms[tile], scale[tile])
+                    of_directions[tile] = straight if start == 0 else straight.add_(of_directions[tile])
         ctx.pairs = float(teachers * crops - min(teachers, crops)) * images
         ctx.gradients = [of_vectors, of_directions, of_lengths / norms / temp]
         mean: Tensor = total / ctx.pairs

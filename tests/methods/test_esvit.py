@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_vit.methods import heads
+from ssl_vit.methods import dense_loss, heads
 from ssl_vit.methods.esvit import EsViT, nearest
 from ssl_vit.methods.esvit_config import Config
 from ssl_vit.methods.method import Progress
@@ -69,10 +69,10 @@ def reference(method: EsViT, batch: list[torch.Tensor], temp: float) -> tuple[fl
     return sum(view_terms) / pairs, sum(region_terms) / pairs, np.stack(t_logits).reshape(-1, 16).mean(0)
 
 
-@pytest.mark.parametrize("kept", [heads.KEPT, 0], ids=["at once", "seven rows at a time"])
-def test_loss_centres_and_teacher_equal_the_formulas_for_three_steps(monkeypatch, kept) -> None:
-    monkeypatch.setattr(heads, "KEPT", kept)
-    monkeypatch.setattr(heads, "CELLS", 16 * 7)
+@pytest.mark.parametrize("cells", [2**24, 16 * 7], ids=["at once", "seven rows at a time"])
+def test_loss_centres_and_teacher_equal_the_formulas_for_three_steps(monkeypatch, cells) -> None:
+    monkeypatch.setattr(dense_loss, "CELLS", cells)
+    monkeypatch.setattr(heads, "TILE", 5)
     method = make()
     optimizer = torch.optim.SGD(method.student.parameters(), lr=0.1)
     for step in range(3):
@@ -94,10 +94,10 @@ def test_loss_centres_and_teacher_equal_the_formulas_for_three_steps(monkeypatch
             torch.testing.assert_close(mine, wanted, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("kept", [heads.KEPT, 0], ids=["at once", "seven rows at a time"])
-def test_gradient_is_the_derivative_of_the_formula(monkeypatch, kept) -> None:
-    monkeypatch.setattr(heads, "KEPT", kept)
-    monkeypatch.setattr(heads, "CELLS", 16 * 7)
+@pytest.mark.parametrize("cells", [2**24, 16 * 7], ids=["at once", "seven rows at a time"])
+def test_gradient_is_the_derivative_of_the_formula(monkeypatch, cells) -> None:
+    monkeypatch.setattr(dense_loss, "CELLS", cells)
+    monkeypatch.setattr(heads, "TILE", 5)
     method = make()
     batch = views(0, images=2, local=1)
     method(batch, START).loss.backward()
