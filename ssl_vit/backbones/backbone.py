@@ -79,6 +79,13 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
+    def look_at_neighbours(self) -> None:
+        """Begin with heads that each look one patch further, in a direction of its own (after ConViT, 2103.10697).
+
+        In blocks that have a table of biases for the offsets in a square window, as Swin's.
+        """
+        raise NotImplementedError
+
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """The map of every stage, [B, C_i, H/s_i, W/s_i], finest first, as a detector wants them."""
         raise NotImplementedError

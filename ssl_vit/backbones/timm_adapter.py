@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from ssl_vit.backbones.anatomy import Anatomy, patch_embedding
 from ssl_vit.backbones.backbone import Backbone, Features, Visible
 from ssl_vit.backbones.layout import Size, TimmModel
+
+LOCALITY = 1.0  # how much less a head looks at what is a patch further off, in its logits
 
 
 class TimmBackbone(Backbone):
@@ -85,6 +88,15 @@ class TimmBackbone(Backbone):
             table[0, -len(positions) :] = positions
             table.requires_grad_(not fixed)
 
+    @torch.no_grad()
+    def look_at_neighbours(self) -> None:
+        """In the tables that timm and we call ``relative_position_bias_table``, [offsets, heads]."""
+        for name, table in self.model.named_parameters():
+            if name.endswith(".relative_position_bias_table") and table.ndim == 2:
+                side = math.isqrt(len(table))
+                if side % 2 and side**2 <= len(table) <= side**2 + 3:  # BEiT's have three more, for its class token
+                    table[: side**2] = neighbour_biases(side, table.shape[1])
+
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] -> the map of every stage, [B, C_i, H/s_i, W/s_i], finest first."""
         return self.layout.pyramid(self.model, images)
@@ -126,3 +138,17 @@ def _cells(side: int, cells: int, stride: int, like: Tensor) -> Tensor:
     if cells in (side // stride, -(-side // stride)):
         return (places // stride).clamp(max=cells - 1)
     return places * cells // side  # a map that loses cells at its border, or isn't as fine as timm says
+
+
+def neighbour_biases(side: int, heads: int) -> Tensor:
+    """Biases [side * side, heads] for offsets of rows and columns that are 0 in the middle: each head's are largest one
+    patch away, and fall with the squared distance from there.
+
+    >>> neighbour_biases(3, 4).argmax(0)  # to the right, down, to the left, up
+    tensor([5, 7, 3, 1])
+    """
+    offsets = torch.arange(side) - side // 2
+    rows, columns = torch.meshgrid(offsets, offsets, indexing="ij")
+    angles = 2 * math.pi * torch.arange(heads) / heads
+    distances = (rows[..., None] - angles.sin()).square() + (columns[..., None] - angles.cos()).square()
+    return -LOCALITY * distances.flatten(0, 1)

@@ -26,11 +26,13 @@ class Masked(Method):
 
     @staticmethod
     def begin(backbone: Backbone) -> None:
-        """With sines for positions: what is hidden can only be told from where it is, and small random ones hardly say.
+        """With sines for positions, or heads that look at neighbours where biases alone tell positions.
 
-        On small sets this is the difference between features that get better and some that get worse.
+        What is hidden can only be told from where it is, and small random positions or biases hardly say that. On small
+        sets this is the difference between features that get better and some that get worse.
         """
         backbone.place_patches(sine_positions(*backbone.info.grid, backbone.info.patch_dim), fixed=False)
+        backbone.look_at_neighbours()
 
     def views(self) -> ViewPlan:
         """One crop."""

@@ -200,3 +200,30 @@ def test_names_can_be_made() -> None:
         for name in timm.list_models()[::40]:
             backbone = create_backbone(name)
             assert backbone.info.dim == backbone(torch.zeros(2, 3, *backbone.info.size)).pooled.shape[1], name
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "tokens"),
+    [
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 32, "depths": [2, 2], "num_heads": [4, 4], "window_size": 5}, 0),
+        ("beit_base_patch16_224", {"embed_dim": 32, "depth": 1, "num_heads": 4, "patch_size": 8}, 1),
+    ],
+)
+def test_each_head_begins_by_looking_at_another_neighbour(name: str, args: dict[str, Any], tokens: int) -> None:
+    """Where timm's own attention looks from the middle of a window of 5 x 5, whatever the patches show."""
+    backbone = create_backbone(name, image_size=40, model_args=args)
+    tables = [table for key, table in backbone.named_parameters() if key.endswith("relative_position_bias_table")]
+    of_class_token = [table[81:].clone() for table in tables]
+    backbone.look_at_neighbours()
+    attention = next(module for module in backbone.modules() if hasattr(module, "_get_rel_pos_bias"))
+    looks = attention._get_rel_pos_bias()[0, :, 12 + tokens, tokens:].argmax(1)  # type: ignore[operator]  # timm's
+    assert sorted(looks.tolist()) == [7, 11, 13, 17]  # above, left, right, below
+    assert all(torch.equal(table[81:], kept) for table, kept in zip(tables, of_class_token, strict=True))
+    assert all(table.requires_grad for table in tables)
+
+
+def test_a_backbone_without_tables_of_biases_begins_as_it_was() -> None:
+    backbone = create_backbone(NAME, model_args=VIT)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    backbone.look_at_neighbours()
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
