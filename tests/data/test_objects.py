@@ -122,7 +122,7 @@ class Stream(IterableDataset):
         (iter([1]), "not understood"),
         ([], "holds no images"),
     ],
-    ids=str,
+    ids=["transform", "transform of a subset", "tensor", "name", "stream", "mapping", "iterator", "nothing"],
 )
 def test_what_can_not_be_learnt_from_is_refused(wrong, problem):
     with pytest.raises(UserError, match=problem):
