@@ -21,7 +21,7 @@ from ssl_vit.tokenizers.tokenizer import Grid, Tokenizer
 WORD = 32  # length of a codebook entry (VQ-KD: 32)
 COMMITMENT = 0.25  # weight of the encoder's pull to its entry (VQ-VAE: 0.25)
 DECAY = 0.97  # of the moving averages (VQ-VAE and VQ-KD: 0.99, over many more steps)
-IDLE = 0.1  # of its fair share: an entry chosen less often than that begins anew
+IDLE = 0.5  # of its fair share: an entry chosen less often than that begins anew; with less, most words are rare
 LARGEST = 8  # pixels of a patch that the encoder sees; larger patches are shrunk to that, as for DALL-E's
 
 
