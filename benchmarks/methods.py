@@ -144,7 +144,10 @@ def main() -> None:
         return
     rows = []
     for method in list_methods():
-        if method == "dino" or (config_class(method).plain_only and not args.backbone.startswith(("vit", "deit"))):
+        config = config_class(method)
+        if method == "dino" or config.frozen:  # that is DETReg, which trains a detector and not the backbone
+            continue
+        if config.plain_only and not args.backbone.startswith(("vit", "deit")):
             continue
         rows.append(
             compared(f"{method} / dino", ["step", method, args.backbone], ["step", "dino", args.backbone], args.rounds)
