@@ -42,10 +42,12 @@ def check_same(config: RunConfig, source: Source, out: Path) -> None:
         raise UserError("\n".join(changed))
     was, is_now = json.loads((out / "data.json").read_text())["fingerprint"], source.fingerprint
     if was != is_now:
-        then, today = (", ".join(f"{value} {key}" for key, value in found.items()) for found in (was, is_now))
+        then, today = (
+            ", ".join(f"{n} {key}" for key, n in found.items() if isinstance(n, int)) for found in (was, is_now)
+        )
+        change = f"{then}; now {today}" if then != today else f"{then} as before, but others"
         raise UserError(
-            f"{source.root}: the images have changed since this run began ({then}; now {today}); restore them or "
-            "start anew"
+            f"{source.root}: the images have changed since this run began ({change}); restore them or start anew"
         )
 
 

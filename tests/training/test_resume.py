@@ -119,8 +119,8 @@ def test_changed_images_are_refused(unfinished: Path, pictures: Path, capfd: pyt
     assert main(go_on(unfinished, changed)) == 2
     error = capfd.readouterr().err
     assert "the images have changed" in error
-    assert "48 files" in error
-    assert "now 47" in error
+    assert "48 images" in error
+    assert "now 47 images" in error
     assert files(unfinished) == before
 
 
