@@ -239,6 +239,11 @@ def _refuse(config: RunConfig, info: BackboneInfo) -> None:
             f"method.name: {config.method.name} can't pretrain {info.name}: it is {config.method.plain_only}; choose "
             "another method, or a vit or deit"
         )
+    if config.method.frozen and config.train.checkpoint_activations:
+        raise UserError(
+            f"train.checkpoint_activations: {config.method.name} does not train the backbone and keeps nothing of "
+            "its forward pass; leave it out"
+        )
     size = settled(config.backbone.image_size)
     for view in config.method.views(size).views:
         fits = view.size == size or (info.any_size and view.size % info.multiple == 0)

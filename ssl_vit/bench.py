@@ -25,6 +25,7 @@ from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.method import Progress
 from ssl_vit.report.speed import Parts
 from ssl_vit.training.attention import quick_attention
+from ssl_vit.training.memory import LESS, enough_memory, memory_is_short
 from ssl_vit.training.optim import clip_gradients, make_optimizer
 from ssl_vit.training.speed import peak_flops
 
@@ -77,6 +78,11 @@ def bench(config: RunConfig) -> Bench:
     source = open_source(config.data.path)
     config, _ = resolve_for(config, source)
     require(source, settled(config.train.batch_size))
+    with enough_memory():
+        return _measured(config, source)
+
+
+def _measured(config: RunConfig, source: Source) -> Bench:
     step = _Step(config, len(source))
     read = _read_times(source, step)
     loader = _loader(source, step)
@@ -236,6 +242,8 @@ def _advice(parts: Parts, wait: float, workers: int, config: RunConfig) -> Itera
             yield "- --set train.compile=true makes a recent GPU quicker, after some minutes of compiling"
         if on_gpu and settled(train.precision) == "32-true":
             yield "- --set train.precision=bf16-mixed is quicker where the GPU supports it"
+    if memory_is_short():
+        yield f"- memory is nearly full; where it does not suffice: {LESS}"
     if shares["augment"] > _MUCH and config.data.augment == "exact":
         yield f"- colours take {shares['augment']:.0%} of a step: --set data.augment=fast halves that"
     if shares["optimiser"] > _MUCH:

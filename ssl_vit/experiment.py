@@ -39,9 +39,11 @@ from ssl_vit.run_result import RunResult, completed, finish, role
 from ssl_vit.training import fitting
 from ssl_vit.training.callbacks import Checkpoints, Health, Metrics, OnlineKnn, StopOnSignal
 from ssl_vit.training.checkpoint import AtomicCheckpointIO, checkpoint_path, newest_checkpoint
+from ssl_vit.training.memory import enough_memory
 from ssl_vit.training.module import Pretraining, Recipe
 from ssl_vit.training.progress import ProgressLine
 from ssl_vit.training.ranks import SameImages, check_startable, die_with_parent, lost_rank, rank
+from ssl_vit.training.recompute import recompute
 
 log = logging.getLogger("ssl_vit")
 
@@ -188,7 +190,8 @@ class _Run:
         loader = self._loader(self.total, self.config.train.seed, start)
         trainer = self._trainer(callbacks)
         try:
-            trainer.fit(self.module, loader, ckpt_path=checkpoint, weights_only=True)
+            with enough_memory():
+                trainer.fit(self.module, loader, ckpt_path=checkpoint, weights_only=True)
         except RuntimeError as error:
             failure = worker_failure(error) or lost_rank(error)
             if failure is None:
@@ -325,7 +328,10 @@ def build_method(config: RunConfig, weights: Inspection | None = None) -> Method
     if weights is not None:
         put(backbone, weights)
     backbone.info = replace(backbone.info, mean=settled(config.data.mean), std=settled(config.data.std))
-    return method(config.method, backbone, settled(part.image_size))
+    built = method(config.method, backbone, settled(part.image_size))
+    if config.train.checkpoint_activations:
+        recompute(built, settled(part.image_size))
+    return built
 
 
 def _weights(config: RunConfig) -> Inspection | None:

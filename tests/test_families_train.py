@@ -37,8 +37,8 @@ def small(family: str) -> tuple[str, int, dict[str, Any]]:
     return name, smallest if info.any_size else info.size[0], args
 
 
-def resolved(method: str, family: str) -> RunConfig:
-    """What a run of the family's model on a thousand small images would be, with a tiny head."""
+def resolved(method: str, family: str, **more: object) -> RunConfig:
+    """What a run of the family's model on a thousand small images would be, with a tiny head; more: by key."""
     name, size, args = small(family)
     info = backbone_info(name, image_size=size, model_args=args)
     while info.grid == (1, 1) and info.any_size and config_class(method).masks:  # nothing to hide a part of
@@ -60,7 +60,7 @@ def resolved(method: str, family: str) -> RunConfig:
         "train.batch_size": IMAGES,
     }
     flags |= {f"method.{key}": value for key, value in settings.items()}
-    return resolve_config(load_config(flags=flags), Facts(side=size, **FACTS))[0]
+    return resolve_config(load_config(flags=flags | more), Facts(side=size, **FACTS))[0]
 
 
 def cases() -> list[object]:

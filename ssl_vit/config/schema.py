@@ -116,6 +116,9 @@ class TrainConfig(Section):
     """Steps between two checkpoints."""
     compile: Auto[bool] = "auto"
     """Compile the model with torch.compile."""
+    checkpoint_activations: bool = False
+    """Keep less of the forward pass for the backward pass and compute it again there: the same numbers with less
+    memory, in about a third more time."""
 
 
 class HealthConfig(Section):
