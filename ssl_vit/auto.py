@@ -113,6 +113,7 @@ def resolve_config(
         multiple=info.multiple,
         drops_paths=info.drops_paths,
         grid=info.grid,
+        parts=resolver.get("train.accumulate"),
     )
     for key, (value, why) in config.method.choose(given).items():
         resolver.decide(key, value, why)
@@ -212,6 +213,12 @@ def _choose_run(resolver: _Resolver, facts: Facts, info: BackboneInfo) -> None:
         raise UserError(
             f"train.batch_size: {resolver.get('train.batch_size')} images can't be shared by {world} processes; "
             f"set a multiple of {world}"
+        )
+    parts = resolver.get("train.accumulate")
+    if resolver.get("train.batch_size") // world % parts:
+        raise UserError(
+            f"train.batch_size: the {resolver.get('train.batch_size') // world} images of a step and device can't be "
+            f"divided into train.accumulate = {parts} parts; set a multiple of {parts * world}"
         )
     epochs = next(epochs for most, epochs in EPOCHS if facts.images <= most)
     resolver.decide("train.epochs", epochs, f"{facts.images} images: the fewer, the more often each is seen")

@@ -118,7 +118,7 @@ class _Step:
             self.method, settled(optim.optimizer), 1e-6, settled(optim.beta2), self.method.slow
         )
         per_epoch = steps_per_epoch(images, settled(config.train.batch_size))
-        self.progress = Progress(per_epoch // 2, 100 * per_epoch, per_epoch)
+        self.progress = Progress(per_epoch // 2, 100 * per_epoch, per_epoch, config.train.accumulate)
         self.images = settled(config.train.batch_size) // settled(config.train.devices)  # of one device
         self.seconds = dict.fromkeys(STEP, 0.0)
 
@@ -126,14 +126,15 @@ class _Step:
         data, config = self.config.data, self.config
         with self.timed("transfer"):
             batch = batch.to(self.device)
-        with self.timed("augment"):
-            views = to_views(batch, settled(data.mean), settled(data.std), self.device, fast=data.augment == "fast")
         kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision)
         autocast = torch.autocast(self.device.type, dtype=kind, enabled=kind is not None)
-        with self.timed("forward"), autocast, quick_attention(self.device):
-            loss = self.method(views, self.progress).loss
-        with self.timed("backward"):
-            loss.backward()
+        for part in batch.divided(config.train.accumulate):
+            with self.timed("augment"):
+                views = to_views(part, settled(data.mean), settled(data.std), self.device, fast=data.augment == "fast")
+            with self.timed("forward"), autocast, quick_attention(self.device):
+                loss = self.method(views, self.progress).loss
+            with self.timed("backward"):
+                loss.backward()
         with self.timed("optimiser"):
             self.method.before_optimizer(self.progress)
             trained = [p for p in self.method.parameters() if p.grad is not None]

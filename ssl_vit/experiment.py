@@ -166,6 +166,7 @@ class _Run:
             mean=settled(config.data.mean),
             std=settled(config.data.std),
             fast_colours=config.data.augment == "fast",
+            accumulate=config.train.accumulate,
         )
 
     def train(self, checkpoint: Path | None) -> RunResult:

@@ -13,6 +13,7 @@ from ssl_vit.config import RunConfig, check_data, check_out, dump, load_config
 from ssl_vit.config.document import MAX_BYTES, read_text, scalar
 from ssl_vit.config.paths import check_new
 from ssl_vit.config.problems import known_keys
+from ssl_vit.config.schema import TrainConfig
 from ssl_vit.data.plan import View
 from ssl_vit.errors import ConfigError, UserError
 from ssl_vit.methods import config_class, list_methods, method_class
@@ -103,7 +104,7 @@ def test_wrong_values(setting, message):
         ("trian", "did you mean train?"),
         ("backbone.nme", "did you mean backbone.name?"),  # not method.name
         ("method.nme", "did you mean method.name?"),
-        ("train.learning", "train has epochs, batch_size, devices, nodes, precision, seed, checkpoint_every, compile"),
+        ("train.learning", f"train has {', '.join(TrainConfig.model_fields)}"),
         ("zzzz", "a configuration has data, backbone, method, optim, train, health"),
     ],
 )

@@ -116,6 +116,10 @@ class TrainConfig(Section):
     """Steps between two checkpoints."""
     compile: Auto[bool] = "auto"
     """Compile the model with torch.compile."""
+    accumulate: Count = 1
+    """Parts in which a device works through its images of a step, so that a large batch fits into little memory. What
+    compares images with each other (batch norm, the contrast of MoCo v3, Sinkhorn's targets) compares those of a part.
+    """
     checkpoint_activations: bool = False
     """Keep less of the forward pass for the backward pass and compute it again there: the same numbers with less
     memory, in about a third more time."""

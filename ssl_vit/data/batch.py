@@ -59,6 +59,21 @@ class Batch:
         """For each View float32 [count * B, P]."""
         return list(torch.split(self.values, [view.count * len(self.index) for view in self.plan.views]))
 
+    def divided(self, parts: int) -> list[Batch]:
+        """The same images in so many batches of equal size, in order; their number must be a multiple."""
+        size = len(self.index) // parts
+        return [self] if parts == 1 else [self._some(slice(i * size, (i + 1) * size)) for i in range(parts)]
+
+    def _some(self, images: slice) -> Batch:
+        params = [rows.view(-1, len(self.index), len(PARAMS))[:, images].flatten(0, 1) for rows in self.params]
+        return replace(
+            self,
+            pixels=torch.cat([place[:, images].flatten() for place in self.places]),
+            values=torch.cat(params),
+            index=self.index[images],
+            boxes=None if self.boxes is None else self.boxes[images],
+        )
+
     def pin_memory(self) -> Batch:
         """Called by the DataLoader."""
         return replace(self, pixels=self.pixels.pin_memory())

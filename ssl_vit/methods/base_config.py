@@ -62,6 +62,7 @@ class Situation:
     multiple: int  # which those sizes must be multiples of, pixels
     drops_paths: bool  # whether the backbone has stochastic depth
     grid: tuple[int, int]  # its rows and columns of patches of a global crop
+    parts: int = 1  # in which a step's images are seen, one after the other
 
 
 Choices = dict[str, tuple[object, str]]
@@ -233,8 +234,10 @@ class TwoViewConfig(MethodConfig):
 
     def check(self, given: Situation) -> None:
         """Batch norm and contrast compare images with each other."""
-        if given.batch_size < 2:
-            raise UserError(f"train.batch_size: {self.name} compares images with each other; set at least 2")
+        if given.batch_size < 2 * given.parts:
+            raise UserError(
+                f"train.batch_size: {self.name} compares images with each other; set at least {2 * given.parts}"
+            )
 
     def views(self, image_size: int) -> ViewPlan:
         """BYOL's two views of ``image_size`` pixels."""

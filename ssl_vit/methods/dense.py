@@ -46,7 +46,7 @@ class DenseDINO(DINO):
         vectors = head.bottleneck(patches)
         with torch.autocast(patches.device.type, enabled=False):  # the layer is linear: the mean may go first
             logits: Tensor = head.last_layer(exact(vectors).mean(0, keepdim=True))
-        self._seen_patch_center = mean_over_ranks(logits)
+        self.seen = {**self.seen, "patch_center": mean_over_ranks(logits)}
         return vectors
 
     @torch.no_grad()
@@ -61,4 +61,4 @@ class DenseDINO(DINO):
     def after_step(self, progress: Progress) -> None:
         """Both centres and the teacher move."""
         super().after_step(progress)
-        self.patch_center.lerp_(self._seen_patch_center, 1.0 - self.config.center_momentum)
+        self.patch_center.lerp_(self.seen["patch_center"].mean(0, keepdim=True), 1.0 - self.config.center_momentum)

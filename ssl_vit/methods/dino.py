@@ -80,7 +80,7 @@ class DINO(Method):
         with torch.no_grad():
             logits, temp = exact(self.teacher.head(seen)), self.teacher_temp(progress)
             targets = centred(logits, self.target_center(logits, self.center, temp), temp)
-            self._seen_center = mean_over_ranks(logits.mean(0, keepdim=True))
+            self.seen = {"center": mean_over_ranks(logits.mean(0, keepdim=True))}
         head, images = self.student.head, len(seen) // 2
         vectors = head.bottleneck(features).view(-1, images, self.config.bottleneck_dim)
         loss = cross_view_loss(vectors, head.last_layer, targets.view(2, images, -1), self.config.student_temp)
@@ -108,7 +108,7 @@ class DINO(Method):
 
     def after_step(self, progress: Progress) -> None:
         """Centre and teacher move: both are averages of what was just seen."""
-        self.center.lerp_(self._seen_center, 1.0 - self.config.center_momentum)
+        self.center.lerp_(self.seen["center"].mean(0, keepdim=True), 1.0 - self.config.center_momentum)
         momentum = cosine(settled(self.config.momentum), 1.0, progress.step, progress.total)
         average_into(self.teacher, self.student, momentum)
 

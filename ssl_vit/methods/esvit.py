@@ -30,7 +30,7 @@ class EsViT(DenseDINO):
         view, view_entropy = self.view_loss(seen.pooled, torch.cat([crop.pooled for crop in crops]), progress)
         parts, embedding = {"view_loss": view.detach(), "view_entropy": view_entropy}, seen.pooled[: len(batch[0])]
         if self.views_alone(progress):
-            self._seen_patch_center = self.patch_center
+            self.seen = {**self.seen, "patch_center": self.patch_center}
             idle = torch.stack([weight.sum() for weight in self.patch_heads()[0].parameters()]).sum()
             return Step(view + 0 * idle, parts, embedding)  # DDP expects a gradient of all weights
         temp = self.teacher_temp(progress)

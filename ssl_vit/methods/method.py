@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ class Progress(NamedTuple):
     step: int  # optimiser steps done
     total: int  # of the whole run
     per_epoch: int  # steps an epoch, for recipes that count in epochs
+    parts: int = 1  # in which the images of a step come, a forward pass each
 
 
 @dataclass
@@ -37,6 +40,9 @@ class Method(nn.Module):
 
     All state that must survive a resume (centre, queue, teacher) is a buffer or a parameter.
     """
+
+    seen: Mapping[str, Tensor] = MappingProxyType({})
+    """What ``after_step`` needs of the images, set by ``forward``: rows, which are joined where they come in parts."""
 
     @staticmethod
     def begin(backbone: Backbone) -> None:
@@ -81,7 +87,7 @@ class Method(nn.Module):
         """Between backward and the optimiser's step: drop or change gradients."""
 
     def after_step(self, progress: Progress) -> None:
-        """After the optimiser's step: teacher average, queues."""
+        """After the optimiser's step: teacher average, queues, from ``seen``."""
 
     def exported(self) -> Backbone:
         """The backbone worth keeping (the teacher's where there is one)."""

@@ -48,9 +48,9 @@ class MoBY(Siamese):
         temp = self.config.temperature
         loss1, first1 = contrast(query1, key2, self.queue2, temp)
         loss2, first2 = contrast(query2, key1, self.queue1, temp)
-        self._new_keys = seen.keys
+        self.seen = {"queue1": key1, "queue2": key2}
 
-        steps = len(self.queue1) / (len(key1) * rank_and_world()[1])
+        steps = len(self.queue1) / (len(key1) * progress.parts * rank_and_world()[1])
         age = min(float(progress.step), steps)
         kept = cosine(settled(self.config.momentum), 1.0, progress.step, progress.total) ** age
         parts = {
@@ -76,8 +76,8 @@ class MoBY(Siamese):
         The authors' code moves the teacher before it makes keys, with that step's momentum: here that is the end of the
         step before.
         """
-        for queue, keys in zip((self.queue1, self.queue2), self._new_keys, strict=True):
-            enqueue(queue, gather_over_ranks(keys), progress.step)
+        for name, keys in self.seen.items():
+            enqueue(self.get_buffer(name), gather_over_ranks(keys), progress.step)
         momentum = cosine(settled(self.config.momentum), 1.0, progress.step + 1, progress.total)
         average_into(self.teacher, self.student, momentum)
 

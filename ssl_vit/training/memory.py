@@ -9,7 +9,10 @@ import torch
 
 from ssl_vit.errors import RunFailed
 
-LESS = "lower train.batch_size, or set train.checkpoint_activations=true, which computes some things twice"
+LESS = (
+    "raise train.accumulate (the same batch in more parts), set train.checkpoint_activations=true (the same numbers in "
+    "more time), or lower train.batch_size"
+)
 _NEAR = 0.9  # of a GPU's memory
 
 

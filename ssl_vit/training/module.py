@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from ssl_vit.errors import RunFailed
 from ssl_vit.export import timm
 from ssl_vit.methods.method import Method, Progress, Step
 from ssl_vit.schedules import cosine, noise_seed, warmup_cosine
+from ssl_vit.training.accumulate import joined, joined_rows
 from ssl_vit.training.attention import quick_attention
 from ssl_vit.training.optim import clip_gradients, make_optimizer, set_hyperparameters
 
@@ -42,6 +44,7 @@ class Recipe:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     fast_colours: bool = False
+    accumulate: int = 1
 
 
 class Pretraining(L.LightningModule):
@@ -54,7 +57,7 @@ class Pretraining(L.LightningModule):
         self.finite, self.skipped_in_a_row, self.grad_norm = True, 0, 0.0
         self.last: Step | None = None
         self.loss = float("nan")  # of the last step, mean over ranks
-        self.progress = Progress(0, total_steps, per_epoch)
+        self.progress = Progress(0, total_steps, per_epoch, recipe.accumulate)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Beside the weights: which of them are the backbone that is exported, and what it is."""
@@ -79,18 +82,34 @@ class Pretraining(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Everything that depends on the step is set from the step alone."""
-        self.progress = Progress(self.global_step, self.total_steps, self.per_epoch)
+        self.progress = self.progress._replace(step=self.global_step)
         set_hyperparameters(self.optimizers().optimizer, self.learning_rate(), self.weight_decay())  # type: ignore[union-attr]  # there is one optimiser
         torch.manual_seed(noise_seed(self.recipe.seed, self.global_step, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Views to a loss."""
-        recipe = self.recipe
-        views = to_views(batch, recipe.mean, recipe.std, self.device, fast=recipe.fast_colours)
-        with quick_attention(self.device):
-            step: Step = self.method(views, self.progress)
-        self.last = step
-        return step.loss
+        """Views to a loss, part by part; Lightning goes backward from the last one.
+
+        With several processes gradients are added over them in that last backward pass: DDP expects none before the
+        forward pass is over.
+        """
+        recipe, steps, seen = self.recipe, list[Step](), list[Mapping[str, Tensor]]()
+        for part in batch.divided(recipe.accumulate):
+            if steps:
+                self._go_back(steps[-1].loss / recipe.accumulate)
+            views = to_views(part, recipe.mean, recipe.std, self.device, fast=recipe.fast_colours)
+            with quick_attention(self.device):
+                steps.append(self.method(views, self.progress))
+            seen.append(self.method.seen)
+        self.last, self.method.seen = joined(steps), joined_rows(seen)
+        return steps[-1].loss / recipe.accumulate
+
+    def _go_back(self, loss: Tensor) -> None:
+        """As Lightning does after the step, with the scaler where there is one, and outside autocast."""
+        with torch.autocast(self.device.type, enabled=False):
+            self.trainer.strategy.backward(loss, None)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Lightning asks for it before the last backward pass: nothing, as `optimizer_step` has done it."""
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None

@@ -63,6 +63,14 @@ def test_two_processes_learn_what_one_does(changes: dict[str, str], pictures: Pa
     equal_losses(lines, tmp_path, mark)
 
 
+def test_parts_of_two_processes_are_the_whole(pictures: Path, tmp_path: Path, mark: str) -> None:
+    """Two images at a time in each process, whose gradients are added once a step."""
+    changes = WITHOUT_BATCH_NORM | {"backbone__drop_path": 0.0, "train__epochs": 2}
+    whole = command(pictures / "train", tmp_path / "one", **changes)
+    parts = command(pictures / "train", tmp_path / "two", train__accumulate=2, **changes)
+    equal_losses([whole, parts], tmp_path, mark)
+
+
 @pytest.mark.parametrize("method", ["moby", "mocov3"])
 def test_keys_of_both_processes_are_contrasted(method: str, pictures: Path, tmp_path: Path, mark: str) -> None:
     """A queue that both fill, or a batch that both share."""

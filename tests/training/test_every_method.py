@@ -24,13 +24,13 @@ class Killed(BaseException):
     """No handler expects it, as none sees a kill."""
 
 
-def pretrain(pictures: Path, out: Path, method: str, *, resume: bool = False) -> None:
+def pretrain(pictures: Path, out: Path, method: str, *, resume: bool = False, **more: object) -> None:
     if resume:
         experiment.pretrain(load_config([out / "config.yaml"]), out, resume=True)
         return
     flags = COMMON | {"data.path": str(pictures / "train"), "method.name": method}
     flags |= {f"method.{key}": value for key, value in SMALL[method].items()}
-    experiment.pretrain(load_config(flags=flags), out)
+    experiment.pretrain(load_config(flags=flags | more), out)
 
 
 def state(out: Path) -> dict[str, torch.Tensor]:
@@ -49,12 +49,19 @@ def same(whole: Path, out: Path) -> None:
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
 
 
-@pytest.mark.parametrize("method", list_methods())
+LITTLE_MEMORY = {"train.accumulate": 2, "train.checkpoint_activations": True}
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [*((name, {}) for name in list_methods()), ("moby", LITTLE_MEMORY), ("ibot", LITTLE_MEMORY)],
+    ids=[*list_methods(), "moby-in-parts", "ibot-in-parts"],
+)
 def test_killed_and_resumed_equals_never_killed(
-    method: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, more: dict[str, object], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "run"
-    pretrain(pictures, whole, method)
+    pretrain(pictures, whole, method, **more)
     assert sum("grad_norm" in row for row in rows(whole)) == STEPS
     write = Metrics.write
 
@@ -66,7 +73,7 @@ def test_killed_and_resumed_equals_never_killed(
     with monkeypatch.context() as patch:
         patch.setattr(Metrics, "write", dying)
         with pytest.raises(Killed):
-            pretrain(pictures, out, method)
+            pretrain(pictures, out, method, **more)
     assert newest_checkpoint(out / "checkpoints").name == "step-000000004.ckpt"  # type: ignore[union-attr]  # it is there
     pretrain(pictures, out, method, resume=True)
     same(whole, out)

@@ -1,0 +1,129 @@
+"""A batch worked through in parts: what the whole would have done, wherever no image is compared with another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ssl_vit.data.batch import Batch, to_views
+from ssl_vit.data.loader import build_loader
+from ssl_vit.data.sources import open_source
+from ssl_vit.errors import UserError
+from ssl_vit.experiment import build_method
+from ssl_vit.methods.beit import BEiT
+from ssl_vit.methods.heads import GlobalBatchNorm1d
+from ssl_vit.methods.ibot import IBOT
+from ssl_vit.methods.method import Method, Step
+from ssl_vit.training.module import Pretraining, Recipe
+from tests.methods.settings import COMMON, SMALL
+from tests.test_families_train import resolved
+
+RECIPE = Recipe("sgd", 0.1, 0.999, 0.1, 0.0, 0.0, 0, 3.0, False, 0, (0.5,) * 3, (0.2,) * 3)
+PLAIN: dict[str, dict[str, Any]] = {
+    "dino": {"head_norm": "none", "centering": "mean"},
+    "esvit": {"head_norm": "none", "centering": "mean", "region_from": 0.0},
+    "ibot": {"head_norm": "none", "centering": "mean"},
+    "moby": {},
+    "beit": {},
+    "mae": {},
+    "simmim": {},
+}
+STEPS = 3
+
+
+def without_noise(method: Method, patch: pytest.MonkeyPatch) -> Method:
+    """In float64, without batch norm, and the same patches of every image hidden, in whichever part it comes."""
+    for module in list(method.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, GlobalBatchNorm1d):
+                setattr(module, name, nn.Identity())
+    rand = torch.rand
+    patch.setattr("torch.rand", lambda *size: rand(*size[1:], generator=torch.Generator().manual_seed(0)).expand(size))
+    square = torch.zeros(1, 4, 4, dtype=torch.bool)
+    square[:, 1:3, 1:4] = True
+    patch.setattr(BEiT, "draw_masks", lambda _, images: square.expand(images, 4, 4))
+    first = torch.tensor([True, False])[:, None, None, None]  # of the two global crops
+    patch.setattr(IBOT, "draw_masks", lambda _, n, *grid: (first & square[None]).expand(2, n // 2, *grid).flatten(0, 1))
+    return method.double()
+
+
+class Watch(L.Callback):
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+        self.steps.append(pl_module.last)
+
+
+def trained(name: str, parts: int, pictures: Path, patch: pytest.MonkeyPatch) -> tuple[list[Step], dict[str, Tensor]]:
+    """Three steps of 8 images: what each said, and the state that they leave."""
+    flags = COMMON | {f"method.{key}": value for key, value in (SMALL[name] | PLAIN[name]).items()}
+    config = resolved(name, "vision_transformer", **flags | {"backbone.drop_path": 0.0})
+    torch.manual_seed(0)
+    method = without_noise(build_method(config), patch)
+    source, watch = open_source(str(pictures / "train")), Watch()
+    loader = build_loader(source, method.views(), batch_size=8, seed=0, total_steps=STEPS)
+    module = Pretraining(method, replace(RECIPE, accumulate=parts), per_epoch=6, total_steps=STEPS)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=STEPS,
+        callbacks=[watch],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, loader)
+    return watch.steps, dict(method.state_dict())
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("name", PLAIN)
+def test_parts_are_the_whole(name: str, parts: int, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def doubles(*args: Any, **kwargs: Any) -> list[Tensor]:
+        return [view.double() for view in to_views(*args, **kwargs)]
+
+    monkeypatch.setattr("ssl_vit.training.module.to_views", doubles)
+    with monkeypatch.context() as patch:
+        whole, expected = trained(name, 1, pictures, patch)
+    with monkeypatch.context() as patch:
+        found, state = trained(name, parts, pictures, patch)
+    for a, b in zip(whole, found, strict=True):
+        torch.testing.assert_close(b.loss, a.loss.detach(), rtol=0, atol=1e-10)
+        torch.testing.assert_close(b.embedding, a.embedding, rtol=0, atol=1e-10)
+        assert a.parts.keys() == b.parts.keys()
+    assert len({float(step.loss.detach()) for step in whole}) == STEPS, "nothing is compared where nothing changes"
+    for key, value in expected.items():
+        torch.testing.assert_close(state[key], value, rtol=0, atol=1e-10, msg=key)
+
+
+def test_a_batch_is_divided_by_images(pictures: Path) -> None:
+    """Crop-major: part after part holds the same images' crops, parameters and numbers."""
+    method = build_method(resolved("dino", "vision_transformer"))
+    loader = build_loader(open_source(str(pictures / "train")), method.views(), batch_size=6, seed=0, total_steps=1)
+    batch: Batch = next(iter(loader))
+    parts = batch.divided(3)
+    assert torch.cat([part.index for part in parts]).equal(batch.index)
+    for i, view in enumerate(batch.plan.views):
+        joined = torch.cat([part.views[i].unflatten(0, (view.count, 2)) for part in parts], dim=1)
+        assert joined.flatten(0, 1).equal(batch.views[i])
+        values = torch.cat([part.params[i].unflatten(0, (view.count, 2)) for part in parts], dim=1)
+        assert values.flatten(0, 1).equal(batch.params[i])
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "said"),
+    [
+        ("dino", {"train.batch_size": 8, "train.accumulate": 3}, "train.accumulate = 3 parts; set a multiple of 3"),
+        ("byol", {"train.batch_size": 4, "train.accumulate": 4}, "compares images with each other; set at least 8"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(method: str, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=f"train.batch_size: .*{said}"):
+        resolved(method, "vision_transformer", **settings)
