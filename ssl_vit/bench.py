@@ -27,7 +27,7 @@ from ssl_vit.report.speed import Parts
 from ssl_vit.training.attention import quick_attention
 from ssl_vit.training.memory import LESS, enough_memory, memory_is_short
 from ssl_vit.training.optim import clip_gradients, make_optimizer
-from ssl_vit.training.speed import peak_flops
+from ssl_vit.training.speed import peak_flops, wants_channels_last
 
 READING, STEP = ("decode", "views"), ("transfer", "augment", "forward", "backward", "optimiser")
 SECONDS = 3.0  # for each of the three measurements
@@ -128,9 +128,10 @@ class _Step:
             batch = batch.to(self.device)
         kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision)
         autocast = torch.autocast(self.device.type, dtype=kind, enabled=kind is not None)
+        how = {"fast": data.augment == "fast", "channels_last": wants_channels_last(self.method.exported().info)}
         for part in batch.divided(config.train.accumulate):
             with self.timed("augment"):
-                views = to_views(part, settled(data.mean), settled(data.std), self.device, fast=data.augment == "fast")
+                views = to_views(part, settled(data.mean), settled(data.std), self.device, **how)
             with self.timed("forward"), autocast, quick_attention(self.device):
                 loss = self.method(views, self.progress).loss
             with self.timed("backward"):

@@ -44,6 +44,7 @@ from ssl_vit.training.module import Pretraining, Recipe
 from ssl_vit.training.progress import ProgressLine
 from ssl_vit.training.ranks import SameImages, check_startable, die_with_parent, lost_rank, rank
 from ssl_vit.training.recompute import recompute
+from ssl_vit.training.speed import wants_channels_last
 
 log = logging.getLogger("ssl_vit")
 
@@ -166,6 +167,7 @@ class _Run:
             mean=settled(config.data.mean),
             std=settled(config.data.std),
             fast_colours=config.data.augment == "fast",
+            channels_last=wants_channels_last(self.method.exported().info),
             accumulate=config.train.accumulate,
         )
 

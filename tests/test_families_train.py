@@ -17,6 +17,7 @@ from ssl_vit.methods import config_class, list_methods
 from ssl_vit.methods.dino import DINO
 from ssl_vit.methods.method import Method, Progress
 from ssl_vit.training.optim import clip_gradients, make_optimizer
+from ssl_vit.training.speed import wants_channels_last
 from tests.families import cheapest
 from tests.methods.settings import SMALL
 
@@ -114,7 +115,9 @@ def test_one_step(name: str, family: str) -> None:
     torch.manual_seed(0)
     method = build_method(resolved(name, family))
     plan = method.views()
-    batch = [torch.randn(view.count * IMAGES, 3, view.size, view.size) for view in plan.views]
+    format_ = torch.channels_last if wants_channels_last(method.exported().info) else torch.contiguous_format
+    shapes = [(view.count * IMAGES, 3, view.size, view.size) for view in plan.views]
+    batch = [torch.randn(shape).to(memory_format=format_) for shape in shapes]
     if plan.boxes:
         batch.append(torch.tensor([0.1, 0.2, 0.6, 0.9]).expand(IMAGES, plan.boxes, 4))
     trained, backbone = parts_of(method)

@@ -85,14 +85,24 @@ class Batch:
 
 
 def to_views(
-    batch: Batch, mean: Sequence[float], std: Sequence[float], device: torch.device | str, *, fast: bool = False
+    batch: Batch,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str,
+    *,
+    fast: bool = False,
+    channels_last: bool = False,
 ) -> list[Tensor]:
-    """Move a batch to the device and augment it there: float32 [count * B, 3, S, S] for each View, then the boxes."""
+    """Move a batch to the device and augment it there: float32 [count * B, 3, S, S] for each View, then the boxes.
+
+    channels_last: in which order they lie in memory; the shape is the same.
+    """
     moved = batch.to(device)
     whole = torch.empty(len(batch.pixels), device=device)  # one piece of memory: the next batch finds it again
     views, begin = [], 0
     for images, params in zip(moved.views, moved.params, strict=True):
-        out = whole[begin : begin + images.numel()].view(images.shape)
+        out = whole[begin : begin + images.numel()]
+        out = out.view(images.movedim(1, -1).shape).movedim(-1, 1) if channels_last else out.view(images.shape)
         views.append(augment(images, params, mean, std, fast=fast, out=out))
         begin += images.numel()
     return views if moved.boxes is None else [*views, moved.boxes]

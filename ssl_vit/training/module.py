@@ -44,6 +44,7 @@ class Recipe:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     fast_colours: bool = False
+    channels_last: bool = False
     accumulate: int = 1
 
 
@@ -93,10 +94,11 @@ class Pretraining(L.LightningModule):
         forward pass is over.
         """
         recipe, steps, seen = self.recipe, list[Step](), list[Mapping[str, Tensor]]()
+        how = {"fast": recipe.fast_colours, "channels_last": recipe.channels_last}
         for part in batch.divided(recipe.accumulate):
             if steps:
                 self._go_back(steps[-1].loss / recipe.accumulate)
-            views = to_views(part, recipe.mean, recipe.std, self.device, fast=recipe.fast_colours)
+            views = to_views(part, recipe.mean, recipe.std, self.device, **how)
             with quick_attention(self.device):
                 steps.append(self.method(views, self.progress))
             seen.append(self.method.seen)

@@ -7,12 +7,24 @@ import time
 
 import torch
 
+from ssl_vit.backbones.backbone import BackboneInfo
+
 
 def bfloat16_is_fast() -> bool:
     """Whether matrix products in bfloat16 are quicker than in float32 here: on recent GPUs and CPUs."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def wants_channels_last(info: BackboneInfo) -> bool:
+    """Whether the backbone is quicker with images that lie pixel by pixel in memory: where it has many convolutions.
+
+    Their maps then lie so too. Weights stay as they are, and with them checkpoints and exports: turning these too was
+    worth no more. On a CPU a step of ResNet-50 is 1.2 times as quick in bfloat16 and 1.1 times in float32, of CoAtNet
+    1.1 times; ConvNeXt, Swin and ViT don't mind.
+    """
+    return info.kind in ("convolutional", "hybrid")
 
 
 # Dense, as their makers give it, in bfloat16 or float16.

@@ -205,6 +205,10 @@ def test_to_views_augments_each_view_with_its_parameters(folder):
     assert [tuple(view.shape) for view in views] == [(8, 3, 16, 16), (12, 3, 8, 8)]
     for view, images, params in zip(views, batch.views, batch.params, strict=True):
         assert torch.equal(view, augment(images, params, mean, std))
+    for view, same in zip(views, to_views(batch, mean, std, "cpu", channels_last=True), strict=True):
+        assert torch.equal(view, same)
+        assert view.is_contiguous()
+        assert same.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.fault
