@@ -4,8 +4,9 @@
 
 PHOTOS: a folder of JPEGs; without one, 500 x 375 crops of scikit-learn's two sample photographs, about 90 kB each.
 Every image becomes 2 x 224 and 8 x 96 pixels at DINO's scales; one worker process reads, on one thread, the main
-process has float32 views at the end (ours augments there). Counted is CPU time of both processes together (other
-programs may run) from the ninth batch on, so that no start is in it; rounds alternate, medians are printed.
+process has float32 views at the end (ours augments there, with the extra numba). Counted is CPU time of both processes
+together (other programs may run) from the ninth batch on, so that no start is in it; rounds alternate, medians are
+printed.
 LightlyTrain runs where PYTHON has it installed, with its own loader, on albumentations; 256 of its images are timed,
 and as it starts its workers anew at each epoch, PHOTOS should be at least 384. The row "decode" compares our decoding
 with Pillow's alone, in one process.
@@ -129,7 +130,7 @@ def each(images: int, read: Callable[[int], object]) -> float:
 def ours(source: Source, plan: ViewPlan, steps: int, fast: bool) -> float:
     total = WARM + steps + AHEAD
     loader = build_loader(source, plan, batch_size=BATCH, seed=0, total_steps=total, workers=1, max_bad=0.0)
-    return steady((to_views(batch, MEAN, STD, "cpu", fast=fast) for batch in loader), steps)
+    return steady((to_views(batch, MEAN, STD, "cpu", fast=fast, kernels=True) for batch in loader), steps)
 
 
 def theirs(source: Source, steps: int) -> float:

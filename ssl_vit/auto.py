@@ -6,6 +6,7 @@ small sets was measured on small sets of posed digits and icons, where the offic
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Callable
@@ -54,6 +55,7 @@ class Facts:
     gpus: int
     cpus: int
     bfloat16: bool  # whether it is quicker than float32
+    numba: bool = False  # whether it is installed
 
 
 def gather_facts(source: Source) -> Facts:
@@ -68,6 +70,7 @@ def gather_facts(source: Source) -> Facts:
         gpus=torch.cuda.device_count(),
         cpus=os.cpu_count() or 1,
         bfloat16=bfloat16_is_fast(),
+        numba=importlib.util.find_spec("numba") is not None,
     )
 
 
@@ -198,9 +201,20 @@ def _choose_data(resolver: _Resolver, facts: Facts) -> None:
         why = "as ImageNet's, from which yours hardly differ" if usual else "measured on your images"
         resolver.decide("data.mean", list(IMAGENET_MEAN if usual else mean), why)
         resolver.decide("data.std", list(IMAGENET_STD if usual else std), why)
+    _choose_kernels(resolver, facts)
     devices = facts.gpus or 1
     workers = min(8, max(1, facts.cpus // devices - (0 if facts.gpus else 1)))
     resolver.decide("data.workers", workers, f"{facts.cpus} CPU cores, {devices} of them busy with training")
+
+
+def _choose_kernels(resolver: _Resolver, facts: Facts) -> None:
+    if facts.numba and not facts.gpus:
+        resolver.decide("data.kernels", "numba", "it is installed, and a CPU computes the colours")
+    else:
+        why = "the GPU computes the colours" if facts.gpus else "numba is not installed: pip install 'ssl_vit[numba]'"
+        resolver.decide("data.kernels", "torch", why)
+    if resolver.get("data.kernels") == "numba" and not facts.numba:
+        raise UserError("data.kernels: numba is not installed; pip install 'ssl_vit[numba]', or set data.kernels=torch")
 
 
 def _choose_run(resolver: _Resolver, facts: Facts, info: BackboneInfo) -> None:

@@ -128,7 +128,11 @@ class _Step:
             batch = batch.to(self.device)
         kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision)
         autocast = torch.autocast(self.device.type, dtype=kind, enabled=kind is not None)
-        how = {"fast": data.augment == "fast", "channels_last": wants_channels_last(self.method.exported().info)}
+        how = {
+            "fast": data.augment == "fast",
+            "kernels": data.kernels == "numba",
+            "channels_last": wants_channels_last(self.method.exported().info),
+        }
         for part in batch.divided(config.train.accumulate):
             with self.timed("augment"):
                 views = to_views(part, settled(data.mean), settled(data.std), self.device, **how)
@@ -246,7 +250,8 @@ def _advice(parts: Parts, wait: float, workers: int, config: RunConfig) -> Itera
             yield "- --set train.precision=bf16-mixed is quicker where the GPU supports it"
     if memory_is_short():
         yield f"- memory is nearly full; where it does not suffice: {LESS}"
-    if shares["augment"] > _MUCH and config.data.augment == "exact":
-        yield f"- colours take {shares['augment']:.0%} of a step: --set data.augment=fast halves that"
+    if shares["augment"] > _MUCH and config.data.kernels == "torch":
+        less = "--set data.augment=fast halves that" if on_gpu else "pip install 'ssl_vit[numba]' makes that a quarter"
+        yield f"- colours take {shares['augment']:.0%} of a step: {less}"
     if shares["optimiser"] > _MUCH:
         yield f"- the optimiser takes {shares['optimiser']:.0%} of a step, whatever its size: a larger train.batch_size"

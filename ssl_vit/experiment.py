@@ -167,6 +167,7 @@ class _Run:
             mean=settled(config.data.mean),
             std=settled(config.data.std),
             fast_colours=config.data.augment == "fast",
+            kernels=config.data.kernels == "numba",
             channels_last=wants_channels_last(self.method.exported().info),
             accumulate=config.train.accumulate,
         )

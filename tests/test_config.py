@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from ssl_vit.auto import Facts, resolve_config
 from ssl_vit.config import RunConfig, check_data, check_out, dump, load_config
 from ssl_vit.config.document import MAX_BYTES, read_text, scalar
 from ssl_vit.config.paths import check_new
@@ -414,3 +415,19 @@ def test_words_written_out_find_their_initials() -> None:
         load_config(sets=["optim.learning_rate=0.1", "optim.weight_decays=0.1"], flags={"data.path": "images"})
     assert "optim.learning_rate: unknown key; did you mean optim.lr?" in caught.value.problems[0]
     assert "did you mean optim.weight_decay?" in caught.value.problems[1]
+
+
+@pytest.mark.parametrize(("gpus", "numba", "chosen"), [(0, True, "numba"), (0, False, "torch"), (2, True, "torch")])
+def test_colours_are_numbas_on_a_cpu_that_has_it(gpus, numba, chosen):
+    facts = Facts(100, 64, lambda: ((0.5,) * 3, (0.25,) * 3), gpus=gpus, cpus=4, bfloat16=False, numba=numba)
+    config, decisions = resolve_config(load_config(flags=DATA), facts)
+    assert config.data.kernels == chosen
+    assert next(d.why for d in decisions if d.key == "data.kernels")
+
+
+def test_kernels_that_are_not_installed_are_refused():
+    facts = Facts(100, 64, lambda: ((0.5,) * 3, (0.25,) * 3), gpus=0, cpus=4, bfloat16=False, numba=False)
+    with pytest.raises(
+        UserError, match=r"^data.kernels: numba is not installed; pip install 'ssl_vit\[numba\]', or set"
+    ):
+        resolve_config(load_config(flags=DATA | {"data.kernels": "numba"}), facts)

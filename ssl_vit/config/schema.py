@@ -47,7 +47,9 @@ class DataConfig(Section):
     std: Auto[Colour] = "auto"
     """Deviation of red, green and blue that the images are divided by."""
     augment: Literal["exact", "fast"] = "exact"
-    """Colour jitter as published, or as one linear map a crop: nearly the same colours in half the time."""
+    """Colour jitter as published, or as one linear map a crop: nearly the same, and quicker where torch does it."""
+    kernels: Auto[Literal["numba", "torch"]] = "auto"
+    """What computes colours on a CPU: kernels that numba compiles (extra `numba`), four times as quick, or torch."""
 
 
 class BackboneConfig(Section):

@@ -1,5 +1,7 @@
 """Colour operations against torchvision, SciPy and Pillow."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,8 @@ from PIL import Image, ImageFilter, ImageOps
 from scipy.ndimage import gaussian_filter
 
 from ssl_vit.data import augment as ours
-from ssl_vit.data.augment import augment, blur, normalise
+from ssl_vit.data import kernels
+from ssl_vit.data.augment import blur, normalise
 from ssl_vit.data.crops import COLOURS, UNCHANGED, draw_colour
 from ssl_vit.data.jitter import BASES, ORDERS, blend, hue
 from ssl_vit.data.plan import View
@@ -16,6 +19,12 @@ from tests.data.photo import photo
 
 ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 TORCHVISION = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
+
+
+@pytest.fixture(params=["torch", "numba"])
+def augment(request):
+    """As plain torch and as numba's kernels compute it."""
+    return partial(ours.augment, kernels=request.param == "numba")
 
 
 def crops(count: int, size: int = 24) -> torch.Tensor:
@@ -59,7 +68,7 @@ def test_hue_leaves_grey_grey():
     torch.testing.assert_close(hue(x, torch.tensor([0.3]).view(1, 1, 1, 1)), x.contiguous(), atol=0, rtol=0)
 
 
-def test_jitter_runs_in_each_crops_own_order():
+def test_jitter_runs_in_each_crops_own_order(augment):
     images = crops(len(ORDERS))
     factors = (1.35, 0.65, 1.2, 0.08)
     params = torch.tensor([[*factors, float(order), 0, 0, 0] for order in range(len(ORDERS))])
@@ -72,7 +81,7 @@ def test_jitter_runs_in_each_crops_own_order():
     torch.testing.assert_close(actual, torch.stack(expected), atol=5e-6, rtol=0)
 
 
-def test_whole_chain_against_torchvision_crop_by_crop():
+def test_whole_chain_against_torchvision_crop_by_crop(augment):
     view = View("v", 1, 24, jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, gray_p=0.3, blur_p=0.5, solarize_p=0.3)
     rng = np.random.default_rng(0)
     params = torch.tensor([draw_colour(view, rng.random(10)) for _ in range(60)])
@@ -95,7 +104,7 @@ def test_whole_chain_against_torchvision_crop_by_crop():
     assert (params != torch.tensor(UNCHANGED)).any(0).all(), "every operation takes part"
 
 
-def test_neutral_parameters_only_normalise():
+def test_neutral_parameters_only_normalise(augment):
     images = crops(3)
     expected = tv.normalize(images.float() / 255, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
     actual = augment(images, torch.tensor([UNCHANGED] * 3), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
@@ -103,7 +112,7 @@ def test_neutral_parameters_only_normalise():
     torch.testing.assert_close(normalise(images, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)), expected)
 
 
-def test_gray_keeps_three_channels_and_is_pillows():
+def test_gray_keeps_three_channels_and_is_pillows(augment):
     images = crops(2)
     actual = augment(images, torch.tensor([row(gray=1.0)] * 2), ZERO, ONE)
     assert (actual == actual[:, :1]).all()
@@ -111,7 +120,7 @@ def test_gray_keeps_three_channels_and_is_pillows():
     assert (actual[:, 0] * 255 - torch.from_numpy(pillow)).abs().max() < 0.6  # Pillow rounds
 
 
-def test_solarize_is_pillows_for_every_value():
+def test_solarize_is_pillows_for_every_value(augment):
     ramp = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(1, 3, 1, 1)
     expected = np.asarray(ImageOps.solarize(Image.fromarray(ramp[0, 0].numpy()), threshold=128))
     actual = augment(ramp, torch.tensor([row(solarize=1.0)]), ZERO, ONE)
@@ -134,7 +143,7 @@ def test_blur_of_oblong_images():
     np.testing.assert_allclose(blur(x, torch.full((2,), 1.5)).numpy(), expected, atol=2e-6)
 
 
-def test_blur_is_near_pillows_approximation():
+def test_blur_is_near_pillows_approximation(augment):
     picture = photo(64, 64, 3)
     pillow = np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(1.5)), dtype=float)
     actual = augment(torch.from_numpy(picture).permute(2, 0, 1)[None], torch.tensor([row(sigma=1.5)]), ZERO, ONE)
@@ -143,7 +152,7 @@ def test_blur_is_near_pillows_approximation():
     assert difference.mean() < 0.1 * np.abs(picture - pillow).mean()
 
 
-def test_a_crop_does_not_depend_on_its_batch():
+def test_a_crop_does_not_depend_on_its_batch(augment):
     images = crops(6)
     sigmas = (0.3, 2.0, 0.0, 1.0, 0.7, 5.0)
     params = torch.tensor([row(brightness=1.2, hue=0.05, order=float(3 * i), sigma=s) for i, s in enumerate(sigmas)])
@@ -152,7 +161,7 @@ def test_a_crop_does_not_depend_on_its_batch():
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
 
 
-def test_autocast_does_not_reach_in():
+def test_autocast_does_not_reach_in(augment):
     images, params = crops(2), torch.tensor([row(sigma=1.0, contrast=1.3)] * 2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = augment(images, params, ZERO, ONE)
@@ -164,10 +173,10 @@ def test_tiles_change_nothing(monkeypatch):
     view = View("v", 1, 24, jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, gray_p=0.3, blur_p=0.5, solarize_p=0.3)
     rng, images = np.random.default_rng(3), crops(40)
     params = torch.tensor([draw_colour(view, rng.random(10)) for _ in range(40)])
-    whole = augment(images, params, ZERO, ONE)
+    whole = ours.augment(images, params, ZERO, ONE)
     for tile in (1, 5 * 3 * 24 * 24):
         monkeypatch.setattr(ours, "_TILE", tile)
-        torch.testing.assert_close(augment(images, params, ZERO, ONE), whole, atol=1e-6, rtol=0)
+        torch.testing.assert_close(ours.augment(images, params, ZERO, ONE), whole, atol=1e-6, rtol=0)
 
 
 def calm(count: int) -> torch.Tensor:
@@ -180,7 +189,7 @@ def test_fast_colours_are_the_exact_ones_where_nothing_is_clamped():
     params = torch.tensor(
         [row(brightness=1.2, contrast=0.7, saturation=1.3, order=float(i), gray=i % 2) for i in range(24)]
     )
-    exact, fast = (augment(calm(24), params, ZERO, ONE, fast=fast) for fast in (False, True))
+    exact, fast = (ours.augment(calm(24), params, ZERO, ONE, fast=fast) for fast in (False, True))
     torch.testing.assert_close(fast, exact, atol=1e-5, rtol=0)
 
 
@@ -188,15 +197,40 @@ def test_fast_hue_is_exact_at_thirds_of_the_circle_and_turns_the_same_way_betwee
     """A third of a turn makes red green, green blue and blue red, whichever way round the colours go."""
     images = calm(2)
     thirds = torch.tensor([row(hue=1 / 3), row(hue=-1 / 3)])
-    exact, fast = (augment(images, thirds, ZERO, ONE, fast=fast) for fast in (False, True))
+    exact, fast = (ours.augment(images, thirds, ZERO, ONE, fast=fast) for fast in (False, True))
     torch.testing.assert_close(fast, exact, atol=1e-5, rtol=0)
     torch.testing.assert_close(fast[0], images[0].roll(1, 0) / 255, atol=1e-5, rtol=0)
     params = torch.tensor([row(hue=0.1), row(hue=-0.1)])
-    exact, fast = (augment(images, params, ZERO, ONE, fast=fast) for fast in (False, True))
-    other_way = augment(images, params.flip(0), ZERO, ONE, fast=True)
+    exact, fast = (ours.augment(images, params, ZERO, ONE, fast=fast) for fast in (False, True))
+    other_way = ours.augment(images, params.flip(0), ZERO, ONE, fast=True)
     assert (fast - exact).abs().mean() < 0.6 * (other_way - exact).abs().mean()
     grey = images[:, :1].expand(-1, 3, -1, -1)
-    torch.testing.assert_close(augment(grey, params, ZERO, ONE, fast=True), grey / 255, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours.augment(grey, params, ZERO, ONE, fast=True), grey / 255, atol=1e-5, rtol=0)
+
+
+def test_kernels_of_wide_blurs_and_oblong_crops(augment):
+    """Wider than what is summed up at once; crops that are no whole number of the lines worked on together."""
+    rng = np.random.default_rng(5)
+    image = torch.from_numpy(rng.integers(0, 256, (1, 3, 21, 34), np.uint8))
+    for sigma in (0.3, 1.9, 2.2, 4.0):
+        expected = [gaussian_filter(c, sigma, mode="nearest", truncate=4.0) for c in image[0].double().numpy() / 255]
+        actual = augment(image, torch.tensor([row(sigma=sigma)]), ZERO, ONE)[0]
+        np.testing.assert_allclose(actual.numpy(), np.stack(expected), atol=2e-6)
+
+
+def test_the_order_in_memory_changes_nothing(augment):
+    images, params = crops(3), torch.tensor([row(sigma=1.0), row(contrast=1.3), row(gray=1.0)])
+    out = torch.empty(images.shape, memory_format=torch.channels_last)
+    found = augment(images, params, ZERO, ONE, out=out)
+    assert found is out
+    assert torch.equal(out, augment(images, params, ZERO, ONE))
+
+
+def test_threads_change_nothing(monkeypatch):
+    params = torch.tensor([row(sigma=0.2 * i, contrast=1.3, hue=0.03 * i, order=float(i)) for i in range(7)])
+    alone = ours.augment(crops(7), params, ZERO, ONE, kernels=True)
+    monkeypatch.setattr(kernels.torch, "get_num_threads", lambda: 3)
+    assert torch.equal(ours.augment(crops(7), params, ZERO, ONE, kernels=True), alone)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -204,5 +238,5 @@ def test_a_gpu_gives_what_the_cpu_gives():
     view = View("v", 1, 24, jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, gray_p=0.3, blur_p=0.5)
     rng, images = np.random.default_rng(0), crops(60)
     params = torch.tensor([draw_colour(view, rng.random(10)) for _ in range(60)])
-    expected = augment(images, params, ZERO, ONE)
-    torch.testing.assert_close(augment(images.cuda(), params, ZERO, ONE).cpu(), expected, atol=1e-3, rtol=0)
+    expected = ours.augment(images, params, ZERO, ONE)
+    torch.testing.assert_close(ours.augment(images.cuda(), params, ZERO, ONE).cpu(), expected, atol=1e-3, rtol=0)
