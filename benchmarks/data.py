@@ -36,6 +36,7 @@ from ssl_vit.data.loader import build_loader
 from ssl_vit.data.plan import ViewPlan
 from ssl_vit.data.sources import Source, open_source
 from ssl_vit.methods.dino_config import Config
+from ssl_vit.training.memory import keep_memory
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH, WARM, AHEAD = 8, 8, 8  # images; batches before the first that counts, and that follow the last, as in a long run
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--lightly-train", type=Path, metavar="PYTHON")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()  # as a run does; the official recipe has it too
     with tempfile.TemporaryDirectory() as folder:
         photos = args.photos or photographs(Path(folder), 384)
         source = open_source(photos)

@@ -39,7 +39,7 @@ from ssl_vit.run_result import RunResult, completed, finish, role
 from ssl_vit.training import fitting
 from ssl_vit.training.callbacks import Checkpoints, Health, Metrics, OnlineKnn, StopOnSignal
 from ssl_vit.training.checkpoint import AtomicCheckpointIO, checkpoint_path, newest_checkpoint
-from ssl_vit.training.memory import enough_memory
+from ssl_vit.training.memory import enough_memory, keep_memory
 from ssl_vit.training.module import Pretraining, Recipe
 from ssl_vit.training.progress import ProgressLine
 from ssl_vit.training.ranks import SameImages, check_startable, die_with_parent, lost_rank, rank
@@ -194,6 +194,7 @@ class _Run:
         loader = self._loader(self.total, self.config.train.seed, start)
         trainer = self._trainer(callbacks)
         try:
+            keep_memory()
             with enough_memory():
                 trainer.fit(self.module, loader, ckpt_path=checkpoint, weights_only=True)
         except RuntimeError as error:

@@ -8,6 +8,7 @@ to the whole batch on the training device.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -67,10 +68,10 @@ def fill_views(
 ) -> None:
     """As ``make_views``, into memory that is there: for each View uint8 [count, S, S, 3] and float32 [count, P]."""
     for view, pixels, values in zip(plan.views, places, params, strict=True):
-        uniform = rng.random((view.count, _BOX + 1 + _COLOUR))
+        uniform = rng.random((view.count, _BOX + 1 + _COLOUR)).tolist()
         rows = []
         for crop, u in zip(pixels, uniform, strict=True):
-            box, flipped = random_box(image.shape[0], image.shape[1], view, u[:_BOX]), bool(u[_BOX] < view.flip_p)
+            box, flipped = random_box(image.shape[0], image.shape[1], view, u[:_BOX]), u[_BOX] < view.flip_p
             resize(image, box, (view.size, view.size), view.interpolation, out=crop)
             if flipped:
                 crop.copy_(crop.flip(1))
@@ -78,19 +79,19 @@ def fill_views(
         values.copy_(torch.tensor(rows))
 
 
-def random_box(height: int, width: int, view: View, uniform: NDArray[np.float64]) -> Box:
-    """torchvision's RandomResizedCrop: area uniform, ratio log-uniform, ten attempts, else the largest central box."""
-    area = height * width * (view.scale[0] + (view.scale[1] - view.scale[0]) * uniform[:_ATTEMPTS])
+def random_box(height: int, width: int, view: View, uniform: Sequence[float]) -> Box:
+    """torchvision's RandomResizedCrop: area uniform, ratio log-uniform, ten attempts, else the largest central box.
+
+    In plain numbers: mostly the first attempt fits, and arrays of ten take ten times as long.
+    """
     low, high = math.log(view.ratio[0]), math.log(view.ratio[1])
-    ratio = np.exp(low + (high - low) * uniform[_ATTEMPTS : 2 * _ATTEMPTS])
-    widths, heights = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
-    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    if not fits.any():
-        return _central_box(height, width, view.ratio)
-    first = int(fits.argmax())
-    h, w = int(heights[first]), int(widths[first])
-    top, left = int(uniform[-2] * (height - h + 1)), int(uniform[-1] * (width - w + 1))
-    return Box(top, left, h, w)
+    for share, place in zip(uniform[:_ATTEMPTS], uniform[_ATTEMPTS : 2 * _ATTEMPTS], strict=True):
+        area = height * width * (view.scale[0] + (view.scale[1] - view.scale[0]) * share)
+        ratio = math.exp(low + (high - low) * place)
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return Box(int(uniform[-2] * (height - h + 1)), int(uniform[-1] * (width - w + 1)), h, w)
+    return _central_box(height, width, view.ratio)
 
 
 def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
@@ -112,9 +113,8 @@ def place_of(box: Box, height: int, width: int, flipped: bool) -> list[float]:
     return [box.left / width, box.top / height, right / width, bottom / height, float(flipped)]
 
 
-def draw_colour(view: View, uniform: NDArray[np.float64]) -> list[float]:
+def draw_colour(view: View, u: Sequence[float]) -> list[float]:
     """The values of COLOURS for one crop; jitter factors as torchvision's ColorJitter draws them."""
-    u = uniform.tolist()
     row = list(UNCHANGED)
     if u[0] < view.jitter_p:
         for column, strength in enumerate(view.jitter[:3]):
