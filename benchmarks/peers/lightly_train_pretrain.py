@@ -44,7 +44,7 @@ TRANSFORM: dict[str, Any] = {
 }
 
 
-class Watch(Ticks, Callback):  # type: ignore[misc]
+class Watch(Ticks, Callback):  # type: ignore[misc]  # the library has no types
     """Among its own callbacks."""
 
 

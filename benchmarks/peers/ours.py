@@ -58,12 +58,13 @@ def train(clock: Clock, what: str, precision: str, photos: str) -> None:
         update(clock, experiment.build_method(experiment.resolve(config)[0]))
     run = experiment._Run
     trainer, loader = run._trainer, run._loader
-    run._trainer = lambda self, callbacks: trainer(self, [*callbacks, Watch(clock)])  # type: ignore[method-assign]
+    # What runs is the product's own code, but for a callback more and, for a step alone, views that are there already.
+    run._trainer = lambda self, callbacks: trainer(self, [*callbacks, Watch(clock)])  # type: ignore[method-assign]  # see above
     if what == "step":
         one, two, *local = recipe.views()
         crops = [one, two, torch.cat(local)]
-        run._loader = lambda *words: Repeated(next(iter(loader(*words))), clock.batches)  # type: ignore
-        module.to_views = lambda *_, **__: crops  # type: ignore[assignment]
+        run._loader = lambda *words: Repeated(next(iter(loader(*words))), clock.batches)  # type: ignore  # see above
+        module.to_views = lambda *_, **__: crops  # type: ignore[assignment]  # see above
     with tempfile.TemporaryDirectory() as out:
         experiment.pretrain(config, Path(out) / "run")
 

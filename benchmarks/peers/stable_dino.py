@@ -16,7 +16,7 @@ from stable_pretraining.callbacks import TeacherStudentCallback
 from stable_pretraining.methods import DINO
 
 
-class Pretraining(DINO):  # type: ignore[misc]
+class Pretraining(DINO):  # type: ignore[misc]  # the library has no types
     """Takes a batch as the library's training step hands it over."""
 
     def forward(self, batch: dict[str, Any], stage: str) -> dict[str, Any]:

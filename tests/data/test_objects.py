@@ -42,7 +42,7 @@ def cifar(root, seed: int = 0) -> CIFAR10:
     class Small(CIFAR10):
         train_list = [[name, sums[name]] for name in parts]  # noqa: RUF012  # as its parent spells it
         test_list = train_list
-        meta = {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"]}  # noqa: RUF012
+        meta = {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"]}  # noqa: RUF012  # likewise
 
     return Small(str(root))
 

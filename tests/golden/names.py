@@ -146,7 +146,7 @@ NAMES: dict[str, dict[str, Entry]] = {
 
 
 def _pooled(model: nn.Module, images: Tensor) -> Tensor:
-    pooled: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)  # type: ignore[operator]
+    pooled: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)  # type: ignore[operator]  # of timm, untyped
     return pooled
 
 

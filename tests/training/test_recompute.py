@@ -70,7 +70,7 @@ def differences(a: dict[str, Tensor | None], b: dict[str, Tensor | None]) -> lis
     return [
         name
         for name, x in a.items()
-        if (x is None) != (b[name] is None) or (x is not None and not torch.equal(x, b[name]))  # type: ignore[arg-type]
+        if (x is None) != (b[name] is None) or (x is not None and not torch.equal(x, b[name]))  # type: ignore[arg-type]  # both are there
     ]
 
 
