@@ -22,6 +22,7 @@ from ssl_vit.config import RunConfig, check_data, check_out, load_config
 from ssl_vit.data.batch import to_views
 from ssl_vit.data.dataset_name import Images, described, is_object
 from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch, worker_failure
+from ssl_vit.data.shards import ShardSource
 from ssl_vit.data.sources import Source, open_source, require
 from ssl_vit.errors import UserError
 from ssl_vit.eval.online import OnlineScore
@@ -115,6 +116,10 @@ def _pretrain(
     resolved, decisions = resolve_config(config, gather_facts(source), weights)
     require(source, settled(resolved.train.batch_size))
     check_startable(settled(resolved.train.devices))
+    if first and isinstance(source, ShardSource):
+        source.shared_by(
+            max(1, settled(resolved.data.workers)) * settled(resolved.train.devices) * resolved.train.nodes
+        )
     if resume:
         check_same(resolved, source, out)
     # A backbone that can't be built is refused before anything is written.

@@ -7,6 +7,7 @@ those of a folder, whatever the number of archives, ranks and workers.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from ssl_vit.data.remote import is_url, open_url, url_state
 from ssl_vit.data.source import EXTENSIONS, Source, build, extension
 from ssl_vit.data.tar import DamagedTar, entries
 from ssl_vit.errors import UserError
+
+log = logging.getLogger("ssl_vit")
 
 _FORMAT = 1  # of the remembered headers
 
@@ -44,6 +47,16 @@ class ShardSource(Source):
         """The place in the archive."""
         archive = self.archives[self._archive[index]]
         return Member(archive, int(self._offsets[index]), int(self._sizes[index]), super().name(index))
+
+    def shared_by(self, readers: int) -> None:
+        """Say what it means that so many processes, of all ranks, read fewer archives, if they do."""
+        if len(self.archives) < readers:
+            log.info(
+                "%s: %d archives for %d reading processes; images, not archives, are divided among them, so none idles",
+                self.root,
+                len(self.archives),
+                readers,
+            )
 
 
 def open_shards(files: Sequence[str], root: str) -> ShardSource:

@@ -174,6 +174,15 @@ def test_batches_are_those_of_the_unpacked_folder(shards, tmp_path):
     assert resumed == seen[2:]
 
 
+def test_fewer_archives_than_readers_are_said(shards, caplog):
+    source = open_source(shards)
+    with caplog.at_level(logging.INFO):
+        source.shared_by(3)
+        assert not caplog.records
+        source.shared_by(4)
+    assert "3 archives for 4 reading processes; images, not archives, are divided" in caplog.text
+
+
 def test_a_truncated_archive(shards, caplog):
     path = shards / "train-02.tar"
     with tarfile.open(path) as tar:
