@@ -26,7 +26,7 @@ log = logging.getLogger("ssl_vit")
 # What may differ when a run is resumed: where and how fast it runs, not what it computes.
 FREE_ON_RESUME = {("data", "path"), ("data", "val"), ("data", "workers"), ("data", "max_bad"), ("train", "devices")}
 FREE_ON_RESUME |= {("train", "nodes"), ("train", "checkpoint_every"), ("health", "every"), ("health", "knn_every")}
-FREE_ON_RESUME |= {("train", "checkpoint_activations")}
+FREE_ON_RESUME |= {("train", "checkpoint_activations"), ("data", "kernels")}
 
 
 def check_same(config: RunConfig, source: Source, out: Path) -> None:
