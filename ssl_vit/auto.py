@@ -27,6 +27,7 @@ from ssl_vit.data.scan import scan
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
 from ssl_vit.methods.base_config import Situation, settled
+from ssl_vit.training.compiler import PAYS, can_compile
 from ssl_vit.training.speed import bfloat16_is_fast
 
 Colour = tuple[float, float, float]  # red, green, blue of images in [0, 1]
@@ -56,6 +57,7 @@ class Facts:
     cpus: int
     bfloat16: bool  # whether it is quicker than float32
     numba: bool = False  # whether it is installed
+    compiler: bool = False  # whether torch.compile can write kernels for the GPUs
 
 
 def gather_facts(source: Source) -> Facts:
@@ -71,6 +73,7 @@ def gather_facts(source: Source) -> Facts:
         cpus=os.cpu_count() or 1,
         bfloat16=bfloat16_is_fast(),
         numba=importlib.util.find_spec("numba") is not None,
+        compiler=can_compile(),
     )
 
 
@@ -103,7 +106,7 @@ def resolve_config(
     _choose_model(resolver, facts)
     part = resolver.tree["backbone"]
     info = backbone_info(part["name"], image_size=part["image_size"], model_args=part["args"])
-    _choose_run(resolver, facts, info)
+    _choose_run(resolver, facts, config.method.compiles)
     given = Situation(
         images=facts.images,
         epochs=resolver.get("train.epochs"),
@@ -217,7 +220,7 @@ def _choose_kernels(resolver: _Resolver, facts: Facts) -> None:
         raise UserError("data.kernels: numba is not installed; pip install 'ssl_vit[numba]', or set data.kernels=torch")
 
 
-def _choose_run(resolver: _Resolver, facts: Facts, info: BackboneInfo) -> None:
+def _choose_run(resolver: _Resolver, facts: Facts, compiles: bool) -> None:
     """Batch, length, precision, and how often things are looked at."""
     resolver.decide("train.devices", facts.gpus or 1, "all GPUs" if facts.gpus else "no GPU found")
     world = resolver.get("train.devices") * resolver.get("train.nodes")
@@ -238,12 +241,26 @@ def _choose_run(resolver: _Resolver, facts: Facts, info: BackboneInfo) -> None:
     resolver.decide("train.epochs", epochs, f"{facts.images} images: the fewer, the more often each is seen")
     why = "bfloat16 is quicker here, and keeps float32's range" if facts.bfloat16 else "bfloat16 is not quicker here"
     resolver.decide("train.precision", "bf16-mixed" if facts.bfloat16 else "32-true", why)
-    resolver.decide("train.compile", False, "runs everywhere; true is faster on a recent GPU after some minutes")
     per_epoch = max(1, facts.images // resolver.get("train.batch_size"))
     steps = per_epoch * resolver.get("train.epochs")
+    seen = facts.images * resolver.get("train.epochs") * (resolver.get("backbone.image_size") / 224) ** 2
+    resolver.decide("train.compile", *_compile(facts, seen, compiles))
     resolver.decide("train.checkpoint_every", max(50, min(per_epoch, 1000)), "an epoch, but 50 to 1000 steps")
     resolver.decide("health.every", max(10, min(steps // 50, 500)), "about 50 checks a run")
     resolver.decide("health.knn_every", max(1.0, float(resolver.get("train.epochs") // 10)), "about 10 scores a run")
+
+
+def _compile(facts: Facts, images: float, compiles: bool) -> tuple[bool, str]:
+    """Where it pays: on a GPU, in a run that takes far longer than compiling; images: of 224 pixels, in all."""
+    if not facts.gpus:
+        return False, "compiling takes minutes, and makes little difference on a CPU"
+    if not facts.compiler:
+        return False, "it lacks Triton for these GPUs, a C compiler or Python's headers"
+    if not compiles:
+        return False, "what the method computes differs from image to image"
+    if images < PAYS:
+        return False, f"compiling takes minutes, which a run of {PAYS / 1e6:.0f} million images wins back"
+    return True, f"a run of {images / 1e6:.1f} million images wins back the minutes that compiling takes"
 
 
 def _batch_size(facts: Facts, image_size: int, world: int) -> int:

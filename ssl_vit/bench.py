@@ -25,6 +25,7 @@ from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.method import Progress
 from ssl_vit.report.speed import Parts
 from ssl_vit.training.attention import quick_attention
+from ssl_vit.training.compiler import compiling
 from ssl_vit.training.memory import LESS, enough_memory, keep_memory, memory_is_short
 from ssl_vit.training.optim import clip_gradients, make_optimizer
 from ssl_vit.training.speed import peak_flops, wants_channels_last
@@ -79,7 +80,7 @@ def bench(config: RunConfig) -> Bench:
     config, _ = resolve_for(config, source)
     require(source, settled(config.train.batch_size))
     keep_memory()
-    with enough_memory():
+    with enough_memory(), compiling():
         return _measured(config, source)
 
 

@@ -40,6 +40,7 @@ from ssl_vit.run_result import RunResult, completed, finish, role
 from ssl_vit.training import fitting
 from ssl_vit.training.callbacks import Checkpoints, Health, Metrics, OnlineKnn, StopOnSignal
 from ssl_vit.training.checkpoint import AtomicCheckpointIO, checkpoint_path, newest_checkpoint
+from ssl_vit.training.compiler import compiling
 from ssl_vit.training.memory import enough_memory, keep_memory
 from ssl_vit.training.module import Pretraining, Recipe
 from ssl_vit.training.progress import ProgressLine
@@ -196,11 +197,13 @@ class _Run:
         self._propose()
         if first and checkpoint is None:
             self._fit_tokenizer()  # the other ranks get it with the first broadcast of all weights
+        if settled(self.config.train.compile):
+            log.info("compiling: the first two steps take minutes")
         loader = self._loader(self.total, self.config.train.seed, start)
         trainer = self._trainer(callbacks)
         try:
             keep_memory()
-            with enough_memory():
+            with enough_memory(), compiling():
                 trainer.fit(self.module, loader, ckpt_path=checkpoint, weights_only=True)
         except RuntimeError as error:
             failure = worker_failure(error) or lost_rank(error)

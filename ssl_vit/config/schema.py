@@ -117,7 +117,7 @@ class TrainConfig(Section):
     checkpoint_every: Auto[Count] = "auto"
     """Steps between two checkpoints."""
     compile: Auto[bool] = "auto"
-    """Compile the model with torch.compile."""
+    """Compile the model with torch.compile: the first two steps take minutes, the others are quicker on a GPU."""
     accumulate: Count = 1
     """Parts in which a device works through its images of a step, so that a large batch fits into little memory. What
     compares images with each other (batch norm, the contrast of MoCo v3, Sinkhorn's targets) compares those of a part.

@@ -105,6 +105,8 @@ class MethodConfig(Section):
     """Whether the method hides patches, for which the backbone then learns a token."""
     frozen: ClassVar[bool] = False
     """Whether the backbone stays as it is, so that it should come with weights."""
+    compiles: ClassVar[bool] = True
+    """Whether torch.compile finds the same work in every step."""
     advice: ClassVar[dict[str, str]] = {
         "constant-output collapse": "Lower optim.lr, raise optim.warmup_epochs, or set a larger train.batch_size.",
         "not learning yet": "Train longer, or raise optim.lr.",

@@ -40,6 +40,7 @@ class Config(MethodConfig):
         "You will train a DETR or Deformable DETR on few labels, and have pretrained its backbone by another method."
     )
     frozen: ClassVar[bool] = True
+    compiles: ClassVar[bool] = False
     advice: ClassVar[dict[str, str]] = {
         "constant-output collapse": (
             "Give the weights of a backbone that has been pretrained (--weights), or lower optim.lr: of a random one "

@@ -109,6 +109,8 @@ def _recomputed(part: nn.Module, forward: Callable[..., Any], *args: Any, **kwar
     """What the part's own forward gives."""
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
+    if torch.compiler.is_compiling():  # the compiler makes its own second pass out of what was traced of the first
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
     contexts = partial(_contexts, part, _tensors(args)[0].device)
 
     def once(*given: Any) -> Any:

@@ -45,6 +45,7 @@ def same(whole: Path, out: Path) -> None:
     assert rows(out) == rows(whole)
     assert weights(out) == weights(whole)
     before, after = state(whole), state(out)
+    assert not [name for name in before if "_orig_mod" in name], "names of weights are the model's own"
     assert before.keys() == after.keys()
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
 
@@ -54,8 +55,12 @@ LITTLE_MEMORY = {"train.accumulate": 2, "train.checkpoint_activations": True}
 
 @pytest.mark.parametrize(
     ("method", "more"),
-    [*((name, {}) for name in list_methods()), ("moby", LITTLE_MEMORY), ("ibot", LITTLE_MEMORY)],
-    ids=[*list_methods(), "moby-in-parts", "ibot-in-parts"],
+    [
+        *(pytest.param(name, {}, id=name) for name in list_methods()),
+        pytest.param("moby", LITTLE_MEMORY, id="moby-in-parts"),
+        pytest.param("ibot", LITTLE_MEMORY, id="ibot-in-parts"),
+        pytest.param("dino", {"train.compile": True}, id="dino-compiled", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_and_resumed_equals_never_killed(
     method: str, more: dict[str, object], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

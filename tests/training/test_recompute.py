@@ -167,7 +167,7 @@ def test_too_little_memory_is_one_line(
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA T4")
     assert main(command(pictures / "train", tmp_path / "run", data__workers=0)) == 1
     last = capfd.readouterr().err.splitlines()[-1]
-    assert last.startswith("ssl-vit: error: the memory of the GPU (NVIDIA T4) is too small for this step: lower train.")
+    assert last.startswith("ssl-vit: error: the memory of the GPU (NVIDIA T4) is too small for this step: raise train.")
     assert "train.checkpoint_activations=true" in last
 
 
