@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ssl_vit.methods.heads import CELLS, Prototypes, through_norm, tiled_logits, tiles, working_type
-from ssl_vit.methods.targets import exact
 
 
 def cross_view_loss(vectors: Tensor, prototypes: Prototypes, targets: Tensor, temp: float) -> Tensor:
@@ -46,7 +45,8 @@ class _CrossView(torch.autograd.Function):
             for start in range(0, images, step):
                 part = slice(start, start + step)
                 rows, q = z[:, part].flatten(0, 1), targets[:, part]
-                log_p, sum_q = tiled_logits(rows, directions, scale).view(crops, -1, count).log_softmax(-1), q.sum(0)
+                logits, sum_q = tiled_logits(rows, directions, scale).view(crops, -1, count), q.sum(0)
+                log_p = torch.log_softmax(logits, -1, out=logits)
                 total += (log_p[:teachers] * q).sum() - (log_p.sum(0) * sum_q).sum()
                 if not wanted:
                     continue
@@ -56,9 +56,10 @@ class _CrossView(torch.autograd.Function):
                 for tile in tiles(directions):
                     v, by = directions[tile], g[:, tile]
                     of_vectors[:, part] += ((by * scale[tile]).to(z.dtype) @ v.to(z.dtype)).view(crops, -1, v.shape[1])
-                    straight = exact(by.to(z.dtype).T @ rows)  # by v / |v| l / temp
-                    of_lengths[tile] += through_norm(straight, v, norms[tile], scale[tile])
-                    of_directions[tile] = straight if start == 0 else straight.add_(of_directions[tile])
+                    straight, of_v = by.to(z.dtype).T @ rows, of_directions[tile]  # by v / |v| l / temp
+                    of_v.copy_(straight) if start == 0 else of_v.add_(straight)
+                    if part.stop >= images:
+                        of_lengths[tile] = through_norm(of_v, v, norms[tile], scale[tile])
         ctx.pairs = float(teachers * crops - min(teachers, crops)) * images
         ctx.gradients = [of_vectors, of_directions, of_lengths / norms / temp]
         mean: Tensor = total / ctx.pairs

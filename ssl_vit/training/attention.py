@@ -85,7 +85,9 @@ class _Attend(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mask, kept = ctx.saved_tensors
-        of_mask = torch.zeros(mask.shape) if ctx.needs_input_grad[3] else None
+        of_mask = None
+        if ctx.needs_input_grad[3]:
+            of_mask = torch.zeros(mask.shape, dtype=torch.promote_types(mask.dtype, torch.float32))
         found = []
         for some in _parts(q, k):
             scaled = q[some] * ctx.scale
@@ -97,7 +99,7 @@ class _Attend(torch.autograd.Function):
             found.append((of_q, of_scores.mT @ scaled, weights.mT @ grad[some]))
             if of_mask is not None:
                 part = of_mask[some] if len(of_mask) > 1 else of_mask
-                part += of_scores.float().sum_to_size(part.shape)
+                part += of_scores.to(of_mask.dtype).sum_to_size(part.shape)
         return *_joined(found), None if of_mask is None else of_mask.to(mask.dtype), None
 
 
