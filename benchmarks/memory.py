@@ -22,7 +22,7 @@ from ssl_vit.auto import Facts, resolve_config
 from ssl_vit.config import load_config
 from ssl_vit.experiment import build_method
 from ssl_vit.methods.method import Progress
-from ssl_vit.training.attention import quick_attention
+from ssl_vit.training.bfloat16 import lean_bfloat16
 from ssl_vit.training.optim import make_optimizer
 from ssl_vit.training.speed import wants_channels_last
 
@@ -56,7 +56,7 @@ def cost(setting: str, backbone: str, bfloat16: bool) -> tuple[float, float]:
             started = time.process_time()
         progress = Progress(step, 100, 50, parts)
         for _ in range(parts):
-            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16), quick_attention(torch.device("cpu")):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16), lean_bfloat16(torch.device("cpu")):
                 loss: Tensor = method(batch, progress).loss / parts
             loss.backward()
         optimizer.step()

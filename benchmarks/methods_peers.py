@@ -61,7 +61,7 @@ def ours(method: str, settings: dict[str, object], precision: str) -> Iterator[f
     from ssl_vit.config import load_config
     from ssl_vit.experiment import build_method
     from ssl_vit.methods.method import Progress
-    from ssl_vit.training.attention import quick_attention
+    from ssl_vit.training.bfloat16 import lean_bfloat16
     from ssl_vit.training.optim import make_optimizer
 
     facts = Facts(1_281_167, SIZE, lambda: ((0.5,) * 3, (0.25,) * 3), gpus=0, cpus=1, bfloat16=False)
@@ -73,7 +73,7 @@ def ours(method: str, settings: dict[str, object], precision: str) -> Iterator[f
     optimizer = make_optimizer(built, "adamw", 1e-4)
     while True:
         progress = Progress(0, 100, 50)
-        with autocast(precision), quick_attention(batch[0].device):
+        with autocast(precision), lean_bfloat16(batch[0].device):
             loss = built(batch, progress).loss
         optimizer.zero_grad()
         torch.autograd.backward(loss)

@@ -24,7 +24,7 @@ from ssl_vit.experiment import build_method, resolve_for
 from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.method import Progress
 from ssl_vit.report.speed import Parts
-from ssl_vit.training.attention import quick_attention
+from ssl_vit.training.bfloat16 import lean_bfloat16
 from ssl_vit.training.compiler import compiling
 from ssl_vit.training.memory import LESS, enough_memory, keep_memory, memory_is_short
 from ssl_vit.training.optim import clip_gradients, make_optimizer
@@ -138,7 +138,7 @@ class _Step:
         for part in batch.divided(config.train.accumulate):
             with self.timed("augment"):
                 views = to_views(part, settled(data.mean), settled(data.std), self.device, **how)
-            with self.timed("forward"), autocast, quick_attention(self.device):
+            with self.timed("forward"), autocast, lean_bfloat16(self.device):
                 loss = self.method(views, self.progress).loss
             with self.timed("backward"):
                 loss.backward()

@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
 
 CELLS = 1 << 19  # weights that exist at once: what a core keeps in its own cache
-
-
-def quick_attention(device: torch.device) -> AbstractContextManager[object]:
-    """Inside, attention is computed in the quickest way there is: on a CPU in bfloat16 by `MatmulAttention`."""
-    if device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        return MatmulAttention()
-    return nullcontext()
-
-
-class MatmulAttention(TorchFunctionMode):
-    """Inside, `F.scaled_dot_product_attention` is computed by `attend`, whichever model calls it."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Every call of torch passes here; all but one are left alone."""
-        if func is F.scaled_dot_product_attention:
-            return attend(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
 
 
 def attend(
@@ -71,13 +50,15 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        found, keeps = [], k.shape[-2] <= 3 * k.shape[-1]
+        kept, keeps = [], k.shape[-2] <= 3 * k.shape[-1]
+        out = v.new_empty(len(q), q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)  # as the next layer reads it
         with torch.autocast("cpu", enabled=False):
             for some in _parts(q, k):
                 weights = _weights(q[some] * scale, k[some], mask, some)
-                found.append((weights @ v[some], weights if keeps else weights[:0]))
-        out, kept = _joined(found)
-        ctx.save_for_backward(q, k, v, mask, kept if keeps else None)
+                out[some] = weights @ v[some]
+                if keeps:
+                    kept.append(weights)
+        ctx.save_for_backward(q, k, v, mask, torch.cat(kept) if keeps else None)
         ctx.scale = scale
         return out
 

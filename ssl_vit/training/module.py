@@ -19,7 +19,7 @@ from ssl_vit.export import timm
 from ssl_vit.methods.method import Method, Progress, Step
 from ssl_vit.schedules import cosine, noise_seed, warmup_cosine
 from ssl_vit.training.accumulate import joined, joined_rows
-from ssl_vit.training.attention import quick_attention
+from ssl_vit.training.bfloat16 import lean_bfloat16
 from ssl_vit.training.optim import clip_gradients, make_optimizer, set_hyperparameters
 
 log = logging.getLogger("ssl_vit")
@@ -100,7 +100,7 @@ class Pretraining(L.LightningModule):
             if steps:
                 self._go_back(steps[-1].loss / recipe.accumulate)
             views = to_views(part, recipe.mean, recipe.std, self.device, **how)
-            with quick_attention(self.device):
+            with lean_bfloat16(self.device):
                 steps.append(self.method(views, self.progress))
             seen.append(self.method.seen)
         self.last, self.method.seen = joined(steps), joined_rows(seen)

@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.errors import UserError
 from ssl_vit.eval.features import evaluating
-from ssl_vit.training.attention import quick_attention
+from ssl_vit.training.bfloat16 import lean_bfloat16
+from ssl_vit.training.remade import made, remember
 
 SHARE = 1 / 8  # of what a backbone keeps for backward: what one part may keep while it is computed again
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
@@ -113,7 +114,11 @@ def _recomputed(part: nn.Module, forward: Callable[..., Any], *args: Any, **kwar
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
     contexts = partial(_contexts, part, _tensors(args)[0].device)
 
+    notes = [made(tensor) for tensor in _tensors(args)]
+
     def once(*given: Any) -> Any:
+        for tensor, note in zip(_tensors(given), notes, strict=True):
+            remember(tensor, note)  # in the second pass these are other objects
         return forward(*_own_lists(given), **kwargs)
 
     return checkpoint(once, *_own_lists(args), use_reentrant=False, context_fn=contexts)
@@ -125,12 +130,12 @@ def _own_lists(args: tuple[Any, ...]) -> list[Any]:
 
 
 def _contexts(part: nn.Module, device: torch.device) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """What the first pass runs in, and the second, with the attention of the first."""
-    return nullcontext(), _again(part, quick_attention(device))
+    """What the first pass runs in, and the second, with the functions of the first."""
+    return nullcontext(), _again(part, lean_bfloat16(device))
 
 
 @contextmanager
-def _again(part: nn.Module, attention: AbstractContextManager[object]) -> Iterator[None]:
+def _again(part: nn.Module, functions: AbstractContextManager[object]) -> Iterator[None]:
     """Running statistics have seen these images already: in the second pass, copies of them move."""
     kept = []
     for module in part.modules():
@@ -139,7 +144,7 @@ def _again(part: nn.Module, attention: AbstractContextManager[object]) -> Iterat
     try:
         for buffers, own in kept:
             buffers |= {name: None if buffer is None else buffer.clone() for name, buffer in own.items()}
-        with attention:
+        with functions:
             yield
     finally:
         for buffers, own in kept:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_vit.training import attention
-from ssl_vit.training.attention import MatmulAttention, attend, quick_attention
+from ssl_vit.training.attention import attend
+from ssl_vit.training.bfloat16 import OURS, OurWays, lean_bfloat16
 
 HEADS = 2
 
@@ -82,14 +83,14 @@ def test_a_network_calls_it_in_bfloat16_alone(name: str, monkeypatch: pytest.Mon
         calls.append(1)
         return attend(*args, **kwargs)  # type: ignore[arg-type]  # passed on as they came
 
-    monkeypatch.setattr(attention, "attend", counted)
-    with quick_attention(device):
+    monkeypatch.setitem(OURS, F.scaled_dot_product_attention, counted)
+    with lean_bfloat16(device):
         model(images)
     assert not calls
     with torch.autocast("cpu", torch.bfloat16):
         wanted = model(images)
-        with quick_attention(device):
+        with lean_bfloat16(device):
             found = model(images)
     assert len(calls) == 2
     assert (found - wanted).norm() < 0.02 * wanted.norm()
-    assert not isinstance(torch.overrides._get_current_function_mode(), MatmulAttention)
+    assert not isinstance(torch.overrides._get_current_function_mode(), OurWays)

@@ -18,7 +18,7 @@ from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.experiment import build_method
 from ssl_vit.methods import list_methods
 from ssl_vit.methods.method import Method, Progress
-from ssl_vit.training.attention import quick_attention
+from ssl_vit.training.bfloat16 import lean_bfloat16
 from ssl_vit.training.memory import enough_memory
 from ssl_vit.training.recompute import recompute
 from tests.families import cheapest
@@ -55,7 +55,7 @@ def passed(backbone: TimmBackbone, sizes: list[int], bfloat16: bool) -> Pass:
     with (
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=bfloat16),
-        quick_attention(torch.device("cpu")),
+        lean_bfloat16(torch.device("cpu")),
     ):
         seen = [backbone(views) for views in images]
         loss = torch.stack([map_.float().square().mean() for pair in seen for map_ in pair]).sum()
