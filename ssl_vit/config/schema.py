@@ -120,8 +120,8 @@ class TrainConfig(Section):
     """Compile the model with torch.compile: the first two steps take minutes, the others are quicker on a GPU."""
     accumulate: Count = 1
     """Parts in which a device works through its images of a step, so that a large batch fits into little memory. What
-    compares images with each other (batch norm, the contrast of MoCo v3, Sinkhorn's targets) compares those of a part.
-    """
+    compares images with each other (batch norm, the contrast of MoCo v3, Sinkhorn's targets) compares those of a part,
+    and parts with more hidden patches than others count no more (BEiT)."""
     checkpoint_activations: bool = False
     """Keep less of the forward pass for the backward pass and compute it again there: the same numbers with less
     memory, in about a third more time."""
