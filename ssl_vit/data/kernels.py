@@ -221,10 +221,8 @@ def _crops(
     scale: Array,  # [3]
 ) -> None:
     height, width, radius = out.shape[2], out.shape[3], weights.shape[1] - 1
-    tile, planes = (
-        np.empty((3, LINES * width), np.float32),
-        np.empty((3, height + 2 * radius, width + 2 * radius), np.float32),
-    )
+    tile = np.empty((3, LINES * width), np.float32)
+    planes = np.empty((3, height + 2 * radius, width + 2 * radius), np.float32)
     for n in range(len(pixels)):
         values, order, mean = params[n], orders[n], _ZERO
         edge = _HALF if values[_SOLARIZE] > 0 else np.float32(np.inf)
