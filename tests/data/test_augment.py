@@ -84,7 +84,7 @@ def test_jitter_runs_in_each_crops_own_order(augment):
 def test_whole_chain_against_torchvision_crop_by_crop(augment):
     view = View("v", 1, 24, jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, gray_p=0.3, blur_p=0.5, solarize_p=0.3)
     rng = np.random.default_rng(0)
-    params = torch.tensor([draw_colour(view, rng.random(10)) for _ in range(60)])
+    params = torch.tensor([draw_colour(view, rng.random(10).tolist()) for _ in range(60)])
     images, mean, std = crops(60), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
     expected = []
     for image, values in zip(images.float() / 255, params.tolist(), strict=True):
@@ -172,7 +172,7 @@ def test_tiles_change_nothing(monkeypatch):
     """How many crops a CPU does at once, and in which order, is a matter of speed."""
     view = View("v", 1, 24, jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, gray_p=0.3, blur_p=0.5, solarize_p=0.3)
     rng, images = np.random.default_rng(3), crops(40)
-    params = torch.tensor([draw_colour(view, rng.random(10)) for _ in range(40)])
+    params = torch.tensor([draw_colour(view, rng.random(10).tolist()) for _ in range(40)])
     whole = ours.augment(images, params, ZERO, ONE)
     for tile in (1, 5 * 3 * 24 * 24):
         monkeypatch.setattr(ours, "_TILE", tile)
@@ -237,6 +237,6 @@ def test_threads_change_nothing(monkeypatch):
 def test_a_gpu_gives_what_the_cpu_gives():
     view = View("v", 1, 24, jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, gray_p=0.3, blur_p=0.5)
     rng, images = np.random.default_rng(0), crops(60)
-    params = torch.tensor([draw_colour(view, rng.random(10)) for _ in range(60)])
+    params = torch.tensor([draw_colour(view, rng.random(10).tolist()) for _ in range(60)])
     expected = ours.augment(images, params, ZERO, ONE)
     torch.testing.assert_close(ours.augment(images.cuda(), params, ZERO, ONE).cpu(), expected, atol=1e-3, rtol=0)

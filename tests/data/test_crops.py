@@ -97,7 +97,7 @@ def test_colours_are_drawn_as_the_view_says():
         solarize_p=0.3,
     )
     rng = np.random.default_rng(0)
-    rows = np.array([draw_colour(view, rng.random(10)) for _ in range(20_000)])
+    rows = np.array([draw_colour(view, rng.random(10).tolist()) for _ in range(20_000)])
     jittered = rows[rows[:, 0] != 1]
     assert abs(len(jittered) / len(rows) - 0.8) < 0.015
     assert (rows[rows[:, 0] == 1, 1:5] == (1, 1, 0, 0)).all()
