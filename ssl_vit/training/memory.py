@@ -17,6 +17,8 @@ LESS = (
 )
 _NEAR = 0.9  # of a GPU's memory
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
+_KEPT = 1 << 30  # bytes, of one piece
+_ONCE_KEPT = 1 << 25  # the most that glibc took before 2.35
 
 
 def keep_memory() -> None:
@@ -26,8 +28,9 @@ def keep_memory() -> None:
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is not None and hasattr(libc, "mallopt"):
-        for threshold in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
-            libc.mallopt(threshold, 1 << 30)
+        if not libc.mallopt(_MMAP_THRESHOLD, _KEPT):
+            libc.mallopt(_MMAP_THRESHOLD, _ONCE_KEPT)
+        libc.mallopt(_TRIM_THRESHOLD, _KEPT)
 
 
 @contextmanager
