@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shlex
-import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,6 +20,7 @@ from ssl_vit.checkpoints.load import put
 from ssl_vit.config import RunConfig, check_data, check_out, load_config
 from ssl_vit.data.batch import to_views
 from ssl_vit.data.dataset_name import Images, described, is_object
+from ssl_vit.data.files import alone
 from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch, worker_failure
 from ssl_vit.data.shards import ShardSource
 from ssl_vit.data.sources import Source, open_source, require
@@ -35,7 +35,7 @@ from ssl_vit.proposals.store import Proposals
 from ssl_vit.report.gaze import draw_gaze
 from ssl_vit.report.regions import draw_regions
 from ssl_vit.report.tokenizer import reconstructions
-from ssl_vit.run_folder import check_same, open_folder
+from ssl_vit.run_folder import LOCK, check_same, clear, open_folder
 from ssl_vit.run_result import RunResult, completed, finish, role
 from ssl_vit.training import fitting
 from ssl_vit.training.callbacks import Checkpoints, Health, Metrics, OnlineKnn, StopOnSignal
@@ -125,9 +125,12 @@ def _pretrain(
         check_same(resolved, source, out)
     # A backbone that can't be built is refused before anything is written.
     run = _Run(resolved, out, source, val, weights)
-    if first:
-        if overwrite and out.exists():
-            shutil.rmtree(out)
+    if not first:
+        return run.train(newest_checkpoint(out / "checkpoints") if resume else None)
+    out.mkdir(parents=True, exist_ok=True)
+    with alone(out / LOCK, str(out), wait=False):
+        if overwrite:
+            clear(out)
         open_folder(out, resolved, decisions, source, resume)
         if config.method.frozen and config.backbone.weights is None:
             log.warning(
@@ -135,7 +138,7 @@ def _pretrain(
                 "the export of a run, or a published model, by --weights",
                 config.method.name,
             )
-    return run.train(newest_checkpoint(out / "checkpoints") if resume else None)
+        return run.train(newest_checkpoint(out / "checkpoints") if resume else None)
 
 
 class _Run:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ssl_vit.training.checkpoint import write_atomically
 
 log = logging.getLogger("ssl_vit")
 
+LOCK = ".lock"  # a file that the process which trains holds
 # What may differ when a run is resumed: where and how fast it runs, not what it computes.
 FREE_ON_RESUME = {("data", "path"), ("data", "val"), ("data", "workers"), ("data", "max_bad"), ("train", "devices")}
 FREE_ON_RESUME |= {("train", "nodes"), ("train", "checkpoint_every"), ("health", "every"), ("health", "knn_every")}
@@ -50,6 +52,15 @@ def check_same(config: RunConfig, source: Source, out: Path) -> None:
         raise UserError(
             f"{source.root}: the images have changed since this run began ({change}); restore them or start anew"
         )
+
+
+def clear(out: Path) -> None:
+    """Delete a run, but for the lock on its folder."""
+    for path in out.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def open_folder(out: Path, config: RunConfig, decisions: list[Decision], source: Source, resume: bool) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
+
+from ssl_vit.errors import UserError
 
 PARTIAL = ".partial"  # how the name ends of a file that is still being written
 
@@ -29,12 +32,24 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 @contextmanager
-def alone(lock: Path, what: str) -> Iterator[None]:
-    """Inside, no other process holds this lock; one that is killed lets go of it. `what` is for the log."""
+def alone(lock: Path, what: str, *, wait: bool = True) -> Iterator[None]:
+    """Inside, no other process holds this lock; one that is killed lets go of it, and its workers never have it.
+
+    what: is for messages; wait: until the other has ended, or raise UserError at once.
+    """
     with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(file):
+            if not wait:
+                raise UserError(f"{what}: another process is at work there; wait until it has ended, or stop it")
             _log.info("%s: another process is at work there; waiting until it has ended", what)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.lockf(file, fcntl.LOCK_EX)
         yield
+
+
+def _locked(file: TextIO) -> bool:
+    """False where another process has it; a file system that knows no locks goes without."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True

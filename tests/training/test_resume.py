@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from ssl_vit.cli import main
+from ssl_vit.data.files import alone
 from ssl_vit.training.checkpoint import newest_checkpoint
-from tests.runs import STEPS, Trap, command, files, finish, losses, rows, steps_done, weights
+from tests.runs import STEPS, Trap, command, files, finish, losses, rows, steps_done, wait_for, weights
 
 pytestmark = pytest.mark.fault
 
@@ -149,6 +152,39 @@ def test_a_run_is_lost_only_by_overwrite(unfinished: Path, pictures: Path, capfd
     assert finish(command(train, unfinished, "--overwrite", train__epochs=1), said) == 0, said.read_text()
     assert steps_done(unfinished) == 6
     assert (unfinished / "COMPLETE").exists()
+
+
+def at_work(folder: Path, mark: Path) -> None:
+    """What a run and a worker of it do, as far as the folder is concerned."""
+    os.setsid()
+    with alone(folder / ".lock", ""):
+        os.fork()
+        mark.touch()
+        time.sleep(600)
+
+
+def test_only_one_process_trains_in_a_folder(
+    unfinished: Path, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Another neither goes on nor deletes it; one that was killed is in nobody's way, nor are its workers."""
+    mark, said = tmp_path / "at work", tmp_path / "said"
+    child = os.fork()
+    if child == 0:
+        at_work(unfinished, mark)
+    try:
+        wait_for(mark.exists)
+        before = files(unfinished)
+        for line in (go_on(unfinished, pictures), command(pictures / "train", unfinished, "--overwrite")):
+            assert main(line) == 2
+            assert f"{unfinished}: another process is at work there" in capfd.readouterr().err
+        after = files(unfinished)
+        assert {*before} == {*after}
+        assert all(before[name] == after[name] for name in before if name != ".lock")
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert finish(go_on(unfinished, pictures), said) == 0, said.read_text()
+    finally:
+        os.killpg(child, signal.SIGKILL)
 
 
 def test_overwrite_deletes_nothing_but_a_run(pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
