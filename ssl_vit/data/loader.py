@@ -8,9 +8,13 @@ index), so batches do not depend on the number of workers, and a run resumed at 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any, Protocol
 
 import numpy as np
@@ -229,13 +233,23 @@ def worker_options(workers: int, timeout: float) -> dict[str, Any]:
         "prefetch_factor": 4,
         "persistent_workers": True,
         "timeout": timeout,
-        "worker_init_fn": _start_worker,
+        "worker_init_fn": partial(_start_worker, os.getpid()),
     }
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(main: int, _: int) -> None:
     os.setpgid(0, 0)  # Ctrl-C and signals to the run's group are the main process's to handle: it finishes its step
     torch.set_num_threads(1)
+    Thread(target=_end_with, args=(main,), daemon=True).start()
+
+
+def _end_with(main: int) -> None:
+    """Torch ends a worker with its parent; where that is a forkserver, it would outlive a killed main process."""
+    with suppress(ProcessLookupError):
+        while True:
+            os.kill(main, 0)
+            time.sleep(2)
+    os._exit(1)
 
 
 def watched(loader: DataLoader[Any]) -> Iterator[Any]:

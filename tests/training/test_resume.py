@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,16 @@ def same_as(whole: Path, out: Path) -> None:
     assert weights(out) == weights(whole)
 
 
+def writing(said: Path) -> list[Path]:
+    """The living processes that print to a file."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (process / "fd" / "2").samefile(said):
+                found.append(process)
+    return found
+
+
 @pytest.fixture
 def unfinished(whole_run: Path, tmp_path: Path) -> Path:
     """A copy of the run as if it had been killed just before the export."""
@@ -45,6 +56,7 @@ def test_killed_twice_and_resumed_equals_never_killed(pictures: Path, whole_run:
     begin = command(pictures / "train", out, "--val", str(pictures / "val"))
     assert finish(begin, said, Trap(signal.SIGKILL, step=7)) == -signal.SIGKILL, said.read_text()
     assert steps_done(out) == 7
+    wait_for(lambda: not writing(said))  # no process that reads images outlives it
     kept = {file.name for file in (out / "checkpoints").iterdir()}
     assert kept == {"step-000000005.ckpt", "step-000000005.ckpt.sha256"}
     trap = Trap(signal.SIGKILL, step=15, saving=True)
