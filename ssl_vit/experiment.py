@@ -126,7 +126,7 @@ def _pretrain(
     # A backbone that can't be built is refused before anything is written.
     run = _Run(resolved, out, source, val, weights)
     if not first:
-        return run.train(newest_checkpoint(out / "checkpoints") if resume else None)
+        return run.train(resume)
     out.mkdir(parents=True, exist_ok=True)
     with alone(out / LOCK, str(out), wait=False):
         if overwrite:
@@ -138,7 +138,7 @@ def _pretrain(
                 "the export of a run, or a published model, by --weights",
                 config.method.name,
             )
-        return run.train(newest_checkpoint(out / "checkpoints") if resume else None)
+        return run.train(resume)
 
 
 class _Run:
@@ -181,8 +181,9 @@ class _Run:
             accumulate=config.train.accumulate,
         )
 
-    def train(self, checkpoint: Path | None) -> RunResult:
-        """Fit, from a checkpoint or the start, then export; a signal or a lost worker is said in one line."""
+    def train(self, resume: bool) -> RunResult:
+        """Fit, from the newest checkpoint or the start, then export; a signal or a lost worker is said in one line."""
+        checkpoint = newest_checkpoint(self.out / "checkpoints") if resume else None
         first, start = rank() == 0, int(checkpoint.stem.removeprefix("step-")) if checkpoint else 0
         metrics = Metrics(self.out, start) if first else None
         checkpoints = Checkpoints(self.out / "checkpoints", settled(self.config.train.checkpoint_every))

@@ -64,8 +64,7 @@ def clear(out: Path) -> None:
 
 
 def open_folder(out: Path, config: RunConfig, decisions: list[Decision], source: Source, resume: bool) -> None:
-    """Everything about a run that is known before its first step."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Everything about a run that is known before its first step, into a folder that is there."""
     (out / "checkpoints").mkdir(exist_ok=True)
     _log_to(out / "train.log")
     if resume:

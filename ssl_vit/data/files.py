@@ -38,7 +38,7 @@ def alone(lock: Path, what: str, *, wait: bool = True) -> Iterator[None]:
     what: is for messages; wait: until the other has ended, or raise UserError at once.
     """
     with lock.open("w") as file:
-        if not _locked(file):
+        if not _locked(file, what):
             if not wait:
                 raise UserError(f"{what}: another process is at work there; wait until it has ended, or stop it")
             _log.info("%s: another process is at work there; waiting until it has ended", what)
@@ -46,10 +46,14 @@ def alone(lock: Path, what: str, *, wait: bool = True) -> Iterator[None]:
         yield
 
 
-def _locked(file: TextIO) -> bool:
-    """False where another process has it; a file system that knows no locks goes without."""
+def _locked(file: TextIO, what: str) -> bool:
+    """False where another process has it; a file system that knows no locks goes without, and the log says so."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno not in (errno.EACCES, errno.EAGAIN)
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        _log.warning("%s: its file system has no locks; see to it that one process at a time works there", what)
     return True

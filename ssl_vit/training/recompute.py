@@ -113,7 +113,6 @@ def _recomputed(part: nn.Module, forward: Callable[..., Any], *args: Any, **kwar
     if torch.compiler.is_compiling():  # the compiler makes its own second pass out of what was traced of the first
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
     contexts = partial(_contexts, part, _tensors(args)[0].device)
-
     notes = [made(tensor) for tensor in _tensors(args)]
 
     def once(*given: Any) -> Any:

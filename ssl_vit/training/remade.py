@@ -46,8 +46,9 @@ def made(x: Tensor) -> Made | None:
 
 def remember(x: Tensor, note: Made | None) -> Tensor:
     """How it was made, for the linear layer that reads it."""
+    marked: Any = x  # whose type declares no such attribute
     if x.requires_grad and note is not None:
-        x.made = note._replace(version=x._version)  # type: ignore[attr-defined]  # a tensor takes attributes
+        marked.made = note._replace(version=x._version)
     return x
 
 

@@ -168,11 +168,14 @@ def test_a_run_is_lost_only_by_overwrite(unfinished: Path, pictures: Path, capfd
 
 def at_work(folder: Path, mark: Path) -> None:
     """What a run and a worker of it do, as far as the folder is concerned."""
-    os.setsid()
-    with alone(folder / ".lock", ""):
-        os.fork()
-        mark.touch()
-        time.sleep(600)
+    try:
+        os.setsid()
+        with alone(folder / ".lock", ""):
+            os.fork()
+            mark.touch()
+            time.sleep(600)
+    finally:
+        os._exit(1)
 
 
 def test_only_one_process_trains_in_a_folder(
