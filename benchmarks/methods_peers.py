@@ -57,11 +57,12 @@ ROWS: dict[str, tuple[str, dict[str, object]]] = {
 
 def ours(method: str, settings: dict[str, object], precision: str) -> Iterator[float]:
     """Losses of our steps, for as long as they are asked for."""
-    from ssl_vit.auto import Facts, resolve_config
     from ssl_vit.config import load_config
-    from ssl_vit.experiment import build_method
     from ssl_vit.methods.method import Progress
-    from ssl_vit.training.bfloat16 import lean_bfloat16
+    from ssl_vit.run.facts import Facts
+    from ssl_vit.run.plan import resolve_config
+    from ssl_vit.run.prepare import build_method
+    from ssl_vit.training.cpu.bfloat16 import lean_bfloat16
     from ssl_vit.training.optim import make_optimizer
 
     facts = Facts(1_281_167, SIZE, lambda: ((0.5,) * 3, (0.25,) * 3), gpus=0, cpus=1, bfloat16=False)

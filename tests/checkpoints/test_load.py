@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from ssl_vit.training.module import Pretraining, Recipe
 
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.backbones.registry import create_backbone
@@ -16,7 +17,6 @@ from ssl_vit.checkpoints.inspection import inspect
 from ssl_vit.checkpoints.load import load, restore
 from ssl_vit.errors import UserError
 from ssl_vit.methods import config_class, list_methods, method_class
-from ssl_vit.training.module import Pretraining, Recipe
 from tests.checkpoints.files import dino_head, filled, save, shapes_of, trainer
 from tests.export.conftest import randomised
 

@@ -9,18 +9,18 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from ssl_vit.training.module import Pretraining, Recipe
 from torch import Tensor, nn
 
 from ssl_vit.data.batch import Batch, to_views
 from ssl_vit.data.loader import build_loader
 from ssl_vit.data.sources import open_source
 from ssl_vit.errors import UserError
-from ssl_vit.experiment import build_method
 from ssl_vit.methods.beit import BEiT
 from ssl_vit.methods.heads import GlobalBatchNorm1d
 from ssl_vit.methods.ibot import IBOT
 from ssl_vit.methods.method import Method, Step
-from ssl_vit.training.module import Pretraining, Recipe
+from ssl_vit.run.prepare import build_method
 from tests.methods.settings import COMMON, SMALL
 from tests.test_families_train import resolved
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from ssl_vit.training.callbacks import Metrics
 
 from ssl_vit import experiment
 from ssl_vit.config import load_config
 from ssl_vit.methods import list_methods
-from ssl_vit.training import fitting
-from ssl_vit.training.callbacks import Metrics
+from ssl_vit.tokenizers import fitting
 from ssl_vit.training.checkpoint import newest_checkpoint
 from tests.methods.settings import COMMON, SMALL
 from tests.runs import rows, weights

@@ -8,11 +8,11 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
+from ssl_vit.training.module import Pretraining, Recipe
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ssl_vit.methods.method import Method, Progress, Step
-from ssl_vit.training.module import Pretraining, Recipe
 
 RECIPE = Recipe("sgd", 0.1, 0.999, 0.1, 0.0, 0.0, 0, 3.0, False, 0, (0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
 
