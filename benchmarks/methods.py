@@ -146,7 +146,7 @@ def main() -> None:
     rows = []
     for method in list_methods():
         config = config_class(method)
-        if method == "dino" or config.frozen:  # that is DETReg, which trains a detector and not the backbone
+        if method in ("dino", "detreg"):  # the latter trains a detector and not the backbone
             continue
         if config.plain_only and not args.backbone.startswith(("vit", "deit")):
             continue

@@ -34,7 +34,7 @@ BACKBONE, SIZE, IMAGES, STEPS, WARM = "vit_tiny_patch16_224", 224, 8, 3, 1
 DIM, GRID = 192, 14  # of that network
 HEADS = {"hidden_dim": 2048, "bottleneck_dim": 256, "out_dim": 8192}  # DINO's, of iBOT
 IMPORTS = {  # whose -> what is there before memory is counted
-    "ours": ("ssl_vit.experiment", "ssl_vit.training.optim", "ssl_vit.methods.dino"),
+    "ours": ("ssl_vit.run.pretrain", "ssl_vit.training.optim", "ssl_vit.methods.dino"),
     "lightly": ("lightly.loss", "lightly.models.modules", "timm"),
     "stable-pretraining": ("stable_pretraining.methods",),
 }

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_vit.training import attention
+from ssl_vit.training.cpu import attention
 from ssl_vit.training.cpu.attention import attend
 from ssl_vit.training.cpu.bfloat16 import OURS, OurWays, lean_bfloat16
 

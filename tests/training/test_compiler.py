@@ -11,7 +11,7 @@ from torch._dynamo.backends.debugging import aot_eager
 
 from ssl_vit.config import load_config
 from ssl_vit.errors import RunFailed
-from ssl_vit.methods import config_class, list_methods
+from ssl_vit.methods import list_methods
 from ssl_vit.methods.method import Progress
 from ssl_vit.run.facts import Facts
 from ssl_vit.run.plan import resolve_config
@@ -28,7 +28,7 @@ DISTILLING = {"method.warmup_teacher_temp": 0.02, "method.warmup_teacher_temp_ep
     [
         pytest.param(name, lean, marks=[] if name in QUICK and not lean else [pytest.mark.slow])
         for name in list_methods()
-        if config_class(name).compiles
+        if name != "detreg"  # which computes something else for every image
         for lean in (False, True)
     ],
 )

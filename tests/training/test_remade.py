@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_vit.training import bfloat16, remade
+from ssl_vit.training.cpu import bfloat16, remade
 from ssl_vit.training.cpu.attention import attend
 from ssl_vit.training.cpu.bfloat16 import lean_bfloat16
 
