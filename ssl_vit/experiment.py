@@ -19,7 +19,7 @@ from ssl_vit.checkpoints.inspection import Inspection, inspect
 from ssl_vit.checkpoints.load import put
 from ssl_vit.config import RunConfig, check_data, check_out, load_config
 from ssl_vit.data.batch import to_views
-from ssl_vit.data.dataset_name import Images, described, is_object
+from ssl_vit.data.dataset_name import Images, images_name, is_object
 from ssl_vit.data.files import alone
 from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch, worker_failure
 from ssl_vit.data.shards import ShardSource
@@ -95,9 +95,9 @@ def pretrain(
         if settings is not None or val is not None:
             raise UserError("a configuration is whole; put settings and val into it, or give a folder instead of it")
         return _pretrain(data, data.data.path, data.data.val, Path(out), resume, overwrite)
-    flags = {**(settings or {}), "data.path": described(data)}
+    flags = {**(settings or {}), "data.path": images_name(data)}
     if val is not None:
-        flags["data.val"] = described(val)
+        flags["data.val"] = images_name(val)
     config = load_config([Path(out) / "config.yaml"] if resume else [], flags=flags)
     return _pretrain(config, data, val if val is not None else config.data.val, Path(out), resume, overwrite)
 

@@ -12,7 +12,7 @@ import ssl_vit
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.checkpoints.hub import is_hub_id
 from ssl_vit.config import RunConfig
-from ssl_vit.detectors.files import FILE, detector_of, save
+from ssl_vit.detectors.files import FILE, detector_of, save_detector
 from ssl_vit.export import timm
 from ssl_vit.export.api import ExportResult, export, hand_over
 from ssl_vit.methods.base_config import settled
@@ -57,7 +57,7 @@ def finish(
     exported = hand_over(backbone, folder, "timm", _description(config, method, out, steps, verdict, bad_files))
     if detector is not None:
         settings = timm.config(backbone, settled(data.mean), settled(data.std), {})
-        write_atomically(folder / FILE, lambda path: save(detector, path, settings))
+        write_atomically(folder / FILE, lambda path: save_detector(detector, path, settings))
     result = RunResult(out, steps, verdict, bad_files, exported, detector_of(out))
     summary = {"steps": steps, "verdict": verdict._asdict() if verdict else None, "bad_files": bad_files}
     write_atomically(out / "COMPLETE", lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))

@@ -13,7 +13,7 @@ import timm
 from timm.models import model_entrypoint
 
 from ssl_vit.backbones import families
-from ssl_vit.backbones.anatomy import Anatomy, Argument, build, examine
+from ssl_vit.backbones.anatomy import Anatomy, Argument, build_model, examine
 from ssl_vit.backbones.backbone import BackboneInfo
 from ssl_vit.backbones.kinds import kind_of
 from ssl_vit.backbones.timm_adapter import TimmBackbone
@@ -61,7 +61,7 @@ def create_backbone(
         args["drop_path_rate"] = drop_path
     elif drop_path:
         raise UserError(f"drop_path is {drop_path}, but {name} has no stochastic depth; set drop_path to 0")
-    return TimmBackbone(build(name, args), anatomy, masked)
+    return TimmBackbone(build_model(name, args), anatomy, masked)
 
 
 def backbone_info(

@@ -26,7 +26,7 @@ class Description(NamedTuple):
     std: Colour
 
 
-def described(file: Path, document: Document) -> Description | None:
+def read_description(file: Path, document: Document) -> Description | None:
     """From config.json beside the file, a safetensors' metadata or a run's checkpoint; None where none says it.
 
     Raises:

@@ -28,7 +28,7 @@ def compare(argv: list[str]) -> None:
         write_whole(args.json, lambda file: file.write(text.encode()))
     if args.figure is not None:
         from ssl_vit.report.compare import figure
-        from ssl_vit.report.figures import save
+        from ssl_vit.report.figures import save_figure
 
-        save(figure(found), args.figure)
+        save_figure(figure(found), args.figure)
     say(found.table())

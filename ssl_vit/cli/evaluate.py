@@ -50,9 +50,9 @@ def evaluate(argv: list[str]) -> None:
     with heard():
         result = api.evaluate(name, args.pop("weights"), **args)
     if figure is not None:
-        from ssl_vit.report.figures import save
+        from ssl_vit.report.figures import save_figure
 
-        save(importlib.import_module(FIGURES[name]).figure(result), figure)
+        save_figure(importlib.import_module(FIGURES[name]).figure(result), figure)
     say(json.dumps({key: value for key, value in result.items() if key not in kind.quiet}, indent=2))
 
 

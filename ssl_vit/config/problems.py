@@ -63,7 +63,7 @@ def takes_text(field: FieldInfo) -> bool:
     return str in parts(field.annotation)
 
 
-def describe(error: ValidationError, tree: Mapping[str, Any], origins: Mapping[KeyPath, str]) -> list[str]:
+def mistakes(error: ValidationError, tree: Mapping[str, Any], origins: Mapping[KeyPath, str]) -> list[str]:
     """One line for each key that is wrong; ``origins`` says where each key of ``tree`` is from."""
     method = tree.get("method")
     keys = known_keys(str(method.get("name", DEFAULT_METHOD)) if isinstance(method, dict) else DEFAULT_METHOD)

@@ -35,7 +35,7 @@ from ssl_vit.errors import RunFailed
 Item = tuple[int, int]  # (epoch, index of the image in the source)
 
 
-class Regions(Protocol):
+class RegionBoxes(Protocol):
     """Boxes that were proposed for each image of a source."""
 
     def __getitem__(self, index: int) -> NDArray[np.float32]:
@@ -145,7 +145,9 @@ class Loader:
     and where the workers die or hang.
     """
 
-    def __init__(self, loader: DataLoader[Batch], bad: BadList, regions: Regions | None = None, boxes: int = 0) -> None:
+    def __init__(
+        self, loader: DataLoader[Batch], bad: BadList, regions: RegionBoxes | None = None, boxes: int = 0
+    ) -> None:
         self._loader, self.bad, self._regions, self._count = loader, bad, regions, boxes
 
     def __len__(self) -> int:
@@ -161,7 +163,7 @@ class Loader:
             yield batch
 
 
-def _first_boxes(regions: Regions, index: Tensor, count: int) -> Tensor:
+def _first_boxes(regions: RegionBoxes, index: Tensor, count: int) -> Tensor:
     """The first boxes of images [B], float32 [B, count, 4], nan where an image has fewer."""
     boxes = torch.full((len(index), count, 4), torch.nan)
     for rows, image in zip(boxes, index.tolist(), strict=True):
@@ -186,7 +188,7 @@ def build_loader(
     max_bad: float = 0.05,
     bad_list: Path | None = None,
     max_pixels: float = MAX_PIXELS,
-    regions: Regions | None = None,
+    regions: RegionBoxes | None = None,
 ) -> Loader:
     """Everything between a Source and a training step.
 

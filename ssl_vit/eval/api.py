@@ -14,13 +14,10 @@ from ssl_vit.data.dataset_name import Images
 from ssl_vit.data.files import write_whole
 from ssl_vit.errors import UserError
 from ssl_vit.eval import unfinished as unfinished_of
-from ssl_vit.eval import weights as weights_of
 from ssl_vit.eval.job import Job, Outcome
 from ssl_vit.eval.kinds import KINDS, POOLINGS, PRECISIONS, Kind
 from ssl_vit.eval.protocol import Protocol
 from ssl_vit.eval.readout import LAST
-
-load = weights_of.load
 
 
 def evaluate(
@@ -55,7 +52,7 @@ def evaluate(
         ``{kind: scores, …, "protocol": all that the numbers depend on}``; accuracies are in percent.
 
     Raises:
-        UserError: weights or images that can't be scored; see ``load`` too.
+        UserError: weights or images that can't be scored; see ``load_backbone`` too.
     """
     if json is not None and not Path(json).parent.is_dir():
         raise UserError(f"--json {json}: the folder {Path(json).parent} does not exist; create it first")

@@ -39,7 +39,7 @@ class Recipe:
     seed: int
 
 
-def fit(
+def train_detector(
     finder: Finder,
     dataset: DetectionDataset,
     chosen: NDArray[np.int64],

@@ -39,7 +39,7 @@ def embed(
     it was stopped, the same command goes on where it was. Under torchrun the processes share the work.
 
     Raises:
-        UserError: ``out`` exists or has another ending; see ``load`` too.
+        UserError: ``out`` exists or has another ending; see ``load_backbone`` too.
     """
     out = Path(out)
     if out.suffix not in _WRITERS:

@@ -12,7 +12,7 @@ from typing import Any, cast
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export import REFUSED, TARGETS, card, timm
-from ssl_vit.export.target import Pairs, Target, Verified
+from ssl_vit.export.target import ExportTarget, KeyPairs, Verified
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def export(run: Path | str, to: str = "timm", out: Path | str | None = None) -> 
     source = Path(run) / "export"
     if not source.is_dir():
         raise UserError(f"{source}: not found; expected the folder of a run that has exported; finish or resume it")
-    backbone = timm.read(source)
+    backbone = timm.read_export(source)
     if to == "timm" and out is None:
         pairs = [(key, key) for key in backbone.model.state_dict()]
         return _result(source, timm.verify(source, backbone), timm.snippet(source, backbone), pairs)
@@ -64,7 +64,7 @@ def hand_over(backbone: TimmBackbone, folder: Path, to: str, description: Mappin
     Raises:
         UserError, RunFailed: as :func:`export`.
     """
-    target = cast(Target, importlib.import_module(f"ssl_vit.export.{TARGETS[to]}"))
+    target = cast(ExportTarget, importlib.import_module(f"ssl_vit.export.{TARGETS[to]}"))
     with timm.new_folder(folder) as staging:
         pairs = target.write(backbone, staging, description)
         try:
@@ -85,5 +85,5 @@ def says(verified: Verified) -> str:
     return f"verified in {verified.consumer}, outputs within {verified.max_difference:.1g} of the run's"
 
 
-def _result(folder: Path, verified: Verified, snippet: str, pairs: Pairs) -> ExportResult:
+def _result(folder: Path, verified: Verified, snippet: str, pairs: KeyPairs) -> ExportResult:
     return ExportResult(folder, verified.consumer, verified.max_difference, snippet, pairs)

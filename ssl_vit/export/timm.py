@@ -18,16 +18,16 @@ import torch
 from safetensors.torch import save_file
 
 from ssl_vit.backbones.timm_adapter import TimmBackbone
-from ssl_vit.checkpoints.load import restore
+from ssl_vit.checkpoints.load import backbone_of_file
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export.target import WEIGHTS as WEIGHTS
-from ssl_vit.export.target import Pairs, Verified, probe, run_snippet, weights_of
+from ssl_vit.export.target import KeyPairs, Verified, probe, run_snippet, weights_of
 
 CONFIG, SUMS = "config.json", "SHA256SUMS"
 _TOLERANCE = 1e-5  # of the largest value
 
 
-def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> Pairs:
+def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
     """model.safetensors (timm's key names), config.json with the description under "ssl_vit", and SHA256SUMS."""
     settings = config(backbone, backbone.info.mean, backbone.info.std, description)
     save_file(weights_of(backbone), folder / WEIGHTS, metadata={"format": "pt"})
@@ -70,7 +70,7 @@ def config(
     }
 
 
-def read(folder: Path | str) -> TimmBackbone:
+def read_export(folder: Path | str) -> TimmBackbone:
     """The backbone of such a folder; its info has the mean, deviation and size that it was trained with.
 
     Raises:
@@ -79,7 +79,7 @@ def read(folder: Path | str) -> TimmBackbone:
     check_sums(Path(folder))
     if "architecture" not in read_config(Path(folder)):
         raise UserError(f"{Path(folder) / CONFIG}: architecture is missing; expected timm's hub layout; export again")
-    return restore(folder)
+    return backbone_of_file(folder)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.plan import ViewPlan
 from ssl_vit.detectors.detector import Predictions
 from ssl_vit.detectors.files import KINDS, Pretrainable
-from ssl_vit.detectors.losses import Pairs, SetLoss, Target
+from ssl_vit.detectors.losses import GroundTruth, Matches, SetLoss
 from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.detreg_config import Config
 from ssl_vit.methods.method import Method, Progress, Step
@@ -75,12 +75,12 @@ class DETReg(Method):
         return Step(loss, parts, vectors.detach())
 
     @torch.no_grad()
-    def targets(self, images: Tensor, boxes: Tensor) -> list[Target]:
+    def targets(self, images: Tensor, boxes: Tensor) -> list[GroundTruth]:
         """Each image's regions and what the backbone sees in them; boxes: [B, K, 4] corners as shares of the view."""
         regions = [rows[~rows.isnan().any(1)] for rows in boxes.float()]
         seen = self.look(images, regions)
         return [
-            Target(
+            GroundTruth(
                 box_convert(own, "xyxy", "cxcywh"), torch.zeros(len(own), dtype=torch.long, device=own.device), vectors
             )
             for own, vectors in zip(regions, torch.split(seen, [len(own) for own in regions]), strict=True)
@@ -95,7 +95,7 @@ class DETReg(Method):
         return torch.cat(seen) if len(crops) else images.new_empty(0, backbone.info.dim)
 
     @torch.no_grad()
-    def blind(self, said: Predictions, targets: list[Target]) -> dict[str, Tensor]:
+    def blind(self, said: Predictions, targets: list[GroundTruth]) -> dict[str, Tensor]:
         """The loss, and what is found, where each answer is given for another image: the next of the batch."""
         others = targets[1:] + targets[:1]
         matched = self.loss.match(said.logits, said.boxes, others)
@@ -124,7 +124,7 @@ class DETReg(Method):
 
 
 @torch.no_grad()
-def measured(said: Predictions, targets: list[Target], matched: list[Pairs]) -> dict[str, Tensor]:
+def measured(said: Predictions, targets: list[GroundTruth], matched: list[Matches]) -> dict[str, Tensor]:
     """ "regions" an image; where there are any, the mean "overlap" (IoU) of matched pairs, and the share "found"."""
     found = torch.cat([own[query] for own, (query, _) in zip(said.boxes, matched, strict=True)]).float()
     wanted = torch.cat([target.boxes[index] for target, (_, index) in zip(targets, matched, strict=True)])

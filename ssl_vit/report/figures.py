@@ -125,12 +125,12 @@ def demo_figure(
         draw_rank(figure.add_subplot(grid[0, 2:4]), rows)
         draw_knn(figure.add_subplot(grid[0, 4:]), rows, k, pixels)
         for place, title, features in ((grid[1, :3], "before", before), (grid[1, 3:], "after pretraining", after)):
-            images, found = nearest(*features, sources, queries, count=7)
+            images, found = neighbours_figure(*features, sources, queries, count=7)
             draw_neighbours(figure.add_subplot(place), f"Nearest neighbours, {title}", images, found)
     return figure
 
 
-def nearest(
+def neighbours_figure(
     train: FeatureSet, val: FeatureSet, sources: tuple[Source, Source], queries: Sequence[int], count: int
 ) -> tuple[list[Image], list[list[tuple[Image, bool]]]]:
     """The queries' images, and for each its ``count`` nearest training images, and whether their class is its own."""
@@ -142,6 +142,6 @@ def nearest(
     return [decode(sources[1].path(query)) for query in queries], found
 
 
-def save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """PNG, whole or not at all."""
     write_atomically(path, lambda staged: figure.savefig(staged, format="png", dpi=150))

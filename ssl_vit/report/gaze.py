@@ -17,14 +17,14 @@ from torchvision.ops import box_convert
 from ssl_vit.detectors.files import Pretrainable
 from ssl_vit.detectors.gaze import gaze, surest
 from ssl_vit.report.figures import ACCENT, SECOND, STYLE, Image
-from ssl_vit.report.regions import Colour, shown
+from ssl_vit.report.regions import _Ink, shown
 from ssl_vit.training.checkpoint import write_atomically
 
 QUERIES = 4  # of each image
 _AREA = 60.0  # of the largest dot, in points squared
 
 
-def draw_gaze(detector: Pretrainable, images: Tensor, colours: tuple[Colour, Colour], path: Path) -> None:
+def draw_gaze(detector: Pretrainable, images: Tensor, colours: tuple[_Ink, _Ink], path: Path) -> None:
     """A PNG with a row for each of some images [B, 3, S, S], normalised by `colours` (mean, deviation).
 
     The detector is left in evaluation mode.

@@ -16,13 +16,11 @@ from ssl_vit.training.checkpoint import write_atomically
 
 SHOWN = 8  # boxes of each kind on an image: more can't be told apart
 
-Colour = tuple[float, float, float]
+_Ink = tuple[float, float, float]
 
 
 @torch.no_grad()
-def draw_regions(
-    detector: Pretrainable, images: Tensor, boxes: Tensor, colours: tuple[Colour, Colour], path: Path
-) -> None:
+def draw_regions(detector: Pretrainable, images: Tensor, boxes: Tensor, colours: tuple[_Ink, _Ink], path: Path) -> None:
     """A PNG of some images [B, 3, S, S], normalised by `colours` (mean, deviation), with the first regions of each.
 
     boxes: [B, K, 4], corners as shares of the image, nan where there are fewer. Beside them stand the boxes that the
@@ -40,7 +38,7 @@ def draw_regions(
     write_atomically(path, lambda staged: figure.savefig(staged, format="png"))
 
 
-def shown(images: Tensor, colours: tuple[Colour, Colour]) -> NDArray[np.uint8]:
+def shown(images: Tensor, colours: tuple[_Ink, _Ink]) -> NDArray[np.uint8]:
     """The pixels [B, S, S, 3] of images [B, 3, S, S] that were normalised by `colours` (mean, deviation)."""
     mean, std = (torch.tensor(colour, device=images.device).view(3, 1, 1) for colour in colours)
     pixels: NDArray[np.uint8] = (
