@@ -27,12 +27,12 @@ from torch import Tensor
 from ssl_vit.auto import Facts, resolve_config
 from ssl_vit.config import load_config
 from ssl_vit.experiment import build_method
+from ssl_vit.files import write_atomically
 from ssl_vit.methods import config_class, list_methods
 from ssl_vit.methods.esvit import EsViT, regions
 from ssl_vit.methods.esvit_config import Config
 from ssl_vit.methods.heads import DINOHead
 from ssl_vit.methods.method import Progress
-from ssl_vit.training.checkpoint import write_atomically
 from ssl_vit.training.optim import clip_gradients, make_optimizer
 
 IMAGES, STEPS, WARM = 8, 3, 1

@@ -23,10 +23,11 @@ from ssl_vit.data.sources import Source, open_source, require
 from ssl_vit.experiment import build_method, resolve_for
 from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.method import Progress
+from ssl_vit.process import keep_memory
 from ssl_vit.report.speed import Parts
 from ssl_vit.training.bfloat16 import lean_bfloat16
 from ssl_vit.training.compiler import compiling
-from ssl_vit.training.memory import LESS, enough_memory, keep_memory, memory_is_short
+from ssl_vit.training.memory import LESS, enough_memory, memory_is_short
 from ssl_vit.training.optim import clip_gradients, make_optimizer
 from ssl_vit.training.speed import peak_flops, wants_channels_last
 

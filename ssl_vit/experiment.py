@@ -20,16 +20,17 @@ from ssl_vit.checkpoints.load import put
 from ssl_vit.config import RunConfig, check_data, check_out, load_config
 from ssl_vit.data.batch import to_views
 from ssl_vit.data.dataset_name import Images, images_name, is_object
-from ssl_vit.data.files import alone
 from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch, worker_failure
 from ssl_vit.data.shards import ShardSource
 from ssl_vit.data.sources import Source, open_source, require
 from ssl_vit.errors import UserError
 from ssl_vit.eval.online import OnlineScore
 from ssl_vit.eval.readout import Readout
+from ssl_vit.files import alone
 from ssl_vit.methods import method_class
 from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.method import Method
+from ssl_vit.process import die_with_parent, keep_memory
 from ssl_vit.proposals.propose import propose
 from ssl_vit.proposals.store import Proposals
 from ssl_vit.report.gaze import draw_gaze
@@ -41,10 +42,10 @@ from ssl_vit.training import fitting
 from ssl_vit.training.callbacks import Checkpoints, Health, Metrics, OnlineKnn, StopOnSignal
 from ssl_vit.training.checkpoint import AtomicCheckpointIO, checkpoint_path, newest_checkpoint
 from ssl_vit.training.compiler import compiling
-from ssl_vit.training.memory import enough_memory, keep_memory
+from ssl_vit.training.memory import enough_memory
 from ssl_vit.training.module import Pretraining, Recipe
 from ssl_vit.training.progress import ProgressLine
-from ssl_vit.training.ranks import SameImages, check_startable, die_with_parent, lost_rank, rank
+from ssl_vit.training.ranks import SameImages, check_startable, lost_rank, rank
 from ssl_vit.training.recompute import recompute
 from ssl_vit.training.speed import wants_channels_last
 

@@ -20,7 +20,7 @@ from ssl_vit.config import RunConfig, dump, load_config
 from ssl_vit.data.scan import scan
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
-from ssl_vit.training.checkpoint import write_atomically
+from ssl_vit.files import write_atomically
 
 log = logging.getLogger("ssl_vit")
 

@@ -15,10 +15,10 @@ from ssl_vit.config import RunConfig
 from ssl_vit.detectors.files import FILE, detector_of, save_detector
 from ssl_vit.export import timm
 from ssl_vit.export.api import ExportResult, export, hand_over
+from ssl_vit.files import write_atomically
 from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.method import Method
 from ssl_vit.training.callbacks import last_knn
-from ssl_vit.training.checkpoint import write_atomically
 from ssl_vit.training.health import Verdict
 
 

@@ -17,8 +17,9 @@ from ssl_vit.config import load_config
 from ssl_vit.detectors.files import FILE, load_detector
 from ssl_vit.eval import detection
 from ssl_vit.eval.job import Job
+from ssl_vit.files import sha256
 from ssl_vit.proposals.store import Proposals
-from ssl_vit.training.checkpoint import newest_checkpoint, sha256
+from ssl_vit.training.checkpoint import newest_checkpoint
 from tests.eval.test_detection import painted
 from tests.methods.settings import COMMON, SMALL
 from tests.runs import Trap, finish, rows, start, steps_done, wait_for

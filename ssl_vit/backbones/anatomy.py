@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import typing
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from ssl_vit.backbones.backbone import BackboneInfo, Stage
 from ssl_vit.backbones.kinds import kind_by_layers, kind_of
 from ssl_vit.backbones.layout import FeatureLayout, Sight, Size, TimmModel, find_layout
 from ssl_vit.errors import UserError
+from ssl_vit.spelling import did_you_mean
 
 Argument = int | float | bool | str | tuple[int, ...]
 Arguments = tuple[tuple[str, Argument], ...]
@@ -129,8 +129,7 @@ def _weight_args(name: str, args: dict[str, Argument], size: Size | None) -> dic
         if key in _NOT_YOURS:
             raise UserError(f"model_args.{key}: not for the user to set; {_NOT_YOURS[key]}")
         if key not in known:
-            close = difflib.get_close_matches(key, known, 1, cutoff=0)
-            raise UserError(f"model_args.{key}: {name} has no such argument; did you mean {close[0]!r}?")
+            raise UserError(f"model_args.{key}: {name} has no such argument; {did_you_mean(key, sorted(known))}")
     if size is None or "img_size" not in known:
         return args
     if "img_size" in args and _pair(args["img_size"]) != size:

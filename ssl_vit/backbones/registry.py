@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from ssl_vit.backbones.kinds import kind_of
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.backbones.variants import variants
 from ssl_vit.errors import UserError
+from ssl_vit.spelling import did_you_mean
 
 _FEW = 60  # names in a table whose models are looked at, at about a second each
 
@@ -88,7 +88,9 @@ def list_backbones(pattern: str = "*") -> list[BackboneRow]:
     _import_families()
     names: list[str] = timm.list_models(pattern)
     if not names:
-        raise UserError(f"{pattern}: no backbone has such a name; {_nearest(pattern.strip('*?'))}")
+        raise UserError(
+            f"{pattern}: no backbone has such a name; {did_you_mean(pattern.strip('*?'), timm.list_models(), 3)}"
+        )
     return [_row(name, looked_at=len(names) <= _FEW) for name in names]
 
 
@@ -106,7 +108,7 @@ def _row(name: str, looked_at: bool) -> BackboneRow:
 def _anatomy(name: str, image_size: int | tuple[int, int] | None, model_args: Mapping[str, Argument] | None) -> Anatomy:
     _import_families()
     if not timm.is_model(name):
-        raise UserError(f"{name}: no such backbone; {_nearest(name)}")
+        raise UserError(f"{name}: no such backbone; {did_you_mean(name, timm.list_models(), 3)}")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     args = {key: tuple(value) if isinstance(value, list) else value for key, value in (model_args or {}).items()}
     return examine(name, _family(name), size, tuple(sorted(args.items())))
@@ -116,11 +118,6 @@ def _family(name: str) -> str:
     """timm's module of a name."""
     module: str = model_entrypoint(name).__module__
     return module.rpartition(".")[2]
-
-
-def _nearest(name: str) -> str:
-    close = difflib.get_close_matches(name, timm.list_models(), 3, cutoff=0)
-    return f"did you mean {', '.join(close)}?"
 
 
 @cache

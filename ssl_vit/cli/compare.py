@@ -19,8 +19,8 @@ def compare(argv: list[str]) -> None:
     parser.add_argument("--figure", type=new_file, metavar="FILE", help="draw the result there, a .png")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the result there too")
     args = parser.parse(argv)
-    from ssl_vit.data.files import write_whole
     from ssl_vit.eval.compare import compare as run
+    from ssl_vit.files import write_whole
 
     found = run(args.runs, args.train, args.val, kind=args.kind)
     if args.json is not None:

@@ -8,13 +8,10 @@ index), so batches do not depend on the number of workers, and a run resumed at 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +28,7 @@ from ssl_vit.data.decode import MAX_PIXELS, BadImage, decode
 from ssl_vit.data.plan import ViewPlan
 from ssl_vit.data.sources import Source, require
 from ssl_vit.errors import RunFailed
+from ssl_vit.process import start_worker
 
 Item = tuple[int, int]  # (epoch, index of the image in the source)
 
@@ -235,23 +233,8 @@ def worker_options(workers: int, timeout: float) -> dict[str, Any]:
         "prefetch_factor": 4,
         "persistent_workers": True,
         "timeout": timeout,
-        "worker_init_fn": partial(_start_worker, os.getpid()),
+        "worker_init_fn": partial(start_worker, os.getpid()),
     }
-
-
-def _start_worker(main: int, _: int) -> None:
-    os.setpgid(0, 0)  # Ctrl-C and signals to the run's group are the main process's to handle: it finishes its step
-    torch.set_num_threads(1)
-    Thread(target=_end_with, args=(main,), daemon=True).start()
-
-
-def _end_with(main: int) -> None:
-    """Torch ends a worker with its parent; where that is a forkserver, it would outlive a killed main process."""
-    with suppress(ProcessLookupError):
-        while True:
-            os.kill(main, 0)
-            time.sleep(2)
-    os._exit(1)
 
 
 def watched(loader: DataLoader[Any]) -> Iterator[Any]:

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_vit.data.decode import Member
-from ssl_vit.data.files import write_whole
 from ssl_vit.data.remote import is_url, open_url, url_state
 from ssl_vit.data.source import EXTENSIONS, Source, build_source, extension
 from ssl_vit.data.tar import DamagedTar, entries
 from ssl_vit.errors import UserError
+from ssl_vit.files import write_whole
 
 log = logging.getLogger("ssl_vit")
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.evalset import EvalDataset, EvalLoader
-from ssl_vit.data.progress import progress
 from ssl_vit.data.sources import Source
 from ssl_vit.eval.features import evaluating
 from ssl_vit.eval.linear import LinearProbe
 from ssl_vit.eval.readout import Readout, read_out
+from ssl_vit.progress import progress
 
 PGD_STEPS, PGD_REACH = 10, 2.5  # a step is the radius x reach / steps, as in arXiv 1706.06083's public challenge
 

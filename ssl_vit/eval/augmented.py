@@ -16,12 +16,12 @@ from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.batch import to_views
 from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch, worker_count
 from ssl_vit.data.plan import View, ViewPlan
-from ssl_vit.data.progress import progress
 from ssl_vit.data.sources import Source
 from ssl_vit.eval.features import evaluating
 from ssl_vit.eval.job import Job, Outcome
 from ssl_vit.eval.linear import LinearProbe, Scaling, descend, hold_out, percent
 from ssl_vit.eval.readout import Readout, read_out
+from ssl_vit.progress import progress
 from ssl_vit.schedules import cosine
 
 SCALE = (0.08, 1.0)  # of the area

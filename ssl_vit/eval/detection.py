@@ -16,7 +16,6 @@ from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.data.annotations import Annotations
 from ssl_vit.data.detection import JITTER, DetectionDataset, Scene, scenes_in_order, share_of
 from ssl_vit.data.loader import worker_count
-from ssl_vit.data.progress import progress
 from ssl_vit.detectors.detector import Detections
 from ssl_vit.detectors.files import detector_of, load_detector
 from ssl_vit.detectors.finder import Finder, SetFinder
@@ -29,6 +28,7 @@ from ssl_vit.eval.mean_ap import MaskPrecision, check_installed, mean_average_pr
 from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.unfinished import Unfinished
 from ssl_vit.eval.weights import digest
+from ssl_vit.progress import progress
 
 WORDS = {"scratch": "from scratch", "backbone": "from the backbone's weights", "weights": "from the weights"}
 """With what a detector begins; "backbone" only where more than the backbone was pretrained (DETReg)."""

@@ -17,13 +17,13 @@ from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.augment import normalise
 from ssl_vit.data.evalset import Alteration, EvalBatch, EvalDataset, EvalLoader
 from ssl_vit.data.loader import worker_count
-from ssl_vit.data.progress import Advance, progress
 from ssl_vit.data.sources import Source
 from ssl_vit.data.store import DONE, UNREADABLE, Store
 from ssl_vit.errors import UserError
 from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.ranks import Ranks
 from ssl_vit.eval.readout import Readout, read_out
+from ssl_vit.progress import Advance, progress
 
 _SAFE = 0.999  # least cosine similarity of bfloat16 features with float32 ones
 

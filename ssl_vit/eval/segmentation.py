@@ -17,7 +17,6 @@ from ssl_vit.data.augment import normalise
 from ssl_vit.data.bad import BadList
 from ssl_vit.data.crops import sample_rng
 from ssl_vit.data.loader import TIMEOUT, watched, worker_count, worker_options
-from ssl_vit.data.progress import progress
 from ssl_vit.data.segmentation import Pair, SegmentationDataset, Segmented, collate, find_pairs
 from ssl_vit.errors import UserError
 from ssl_vit.eval.features import evaluating
@@ -26,6 +25,7 @@ from ssl_vit.eval.knn import nearest_neighbours
 from ssl_vit.eval.linear import LinearProbe, fit_linear
 from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.readout import patch_maps
+from ssl_vit.progress import progress
 
 LINEAR_PATCHES, BANK = 200_000, 50_000  # patches of train that are learnt from, that are searched
 EPOCHS, K, TEMPERATURE = 10, 20, 0.07

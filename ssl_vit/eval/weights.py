@@ -7,7 +7,8 @@ from pathlib import Path
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.checkpoints.load import backbone_of_file
 from ssl_vit.checkpoints.reader import weights_file
-from ssl_vit.export.timm import CONFIG, SUMS, check_sums, read_config, sha256
+from ssl_vit.export.timm import CONFIG, SUMS, check_sums, read_config
+from ssl_vit.files import sha256
 
 
 def load_backbone(weights: Path | str, backbone: str | None = None) -> Backbone:

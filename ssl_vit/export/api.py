@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,8 @@ from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export import REFUSED, TARGETS, card, timm
 from ssl_vit.export.target import ExportTarget, KeyPairs, Verified
+from ssl_vit.files import new_folder
+from ssl_vit.spelling import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,7 @@ def export(run: Path | str, to: str = "timm", out: Path | str | None = None) -> 
     if to in REFUSED:
         raise UserError(f"--to {to}: no target: {REFUSED[to]}")
     if to not in TARGETS:
-        nearest = difflib.get_close_matches(to, TARGETS, n=1, cutoff=0.0)[0]
-        raise UserError(f"--to {to}: unknown target; did you mean {nearest}? (known: {', '.join(TARGETS)})")
+        raise UserError(f"--to {to}: unknown target; {did_you_mean(to, TARGETS)}")
     source = Path(run) / "export"
     if not source.is_dir():
         raise UserError(f"{source}: not found; expected the folder of a run that has exported; finish or resume it")
@@ -65,7 +65,7 @@ def hand_over(backbone: TimmBackbone, folder: Path, to: str, description: Mappin
         UserError, RunFailed: as :func:`export`.
     """
     target = cast(ExportTarget, importlib.import_module(f"ssl_vit.export.{TARGETS[to]}"))
-    with timm.new_folder(folder) as staging:
+    with new_folder(folder) as staging:
         pairs = target.write(backbone, staging, description)
         try:
             verified = target.verify(staging, backbone)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ssl_vit.data.decode import decode
 from ssl_vit.data.sources import Source
 from ssl_vit.eval.features import FeatureSet
-from ssl_vit.training.checkpoint import write_atomically
+from ssl_vit.files import write_atomically
 
 INK, ACCENT, SECOND, FAINT = "#1b2a41", "#d1495b", "#00798c", "#b8bfc9"
 STYLE = {

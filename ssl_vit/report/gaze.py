@@ -16,9 +16,9 @@ from torchvision.ops import box_convert
 
 from ssl_vit.detectors.files import Pretrainable
 from ssl_vit.detectors.gaze import gaze, surest
+from ssl_vit.files import write_atomically
 from ssl_vit.report.figures import ACCENT, SECOND, STYLE, Image
 from ssl_vit.report.regions import _Ink, shown
-from ssl_vit.training.checkpoint import write_atomically
 
 QUERIES = 4  # of each image
 _AREA = 60.0  # of the largest dot, in points squared

@@ -19,8 +19,9 @@ import torch
 from lightning import Callback, Trainer
 
 from ssl_vit.eval.protocol import Protocol
+from ssl_vit.files import write_atomically
 from ssl_vit.methods.method import Method
-from ssl_vit.training.checkpoint import checkpoint_path, prune, write_atomically
+from ssl_vit.training.checkpoint import checkpoint_path, prune
 from ssl_vit.training.health import Verdict, Vitals, diagnose, feature_std, rank_me
 from ssl_vit.training.module import Pretraining
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from ssl_vit.errors import RunFailed
+from ssl_vit.files import sha256, write_atomically
 
 log = logging.getLogger("ssl_vit")
 
@@ -60,32 +58,9 @@ def _save(checkpoint: dict[str, Any], staged: Path) -> None:
             raise
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a sibling file, sync it and rename it over ``path``."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(staged)
-        with staged.open("rb+") as file:
-            os.fsync(file.fileno())
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def checksum_of(path: Path) -> Path:
     """Where a checkpoint's sha256 is kept."""
     return path.with_name(path.name + ".sha256")
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -119,5 +94,5 @@ def prune(folder: Path, newest: Path) -> None:
     for path in set(found) - set(kept):
         checksum_of(path).unlink(missing_ok=True)
         path.unlink()
-    for path in folder.glob(".step-*.tmp"):
+    for path in folder.glob(".step-*"):
         path.unlink()

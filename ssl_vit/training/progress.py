@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ssl_vit.progress import LOG_EVERY, progress_bar
 from ssl_vit.training.module import Pretraining
 
-LOG_EVERY = 30.0  # seconds between lines where there is no terminal
 SMOOTH = 0.95  # weight of the past in the running means of times
 
 
@@ -23,15 +21,8 @@ class ProgressLine(Callback):
 
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
-        console = Console(stderr=True)
-        self._terminal = console.is_terminal
-        self._bar = Progress(
-            TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(compact=True),
-            console=console,
-        )
+        self._bar = progress_bar("step {task.completed}/{task.total}")
+        self._terminal = not self._bar.disable
         self._wait = self._busy = 0.0  # running means, seconds a step
         self._mark = self._spoken = time.monotonic()
 
