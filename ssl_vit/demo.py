@@ -22,7 +22,7 @@ from ssl_vit.eval.features import FeatureSet, extract
 from ssl_vit.eval.knn import knn
 from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.readout import Readout
-from ssl_vit.eval.weights import load
+from ssl_vit.eval.weights import load_backbone
 from ssl_vit.experiment import build_method, pretrain, resolve
 from ssl_vit.methods.base_config import settled
 from ssl_vit.report.figures import demo_figure, save
@@ -47,7 +47,7 @@ def demo(out: Path | str) -> None:
     config = load_config(sets=SETTINGS, flags={"data.path": train.root, "data.val": val.root})
     print(f"{pretrain(config, out / 'run')}\n")
 
-    before, after = _features(_random_start(config), train, val), _features(load(out / "run"), train, val)
+    before, after = _features(_random_start(config), train, val), _features(load_backbone(out / "run"), train, val)
     pixels = _score(raw_pixels(train), raw_pixels(val))
     _print_table(pixels, _score(*before), _score(*after))
     figure = demo_figure(out / "run", pixels, before, after, (train, val), k=K)

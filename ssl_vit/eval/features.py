@@ -23,7 +23,7 @@ from ssl_vit.data.store import DONE, UNREADABLE, Store
 from ssl_vit.errors import UserError
 from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.ranks import Ranks
-from ssl_vit.eval.readout import Readout, read
+from ssl_vit.eval.readout import Readout, read_out
 
 _SAFE = 0.999  # least cosine similarity of bfloat16 features with float32 ones
 
@@ -85,10 +85,7 @@ def extract(
     backbone.to(device)
     store = _open(backbone, source, readout, device, keep)
     ranks = keep.ranks if keep else Ranks()
-    blocks = store.missing(readout.batch_size)
-    ranks.wait()  # all have seen the same state before one changes it
-    mine = [rows for rows in blocks if rows[0] // readout.batch_size % ranks.world == ranks.rank]
-    rows = np.concatenate(mine).tolist() if mine else []
+    rows = _mine(store, readout.batch_size, ranks)
     if rows:
         dataset = EvalDataset(source, readout.image_size, alter=alter)
         count = worker_count(workers, len(rows))
@@ -99,11 +96,19 @@ def extract(
     return _collect(store, source)
 
 
+def _mine(store: Store, block: int, ranks: Ranks) -> list[int]:
+    """The rows that this process fills: every so-manieth block of those that are missing."""
+    blocks = store.missing(block)
+    ranks.wait()  # all have seen the same state before one changes it
+    mine = [rows for rows in blocks if rows[0] // block % ranks.world == ranks.rank]
+    return [int(row) for rows in mine for row in rows]
+
+
 def _open(backbone: Backbone, source: Source, readout: Readout, device: torch.device, keep: Keep | None) -> Store:
     """The store, as wide as the features of an empty image are; the first process makes a folder."""
     grey = torch.zeros(1, 3, readout.image_size, readout.image_size, device=device)
     with evaluating(backbone), torch.inference_mode():
-        width = read(backbone, grey, readout).shape[1]
+        width = read_out(backbone, grey, readout).shape[1]
     if keep is None:
         return Store.open(None, source, width, {})
     made = _described(readout, backbone.info.name, keep.weights_sha256)
@@ -135,7 +140,7 @@ def _fill(
         features = torch.empty(0)
         if len(batch.index):
             images = normalise(batch.images.to(device, non_blocking=True), readout.mean, readout.std)
-            features = read(backbone, images, readout)
+            features = read_out(backbone, images, readout)
             if not checked:
                 _check_safe(backbone, images, features, readout)
                 checked = True
@@ -149,7 +154,7 @@ def _fill(
 
 def _check_safe(backbone: Backbone, images: Tensor, features: Tensor, readout: Readout) -> None:
     """UserError where the first batch in bfloat16 points elsewhere than in float32."""
-    exact = read(backbone, images, replace(readout, precision="float32"))
+    exact = read_out(backbone, images, replace(readout, precision="float32"))
     least = float(torch.nn.functional.cosine_similarity(features, exact).min())
     if not least >= _SAFE:  # not: NaN is no similarity either
         raise UserError(

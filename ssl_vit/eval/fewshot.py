@@ -18,8 +18,6 @@ C = 1.0  # not chosen: with so few labels there is nothing to choose it on
 
 def score(job: Job, shots: tuple[int, ...], share: tuple[float, ...], draws: int) -> Outcome:
     """The kind "fewshot": for each number or share of labels, the mean top-1 and its 95 % interval over the draws."""
-    if draws < 2:
-        raise UserError(f"fewshot: --draws is {draws}; an interval needs two or more")
     train, val = job.labelled()
     bank, tested = job.features(train, "train"), job.features(val, "val")
     scores = {}
@@ -28,13 +26,13 @@ def score(job: Job, shots: tuple[int, ...], share: tuple[float, ...], draws: int
         found = []
         for draw in range(draws):
             rows = drawn(bank.labels, wanted, job.seed + draw)
-            probe = fit(bank.features[rows], bank.labels[rows], int(bank.labels.max()) + 1)
+            probe = fit_probe(bank.features[rows], bank.labels[rows], int(bank.labels.max()) + 1)
             found.append(percent(probe.predict(tested.features) == tested.labels))
         scores[name] = {"mean": float(np.mean(found)), "half_interval": half_interval(found)}
     return Outcome(scores, {"classifier": f"logistic regression, C = {C}", "draws": draws}, seed=job.seed)
 
 
-def fit(features: NDArray[np.float32], labels: NDArray[np.int64], classes: int) -> LinearProbe:
+def fit_probe(features: NDArray[np.float32], labels: NDArray[np.int64], classes: int) -> LinearProbe:
     """On all that is given."""
     scaling = Scaling.of(features)
     weights = optimum(scaling(features).double(), torch.from_numpy(labels), C, classes)

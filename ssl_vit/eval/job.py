@@ -61,7 +61,7 @@ class Job:
     @cached_property
     def backbone(self) -> Backbone:
         """Loaded when it is first asked for, in evaluation mode, on the job's device."""
-        return weights_of.load(self.weights, self.name).eval().to(self.device)
+        return weights_of.load_backbone(self.weights, self.name).eval().to(self.device)
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -126,6 +126,6 @@ class Job:
             classes=self.classes,
             settings=outcome.settings,
             seed=outcome.seed,
-            role=weights_of.role(self.weights),
+            role=weights_of.role_of(self.weights),
             weights_sha256=self.weights_sha256,
         )

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.eval.features import FeatureSet
 from ssl_vit.eval.job import Job, Outcome
+from ssl_vit.eval.kinds.knn import Knn
 
-KS, TEMPERATURE, PLAIN = (10, 20, 100, 200), 0.07, math.inf
+KS, TEMPERATURE, PLAIN = Knn().k, Knn().temperature[0], math.inf
 
 _QUERIES = 1024  # voted on at once: bounds the vote table to _QUERIES x classes
 _BANK = 32_768  # rows of the bank compared at once: bounds the copies that are normalised
@@ -31,7 +32,7 @@ class KnnResult:
     used: dict[int, int]  # the k really used: less than asked for where the bank is smaller
 
 
-def score(job: Job, k: tuple[int, ...] = KS, temperature: tuple[float, ...] = (TEMPERATURE,)) -> Outcome:
+def score(job: Job, k: tuple[int, ...], temperature: tuple[float, ...]) -> Outcome:
     """The kind "knn": top-1 in percent by k at the first temperature, and by every temperature and the plain vote."""
     train, val = job.labelled()
     return score_features(job.features(train, "train"), job.features(val, "val"), k, temperature)
@@ -107,7 +108,7 @@ def knn_sweep(
         got = f"k {list(ks)}, temperature {list(temperatures)}"
         raise UserError(f"k-NN: k and temperature must be positive; got {got}")
     used = {k: min(k, len(train_features)) for k in ks}
-    similarity, neighbours = nearest(train_features, test_features, max(used.values()))
+    similarity, neighbours = nearest_neighbours(train_features, test_features, max(used.values()))
     labels, classes = train_labels[neighbours], int(train_labels.max()) + 1
     del neighbours  # as large as the labels
     results = {}
@@ -122,7 +123,7 @@ def knn_sweep(
 Search = Callable[[NDArray[np.float32], NDArray[np.float32], int], tuple[NDArray[np.float32], NDArray[np.int64]]]
 
 
-def nearest(
+def nearest_neighbours(
     bank: NDArray[np.float32], queries: NDArray[np.float32], k: int, search: Search | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Cosine similarity and index of the k nearest rows of the bank [N, D], [M, k] each, nearest first.

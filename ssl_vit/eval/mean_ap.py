@@ -13,7 +13,7 @@ from ssl_vit.detectors.detector import Found
 from ssl_vit.errors import UserError
 
 
-class Scores(NamedTuple):
+class MeanAP(NamedTuple):
     """Percent; over IoU thresholds from 0.5 to 0.95, but where the name says one; nan without objects of the size."""
 
     map: float
@@ -29,7 +29,7 @@ def check_installed() -> None:
     _metric("bbox")
 
 
-def mean_average_precision(found: Sequence[Found], wanted: Sequence[Objects]) -> Scores:
+def mean_average_precision(found: Sequence[Found], wanted: Sequence[Objects]) -> MeanAP:
     """Score the boxes found in N images, in pixels of the original images, at most 100 an image.
 
     Raises UserError where the packages of the extra `detection` are not installed.
@@ -56,7 +56,7 @@ class MaskPrecision:
         target = {key: value for key, value in _target(wanted).items() if key != "boxes"}
         self._metric.update([said], [target | {"masks": masks}])
 
-    def scores(self) -> Scores:
+    def scores(self) -> MeanAP:
         """Of all images added."""
         return _scores(self._metric)
 
@@ -74,11 +74,11 @@ def _metric(kind: Literal["bbox", "segm"]) -> Any:
     return metric
 
 
-def _scores(metric: Any) -> Scores:
+def _scores(metric: Any) -> MeanAP:
     computed = metric.compute()
     keys = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
     values = [float(computed[key]) for key in keys]
-    return Scores(*(100 * value if value >= 0 else float("nan") for value in values))
+    return MeanAP(*(100 * value if value >= 0 else float("nan") for value in values))
 
 
 def _target(objects: Objects) -> dict[str, Tensor]:

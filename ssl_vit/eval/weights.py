@@ -10,7 +10,7 @@ from ssl_vit.checkpoints.reader import weights_file
 from ssl_vit.export.timm import CONFIG, SUMS, check_sums, read_config, sha256
 
 
-def load(weights: Path | str, backbone: str | None = None) -> Backbone:
+def load_backbone(weights: Path | str, backbone: str | None = None) -> Backbone:
     """The backbone of a run folder, or of a file or folder of weights of any layout that ``ssl-vit inspect`` knows.
 
     Loading is strict and executes nothing. The info of the backbone has the mean, deviation and size that it was
@@ -31,7 +31,7 @@ def digest(weights: Path | str) -> str:
     return sha256(weights_file(weights))
 
 
-def role(weights: Path | str) -> str:
+def role_of(weights: Path | str) -> str:
     """Which of a run's networks it is: "teacher" or "student"; "unknown" where the file doesn't say."""
     folder = weights_file(weights).parent
     description = read_config(folder).get("ssl_vit", {}) if (folder / CONFIG).is_file() else {}

@@ -6,23 +6,39 @@ import math
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal, TypeAlias, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from ssl_vit.data.plan import View, ViewPlan
 from ssl_vit.errors import UserError
+from ssl_vit.settings import (  # "as": the methods' files take them from here
+    Count as Count,
+)
+from ssl_vit.settings import (
+    CountOrZero as CountOrZero,
+)
+from ssl_vit.settings import (
+    Fraction as Fraction,
+)
+from ssl_vit.settings import (
+    Momentum as Momentum,
+)
+from ssl_vit.settings import (
+    NonNegative as NonNegative,
+)
+from ssl_vit.settings import (
+    Part as Part,
+)
+from ssl_vit.settings import (
+    Positive as Positive,
+)
+from ssl_vit.settings import (
+    Section as Section,
+)
 
 T = TypeVar("T")
 
 Auto: TypeAlias = T | Literal["auto"]
 """A setting that is resolved once, before the run, from the architecture, the data and the devices."""
-
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Part = Annotated[float, Field(gt=0, lt=1)]
-Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _ordered(scale: tuple[float, float]) -> tuple[float, float]:
@@ -37,14 +53,6 @@ Scale = Annotated[tuple[Fraction, Fraction], Field(strict=False), AfterValidator
 
 Colour = Annotated[tuple[Fraction, Fraction, Fraction], Field(strict=False)]
 """Red, green and blue, of images in [0, 1]."""
-
-
-class Section(BaseModel):
-    """A frozen group of settings: unknown keys, wrong types, NaN and infinity are refused."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from ssl_vit.eval.augmented import crops, fit_augmented
 from ssl_vit.eval.features import evaluating
 from ssl_vit.eval.finetune import fitted, scored
 from ssl_vit.eval.job import Job
-from ssl_vit.eval.readout import Readout, read
+from ssl_vit.eval.kinds.finetune import Finetune
+from ssl_vit.eval.readout import Readout, read_out
 from tests.eval.conftest import MEAN, STD
 
 READOUT, CPU = Readout(32, MEAN, STD), torch.device("cpu")
@@ -35,7 +36,7 @@ def test_a_head_on_crops_equals_torchs_own_sgd(vit, images):
         for batch in crops(source, 32, 2, 24, 3, CPU):
             kept = torch.from_numpy(np.isin(batch.index.numpy(), fit))
             with torch.no_grad():
-                x = read(vit, to_views(batch, MEAN, STD, CPU)[0], READOUT)[kept]
+                x = read_out(vit, to_views(batch, MEAN, STD, CPU)[0], READOUT)[kept]
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(x), labels[batch.index][kept]).backward()
             optimizer.step()
@@ -80,7 +81,8 @@ def test_early_layers_learn_more_slowly(run, images):
     job = Job(Path(run), {"train": images / "train", "val": images / "val"})
     train, _ = job.labelled()
     before = {key: value.clone() for key, value in job.backbone.get_submodule("model").state_dict().items()}
-    after = fitted(job, train, 1, 24, 0.01, 0.01, 0.0, 0.0).state_dict()
+    asked = Finetune(epochs=1, batch=24, lr=0.01, layer_decay=0.01, mixup=0.0, cutmix=0.0)
+    after = fitted(job, train, asked).state_dict()
     moved = {key: float((after[key] - before[key]).abs().max()) for key in before}
     assert 0 < moved["patch_embed.proj.weight"] < 0.01 * moved["norm.weight"]
     assert all(

@@ -8,7 +8,7 @@ import torch
 
 from ssl_vit.data.annotations import Objects
 from ssl_vit.detectors.detector import Found
-from ssl_vit.eval.mean_ap import Scores, mean_average_precision
+from ssl_vit.eval.mean_ap import MeanAP, mean_average_precision
 
 # pycocotools on `scene()`, stats 0 to 5 (main of this file prints them)
 PYCOCOTOOLS = (
@@ -101,7 +101,7 @@ def test_one_object_of_two_found():
     """Precision 1 up to a recall of one half: 51 of COCO's 101 points."""
     scores = _one([[0.0, 0.0, 50.0, 50.0]], [0.9], [[0, 0, 50, 50], [60, 60, 90, 90]])
     assert scores.map == pytest.approx(100 * 51 / 101, abs=1e-4)
-    assert isinstance(scores, Scores)
+    assert isinstance(scores, MeanAP)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,179 @@
+"""What a kind of score is: its settings, checked alike from Python and from the command line. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from ssl_vit.errors import ConfigError, UserError
+from ssl_vit.settings import Section
+from ssl_vit.wording import KeyPath, mistake_lines
+
+if TYPE_CHECKING:
+    from ssl_vit.eval.job import Job, Outcome
+
+T = TypeVar("T")
+Kind = TypeVar("Kind", bound="type[ScoreKind]")
+
+TRAIN = {"train": "labelled images to learn from"}
+VAL = {"val": "labelled images to score on"}
+
+
+def number(value: Any) -> Any:
+    """The number that a text stands for; what is no such text comes back as it is, for the type to accept or refuse.
+
+    >>> number("3"), number("1e-3"), number("auto"), number(3)
+    (3, 0.001, 'auto', 3)
+    """
+    for read in (int, float) if isinstance(value, str) else ():
+        try:
+            return read(value)
+        except ValueError:
+            continue
+    return value
+
+
+def listed(value: Any) -> Any:
+    """The items of a text between commas, none for an empty one; a lone number is a list of one.
+
+    >>> listed("1,5"), listed(""), listed(5), listed((1, 5))
+    (('1', '5'), (), (5,), (1, 5))
+    """
+    if isinstance(value, str):
+        return tuple(value.split(",")) if value else ()
+    return (value,) if isinstance(value, int | float) else value
+
+
+def last_layers(value: Any) -> Any:
+    """The layers that "last4" stands for, counted from the end; everything else is read as any list is.
+
+    >>> last_layers("last2"), last_layers("8,10")
+    ((-2, -1), ('8', '10'))
+    """
+    count = value.removeprefix("last") if isinstance(value, str) and value.startswith("last") else ""
+    return tuple(range(-int(count), 0)) if count.isdecimal() else listed(value)
+
+
+Number = Annotated[T, BeforeValidator(number)]
+"""A number, or text that says it: ``Number[Count]``."""
+Several = Annotated[tuple[Annotated[T, BeforeValidator(number)], ...], Field(strict=False), BeforeValidator(listed)]
+"""A tuple or list of such, or text with commas between them: ``Several[Count]``."""
+AtLeastOne = Annotated[
+    tuple[Annotated[T, BeforeValidator(number)], ...],
+    Field(strict=False, min_length=1),
+    BeforeValidator(listed),
+]
+"""As ``Several``, and not empty."""
+Layers = Annotated[
+    tuple[Annotated[int, BeforeValidator(number)], ...],
+    Field(strict=False, min_length=1),
+    BeforeValidator(last_layers),
+]
+"""As ``AtLeastOne[int]``, or "last4"."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Options(Section):
+    """Settings that text may be given for, as on the command line."""
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], command: str, others: Iterable[str] = ()) -> Self:
+        """The settings with these values, checked; the rest have their defaults.
+
+        given: values by name, typed or as text. command: what the lines of an error begin with, as "eval knn".
+        others: names that are known beside the settings', for "did you mean".
+
+        Raises:
+            ConfigError: a line for each value that is wrong and each name that is unknown.
+        """
+        try:
+            return cls.model_validate(dict(given))
+        except ValidationError as error:
+            known = cls.settings() | {name: FieldInfo() for name in others}
+            keys = dict[KeyPath, FieldInfo](((name,), field) for name, field in known.items())
+            typed = {name: as_typed(value) for name, value in given.items()}
+            lines = mistake_lines(error, keys, typed, {}, whole=command)
+            raise ConfigError([f"{command}: {line}" for line in lines]) from error
+
+    @classmethod
+    def settings(cls) -> dict[str, FieldInfo]:
+        """The fields by name: a class's own ones before those of its bases."""
+        fields = cls.model_fields
+        own = [name for name in fields if name in cls.__annotations__]
+        return {name: fields[name] for name in [*own, *(name for name in fields if name not in own)]}
+
+    def values(self) -> dict[str, Any]:
+        """The values by name, as Python has them."""
+        return {name: getattr(self, name) for name in self.settings()}
+
+
+def as_typed(value: Any) -> str:
+    """A value as one would type it on the command line.
+
+    >>> as_typed((0.07, 1.0)), as_typed("auto"), as_typed(5)
+    ('0.07,1', 'auto', '5')
+    """
+    if isinstance(value, tuple | list):
+        return ",".join(map(as_typed, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+class ReadoutOptions(Options):
+    """Which numbers of a frozen network are the features of an image."""
+
+    layers: Layers = (-1,)
+    """Layers whose features are taken, side by side: last4, or numbers from 0 or, negative, from the end."""
+    pooling: Literal["model", "class", "mean", "class+mean"] = "model"
+    """How a layer becomes a vector: as the model's own head has it, the class token, the mean of the patches, or both
+    of these."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the network's forward pass."""
+
+
+class ScoreKind(Options):
+    """One way to score weights: a file in ``ssl_vit/eval/kinds`` has a class of this kind, whose fields are settings.
+
+    The first line of the class's docstring is its help. Every field has a default, and a docstring that says its unit
+    and its source.
+    """
+
+    name: ClassVar[str]
+    """What it is called; ``register_kind`` sets it."""
+    folders: ClassVar[Mapping[str, str]] = TRAIN | VAL
+    """The images it reads: the name of the flag to what is in there."""
+    unprinted: ClassVar[tuple[str, ...]] = ()
+    """Parts of the result that are for the picture and are not printed."""
+
+    def score(self, job: Job) -> Outcome:
+        """The score of the job's weights on its images. It imports what needs torch when it is called."""
+        raise NotImplementedError
+
+
+class FeatureKind(ReadoutOptions, ScoreKind):
+    """A score of the features of a frozen network."""
+
+    seed: Number[Seed] = 0
+    """Seed of whatever is drawn at random."""
+
+
+KINDS: dict[str, type[ScoreKind]] = {}
+"""Every kind whose file has been imported, by name; ``ssl_vit.eval.kinds`` finds the files."""
+
+
+def register_kind(name: str) -> Callable[[Kind], Kind]:
+    """A decorator that makes a class known as the kind of score of this name.
+
+    Raises:
+        UserError: another class has the name.
+    """
+
+    def register(kind: Kind) -> Kind:
+        if (there := KINDS.setdefault(name, kind)) is not kind:
+            raise UserError(f"score {name!r} of {kind.__module__}: {there.__module__} has that name; choose another")
+        kind.name = name
+        return kind
+
+    return register
