@@ -69,11 +69,9 @@ def train_detector(
         for step, readable in enumerate(scenes, start=first):
             waited = time.monotonic() - mark
             share = warmup_cosine(1.0, 0.0, step + 1, recipe.steps + 1, warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * share
             torch.manual_seed(noise_seed(recipe.seed, step, 0))
             if readable:
-                _descend(finder, optimizer, readable, f"{title}, step {step}")
+                _descend(finder, optimizer, readable, share, f"{title}, step {step}")
             if checkpoint is not None and time.monotonic() - saved > SAVE_EVERY:
                 _save(checkpoint, finder, optimizer, step + 1)
                 saved = time.monotonic()
@@ -82,8 +80,10 @@ def train_detector(
     finder.eval()
 
 
-def _descend(finder: Finder, optimizer: torch.optim.Optimizer, scenes: list[Scene], where: str) -> None:
-    """One step of the optimiser on the sum of the detector's losses; RunFailed where that is not finite."""
+def _descend(finder: Finder, optimizer: torch.optim.Optimizer, scenes: list[Scene], share: float, where: str) -> None:
+    """Take one step down the sum of the detector's losses at a share of the peak rates; RunFailed if not finite."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * share
     loss = torch.stack(list(finder.losses(scenes).values())).sum()
     if not torch.isfinite(loss):
         raise RunFailed(f"{where}: the loss is {loss.item()}; lower --lr")

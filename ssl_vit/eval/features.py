@@ -81,14 +81,11 @@ def extract(
     Raises:
         UserError: not one image could be read, the folder holds other features, bfloat16 is not safe.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    backbone.to(device)
-    store = _open(backbone, source, readout, device, keep)
-    ranks = keep.ranks if keep else Ranks()
+    backbone.to(device := torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    store, ranks = _open(backbone, source, readout, device, keep), keep.ranks if keep else Ranks()
     rows = _mine(store, readout.batch_size, ranks)
     if rows:
-        dataset = EvalDataset(source, readout.image_size, alter=alter)
-        count = worker_count(workers, len(rows))
+        dataset, count = EvalDataset(source, readout.image_size, alter=alter), worker_count(workers, len(rows))
         loader = EvalLoader(dataset, readout.batch_size, count, device.type == "cuda", max_bad=1.0, rows=rows)
         with evaluating(backbone), torch.inference_mode(), progress(title, len(rows)) as advance:
             _fill(store, backbone, readout, loader, device, advance)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from ssl_vit.errors import ConfigError, UserError
+from ssl_vit.errors import ConfigError
 from ssl_vit.settings import Section
 from ssl_vit.wording import KeyPath, mistake_lines
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ssl_vit.eval.job import Job, Outcome
 
 T = TypeVar("T")
-Kind = TypeVar("Kind", bound="type[ScoreKind]")
 
 TRAIN = {"train": "labelled images to learn from"}
 VAL = {"val": "labelled images to score on"}
@@ -59,19 +58,11 @@ def last_layers(value: Any) -> Any:
 
 Number = Annotated[T, BeforeValidator(number)]
 """A number, or text that says it: ``Number[Count]``."""
-Several = Annotated[tuple[Annotated[T, BeforeValidator(number)], ...], Field(strict=False), BeforeValidator(listed)]
-"""A tuple or list of such, or text with commas between them: ``Several[Count]``."""
-AtLeastOne = Annotated[
-    tuple[Annotated[T, BeforeValidator(number)], ...],
-    Field(strict=False, min_length=1),
-    BeforeValidator(listed),
-]
+Several = Annotated[tuple[Number[T], ...], Field(strict=False), BeforeValidator(listed)]
+"""A tuple or list of numbers or words, or text with commas between them: ``Several[Count]``."""
+AtLeastOne = Annotated[Several[T], Field(min_length=1)]
 """As ``Several``, and not empty."""
-Layers = Annotated[
-    tuple[Annotated[int, BeforeValidator(number)], ...],
-    Field(strict=False, min_length=1),
-    BeforeValidator(last_layers),
-]
+Layers = Annotated[tuple[Number[int], ...], Field(strict=False, min_length=1), BeforeValidator(last_layers)]
 """As ``AtLeastOne[int]``, or "last4"."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -134,14 +125,14 @@ class ReadoutOptions(Options):
 
 
 class ScoreKind(Options):
-    """One way to score weights: a file in ``ssl_vit/eval/kinds`` has a class of this kind, whose fields are settings.
+    """One way to score weights: a class, whose fields are its settings, in a file of its own.
 
     The first line of the class's docstring is its help. Every field has a default, and a docstring that says its unit
     and its source.
     """
 
     name: ClassVar[str]
-    """What it is called; ``register_kind`` sets it."""
+    """What it is called; ``ssl_vit.eval.kinds.register_kind`` sets it."""
     folders: ClassVar[Mapping[str, str]] = TRAIN | VAL
     """The images it reads: the name of the flag to what is in there."""
     unprinted: ClassVar[tuple[str, ...]] = ()
@@ -157,23 +148,3 @@ class FeatureKind(ReadoutOptions, ScoreKind):
 
     seed: Number[Seed] = 0
     """Seed of whatever is drawn at random."""
-
-
-KINDS: dict[str, type[ScoreKind]] = {}
-"""Every kind whose file has been imported, by name; ``ssl_vit.eval.kinds`` finds the files."""
-
-
-def register_kind(name: str) -> Callable[[Kind], Kind]:
-    """A decorator that makes a class known as the kind of score of this name.
-
-    Raises:
-        UserError: another class has the name.
-    """
-
-    def register(kind: Kind) -> Kind:
-        if (there := KINDS.setdefault(name, kind)) is not kind:
-            raise UserError(f"score {name!r} of {kind.__module__}: {there.__module__} has that name; choose another")
-        kind.name = name
-        return kind
-
-    return register

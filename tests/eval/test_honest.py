@@ -38,7 +38,7 @@ def test_nothing_can_ask_for_augmentation_or_for_another_mode():
     assert not {"mode", "training", "transform", "augment"} & set(inspect.signature(extract).parameters)
 
 
-@pytest.mark.parametrize("fit", [linear.fit_linear, logistic.fit_logistic, fewshot.fit, grid.fit_grid])
+@pytest.mark.parametrize("fit", [linear.fit_linear, logistic.fit_logistic, fewshot.fit_probe, grid.fit_grid])
 def test_what_is_chosen_is_chosen_without_a_test_set(fit):
     names = set(inspect.signature(fit).parameters)
     assert {"features", "labels"} <= names

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ssl_vit.eval.kind import AtLeastOne, FeatureKind, Number, register_kind
+from ssl_vit.eval.kind import AtLeastOne, FeatureKind, Number
+from ssl_vit.eval.kinds import register_kind
 from ssl_vit.settings import Count, Positive
 
 if TYPE_CHECKING:

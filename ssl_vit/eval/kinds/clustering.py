@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from ssl_vit.eval.kind import VAL, FeatureKind, register_kind
+from ssl_vit.eval.kind import VAL, FeatureKind
+from ssl_vit.eval.kinds import register_kind
 
 if TYPE_CHECKING:
     from ssl_vit.eval.job import Job, Outcome

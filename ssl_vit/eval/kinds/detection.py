@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from ssl_vit.eval.kind import AtLeastOne, Number, ScoreKind, Seed, register_kind
+from ssl_vit.eval.kind import AtLeastOne, Number, ScoreKind, Seed
+from ssl_vit.eval.kinds import register_kind
 from ssl_vit.settings import Count, Positive
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from ssl_vit.eval.kind import FeatureKind, Number, Several, register_kind
+from ssl_vit.eval.kind import FeatureKind, Number, Several
+from ssl_vit.eval.kinds import register_kind
 from ssl_vit.settings import Count
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, Field
 
-from ssl_vit.eval.kind import FeatureKind, Number, register_kind
+from ssl_vit.eval.kind import FeatureKind, Number
+from ssl_vit.eval.kinds import register_kind
 from ssl_vit.settings import Count, NonNegative, Positive
 
 if TYPE_CHECKING:

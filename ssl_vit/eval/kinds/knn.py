@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from ssl_vit.eval.kind import AtLeastOne, FeatureKind, number, register_kind
+from ssl_vit.eval.kind import AtLeastOne, FeatureKind, number
+from ssl_vit.eval.kinds import register_kind
 from ssl_vit.settings import Count
 
 if TYPE_CHECKING:

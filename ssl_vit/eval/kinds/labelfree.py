@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from ssl_vit.eval.kind import FeatureKind, Number, register_kind
+from ssl_vit.eval.kind import FeatureKind, Number
+from ssl_vit.eval.kinds import register_kind
 from ssl_vit.settings import Count
 
 if TYPE_CHECKING:

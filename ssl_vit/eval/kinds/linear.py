@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ssl_vit.eval.kind import FeatureKind, register_kind
+from ssl_vit.eval.kind import FeatureKind
+from ssl_vit.eval.kinds import register_kind
 
 if TYPE_CHECKING:
     from ssl_vit.eval.job import Job, Outcome

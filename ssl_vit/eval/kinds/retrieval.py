@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ssl_vit.eval.kind import FeatureKind, Several, register_kind
+from ssl_vit.eval.kind import FeatureKind, Several
+from ssl_vit.eval.kinds import register_kind
 from ssl_vit.settings import Count
 
 if TYPE_CHECKING:

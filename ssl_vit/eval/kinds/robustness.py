@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from ssl_vit.eval.kind import AtLeastOne, FeatureKind, Several, register_kind
+from ssl_vit.eval.kind import AtLeastOne, FeatureKind, Several
+from ssl_vit.eval.kinds import register_kind
 
 if TYPE_CHECKING:
     from ssl_vit.eval.job import Job, Outcome

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from ssl_vit.eval.kind import FeatureKind, Several, register_kind
+from ssl_vit.eval.kind import FeatureKind, Several
+from ssl_vit.eval.kinds import register_kind
 
 if TYPE_CHECKING:
     from ssl_vit.eval.job import Job, Outcome
