@@ -67,7 +67,7 @@ def outcome_of(
     unfinished: Path | None = None,
     **others: Any,
 ) -> tuple[Outcome, Protocol]:
-    """The score that ``evaluate`` makes a dict of: what was right image by image, and the protocol, as they are.
+    """The score comes back with what was right image by image, and its protocol; ``evaluate`` makes a dict of both.
 
     unfinished: a folder for what a kill should not cost; the caller removes it.
     """

@@ -29,7 +29,7 @@ SCALE = (0.08, 1.0)  # of the area
 
 
 def score(job: Job, asked: Augmented) -> Outcome:
-    """The kind "augmented"; the classifier is settled before an image of val is read."""
+    """The kind "augmented" gives top-1 in percent; its classifier is settled before an image of val is read."""
     train, val = job.labelled()
     rates, epochs, batch = asked.lr, asked.epochs, asked.batch
     clean = job.features(train, "train")
@@ -58,7 +58,7 @@ def score(job: Job, asked: Augmented) -> Outcome:
 
 
 def crops(source: Source, size: int, epochs: int, batch: int, seed: int, device: torch.device) -> Loader:
-    """Batches of one random crop an image; the same for a seed, whatever the number of workers.
+    """The loader gives batches of one random crop an image, the same for a seed, whatever the number of workers.
 
     Raises:
         UserError: fewer images than a batch.
@@ -86,7 +86,7 @@ def fit_augmented(
     seed: int,
     device: torch.device,
 ) -> list[LinearProbe]:
-    """A classifier for each learning rate, all trained at once on the images of the rows ``fit`` alone.
+    """Train a classifier for each learning rate, all at once, on the images of the rows ``fit`` alone.
 
     The backbone runs in evaluation mode; features are taken as they are, as in the papers.
     """

@@ -43,7 +43,7 @@ log = logging.getLogger("ssl_vit")
 
 @dataclass(frozen=True)
 class Trial:
-    """All that the runs share."""
+    """A trial holds all that the runs of a comparison share."""
 
     job: Job
     detector: str
@@ -58,11 +58,11 @@ class Trial:
 
     @property
     def arms(self) -> list[str]:
-        """What is compared."""
+        """The arms are what is compared: the ways in which a detector begins."""
         return [arm for arm in WORDS if arm != "backbone" or self.pretrained is not None]
 
     def begin(self, arm: str, seed: int) -> Finder:
-        """A detector on the backbone, with random weights or with those that are scored; both get the same head."""
+        """A new detector begins with random weights or with those that are scored; its head is the same in both."""
         backbone, classes = self._backbone(arm, seed), len(self.train.classes)
         torch.manual_seed(seed)
         if self.pretrained is None:
@@ -85,7 +85,7 @@ class Trial:
         return fresh
 
     def run(self, arm: str, share: float, seed: int, steps: int | str, unfinished: Unfinished) -> dict[str, Any]:
-        """Train and score one detector: its scores, and what it finds in a few images."""
+        """Train and score one detector; the result has its scores, and what it finds in a few images."""
         name = f"{share:g}-{arm}-{seed}"
         if name not in unfinished.done:
             chosen = share_of(len(self.train), share / 100, seed)
@@ -101,7 +101,7 @@ class Trial:
         return found
 
     def scored(self, finder: Finder) -> dict[str, Any]:
-        """On val, in pixels of the original images; masks on the canvas.
+        """The detector is scored on val, in pixels of the original images; masks are compared on the canvas.
 
         "scores" in percent, "examples" of what was found, and how many images were "read".
         """
@@ -142,7 +142,7 @@ class Trial:
 
 
 def score(job: Job, asked: Detection) -> Outcome:
-    """The kind "detection": for each share of the labels mAP from scratch, from the weights, and the difference.
+    """The kind "detection" gives mAP from scratch, from the weights, and the difference, for each share of the labels.
 
     Where the run has pretrained the detector too (DETReg), also from its backbone's weights alone.
     """
@@ -181,7 +181,7 @@ def _settings(trial: Trial, asked: Detection) -> dict[str, Any]:
 
 
 def plan(job: Job, asked: Detection) -> Trial:
-    """What the runs of this score share. Everything that a user can have wrong is found here, before the first step.
+    """The plan is what the runs share. All that a user can have wrong is found here, before the first step.
 
     Raises:
         UserError: boxes, images or settings that don't fit each other or the backbone.

@@ -30,7 +30,7 @@ log = logging.getLogger("ssl_vit")
 
 @dataclass(frozen=True)
 class DetectorRecipe:
-    """How long a detector learns, and how fast: AdamW, the rate warmed up and then falling to 0 as a cosine."""
+    """The recipe says how long a detector learns, and how fast: AdamW, warmed up, then falling to 0 as a cosine."""
 
     steps: int
     batch: int

@@ -35,7 +35,7 @@ WEIGHT_DECAY, SMOOTHING, WARMUP = 0.05, 0.1, 0.05  # the last: share of the step
 
 
 def score(job: Job, asked: Finetune) -> Outcome:
-    """The kind "finetune": top-1 of the last step's network in evaluation mode; nothing is chosen on val."""
+    """The kind "finetune" gives top-1 of the last step's network in evaluation mode; nothing is chosen on val."""
     train, val = job.labelled()
     model = fitted(job, train, asked)
     correct, left_out = scored(model, val, job.readout, job.device)
@@ -53,7 +53,7 @@ def score(job: Job, asked: Finetune) -> Outcome:
 
 
 def fitted(job: Job, source: Source, asked: Finetune) -> nn.Module:
-    """A copy of the job's network with a new head, [B, 3, S, S] -> [B, C], trained on the whole source."""
+    """A copy of the job's network gets a new head, [B, 3, S, S] -> [B, C], and learns the whole source."""
     readout, device, classes = job.readout, job.device, len(source.classes)
     batch, lr = asked.batch, asked.lr
     loader = crops(source, readout.image_size, asked.epochs, batch, job.seed, device)
@@ -90,7 +90,7 @@ def fitted(job: Job, source: Source, asked: Finetune) -> nn.Module:
 
 
 def scored(model: nn.Module, source: Source, readout: Readout, device: torch.device) -> tuple[NDArray[np.bool_], int]:
-    """Whether each readable image, as it is, is classified rightly [M], and how many could not be read."""
+    """Each readable image, as it is, is told right (True) or wrong [M]; the number says how many could not be read."""
     loader = EvalLoader(EvalDataset(source, readout.image_size), readout.batch_size, max_bad=1.0)
     right, seen, left_out = list[NDArray[np.bool_]](), list[NDArray[np.int64]](), 0
     with evaluating(model), torch.inference_mode(), progress("scoring", len(source)) as advance:
@@ -107,7 +107,7 @@ def scored(model: nn.Module, source: Source, readout: Readout, device: torch.dev
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """timm's mixup draws from numpy's global generator, which is left as it was."""
+    """Inside, numpy's global generator, from which timm's mixup draws, has this seed; it is left as it was."""
     before = np.random.get_state()
     np.random.seed(seed)
     try:

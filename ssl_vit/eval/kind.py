@@ -22,7 +22,7 @@ VAL = {"val": "labelled images to score on"}
 
 
 def number(value: Any) -> Any:
-    """The number that a text stands for; what is no such text comes back as it is, for the type to accept or refuse.
+    """A text becomes the number that it stands for; all else comes back as it is, for the type to accept or refuse.
 
     >>> number("3"), number("1e-3"), number("auto"), number(3)
     (3, 0.001, 'auto', 3)
@@ -36,7 +36,7 @@ def number(value: Any) -> Any:
 
 
 def listed(value: Any) -> Any:
-    """The items of a text between commas, none for an empty one; a lone number is a list of one.
+    """A text becomes its items between commas, none for an empty one; a lone number becomes a list of one.
 
     >>> listed("1,5"), listed(""), listed(5), listed((1, 5))
     (('1', '5'), (), (5,), (1, 5))
@@ -47,7 +47,7 @@ def listed(value: Any) -> Any:
 
 
 def last_layers(value: Any) -> Any:
-    """The layers that "last4" stands for, counted from the end; everything else is read as any list is.
+    """ "last4" becomes the last four layers, counted from the end; everything else is read as any list is.
 
     >>> last_layers("last2"), last_layers("8,10")
     ((-2, -1), ('8', '10'))
@@ -68,11 +68,11 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Options(Section):
-    """Settings that text may be given for, as on the command line."""
+    """Options are settings that text may be given for, as on the command line."""
 
     @classmethod
     def of(cls, given: Mapping[str, Any], command: str, others: Iterable[str] = ()) -> Self:
-        """The settings with these values, checked; the rest have their defaults.
+        """The settings get these values, checked; the rest have their defaults.
 
         given: values by name, typed or as text. command: what the lines of an error begin with, as "eval knn".
         others: names that are known beside the settings', for "did you mean".
@@ -91,18 +91,18 @@ class Options(Section):
 
     @classmethod
     def settings(cls) -> dict[str, FieldInfo]:
-        """The fields by name: a class's own ones before those of its bases."""
+        """The fields are given by name, a class's own ones before those of its bases."""
         fields = cls.model_fields
         own = [name for name in fields if name in cls.__annotations__]
         return {name: fields[name] for name in [*own, *(name for name in fields if name not in own)]}
 
     def values(self) -> dict[str, Any]:
-        """The values by name, as Python has them."""
+        """The values are given by name, typed as Python has them."""
         return {name: getattr(self, name) for name in self.settings()}
 
 
 def as_typed(value: Any) -> str:
-    """A value as one would type it on the command line.
+    """A value becomes the text that one would type for it on the command line.
 
     >>> as_typed((0.07, 1.0)), as_typed("auto"), as_typed(5)
     ('0.07,1', 'auto', '5')
@@ -113,7 +113,7 @@ def as_typed(value: Any) -> str:
 
 
 class ReadoutOptions(Options):
-    """Which numbers of a frozen network are the features of an image."""
+    """These settings say which numbers of a frozen network are the features of an image."""
 
     layers: Layers = (-1,)
     """Layers whose features are taken, side by side: last4, or numbers from 0 or, negative, from the end."""
@@ -125,7 +125,7 @@ class ReadoutOptions(Options):
 
 
 class ScoreKind(Options):
-    """One way to score weights: a class, whose fields are its settings, in a file of its own.
+    """A kind of score is a class, whose fields are its settings, in a file of its own.
 
     The first line of the class's docstring is its help. Every field has a default, and a docstring that says its unit
     and its source.
@@ -139,12 +139,12 @@ class ScoreKind(Options):
     """Parts of the result that are for the picture and are not printed."""
 
     def score(self, job: Job) -> Outcome:
-        """The score of the job's weights on its images. It imports what needs torch when it is called."""
+        """Score the job's weights on its images. What needs torch is imported when this is called."""
         raise NotImplementedError
 
 
 class FeatureKind(ReadoutOptions, ScoreKind):
-    """A score of the features of a frozen network."""
+    """A score of this kind is made on the features of a frozen network."""
 
     seed: Number[Seed] = 0
     """Seed of whatever is drawn at random."""

@@ -26,7 +26,7 @@ CELLS = 14  # a side of the grid that is hidden from: the patches of a ViT with 
 
 
 def score(job: Job, asked: Robustness) -> Outcome:
-    """The kind "robustness": top-1 in percent of clean images, and of every kind of changed ones."""
+    """The kind "robustness" gives top-1 in percent of clean images, and of every kind of changed ones."""
     train, val = job.labelled()
     bank = job.features(train, "train")
     probe = fit_logistic(bank.features, bank.labels, seed=job.seed, device=job.device)
@@ -81,12 +81,12 @@ def _attacks(job: Job, val: Source, probe: LinearProbe, radius: tuple[float, ...
 
 
 def corrupted(name: str, severity: int, seed: int, image: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
-    """One of ImageNet-C's; every image, corruption and severity has random numbers of its own."""
+    """The image gets one of ImageNet-C's corruptions; each image, name and severity has random numbers of its own."""
     return corrupt(image, name, severity, sample_rng(seed, severity, index, stream=list(CORRUPTIONS).index(name)))
 
 
 def hidden(share: float, seed: int, image: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
-    """Some percent of the cells of a grid, drawn at random, at the mean colour (arXiv 2103.14586, 2105.10497).
+    """Some percent of the cells of a grid, drawn at random, get the mean colour (arXiv 2103.14586, 2105.10497).
 
     >>> image = np.arange(28 * 28 * 3).reshape(28, 28, 3).astype(np.uint8)
     >>> int((hidden(50, 0, image, 0) == image.mean((0, 1)).astype(np.uint8)).all(2).sum())
@@ -100,7 +100,7 @@ def hidden(share: float, seed: int, image: NDArray[np.uint8], index: int) -> NDA
 
 
 def shuffled(count: int, seed: int, image: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
-    """Cut into count x count tiles that change places; what doesn't fit in whole tiles stays.
+    """The image is cut into count x count tiles that change places; what doesn't fit in whole tiles stays.
 
     >>> image = np.arange(16).reshape(4, 4, 1).repeat(3, 2).astype(np.uint8)
     >>> sorted(shuffled(2, 0, image, 0)[..., 0].ravel().tolist()) == list(range(16))
