@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -47,13 +48,13 @@ def listed(value: Any) -> Any:
 
 
 def last_layers(value: Any) -> Any:
-    """ "last4" becomes the last four layers, counted from the end; everything else is read as any list is.
+    """The text "last4" becomes the last four layers, counted from the end; all else is read as any list is.
 
     >>> last_layers("last2"), last_layers("8,10")
     ((-2, -1), ('8', '10'))
     """
-    count = value.removeprefix("last") if isinstance(value, str) and value.startswith("last") else ""
-    return tuple(range(-int(count), 0)) if count.isdecimal() else listed(value)
+    found = re.fullmatch("last([1-9][0-9]{0,2})", value) if isinstance(value, str) else None
+    return tuple(range(-int(found[1]), 0)) if found else listed(value)
 
 
 Number = Annotated[T, BeforeValidator(number)]
