@@ -158,7 +158,7 @@ def _by_name(value: Any) -> Any:
     try:
         return config_class(name).model_validate(value)
     except UserError as error:
-        problem = PydanticCustomError("unknown_method", "{text}", {"text": str(error)})
+        problem = PydanticCustomError("unknown_name", "{text}", {"text": str(error)})
         details = InitErrorDetails(type=problem, loc=("name",), input=name)
         raise ValidationError.from_exception_data("method", [details]) from error
 

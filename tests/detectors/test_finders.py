@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 import torchvision
@@ -16,7 +18,7 @@ from ssl_vit.detectors.finder import SetFinder
 from ssl_vit.detectors.fpn import BackboneWithFPN
 from ssl_vit.detectors.simple_pyramid import SimplePyramid
 from ssl_vit.detectors.table import BUILDERS
-from ssl_vit.eval.kinds import DETECTORS
+from ssl_vit.eval.kinds.detection import DetectorName
 
 SIZE = 64
 TINY = {
@@ -46,7 +48,7 @@ def scenes(extent=(48, 64)):
 
 
 def test_the_table_and_the_command_know_the_same_names():
-    assert tuple(BUILDERS) == DETECTORS
+    assert tuple(BUILDERS) == get_args(DetectorName)
 
 
 @pytest.mark.parametrize(
