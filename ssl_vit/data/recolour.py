@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ssl_vit.data.jitter import BASES, LUMA, ORDERS
+from ssl_vit.data.params import JITTER, Column
 
 _THIN = 4  # every so many rows and columns tell a crop's mean colour
 _ORDERS = torch.tensor(ORDERS)
@@ -34,8 +35,8 @@ def colour_maps(params: Tensor, mean: Tensor) -> Tensor:
 
     mean: [n, 3], of each crop's red, green and blue in [0, 1]; contrast is relative to it.
     """
-    kinds, factors = _ORDERS[params[:, 4].long()], params[:, :4]
-    turned, luma = _turns(factors[:, 3]), torch.tensor(LUMA)
+    kinds, factors = _ORDERS[params[:, Column.ORDER].long()], params[:, JITTER]
+    turned, luma = _turns(factors[:, Column.HUE]), torch.tensor(LUMA)
     maps = torch.eye(3, 4).repeat(len(params), 1, 1)
     for position in range(4):
         kind = kinds[:, position]
@@ -45,9 +46,9 @@ def colour_maps(params: Tensor, mean: Tensor) -> Tensor:
         blend = torch.eye(3, 4) * factor
         blend[..., :3] += (1 - factor) * grey_share * luma
         blend[..., 3:] += (1 - factor) * mean_share * grey
-        maps = _after(torch.where((kind == 3)[:, None, None], turned, blend), maps)
+        maps = _after(torch.where((kind == Column.HUE)[:, None, None], turned, blend), maps)
     to_grey = torch.cat([luma.expand(3, 3), torch.zeros(3, 1)], 1)
-    return torch.where((params[:, 5] > 0)[:, None, None], _after(to_grey, maps), maps)
+    return torch.where((params[:, Column.GRAY] > 0)[:, None, None], _after(to_grey, maps), maps)
 
 
 def _turns(turn: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from scipy.ndimage import gaussian_filter
 from ssl_vit.data import augment as ours
 from ssl_vit.data import kernels
 from ssl_vit.data.augment import blur, normalise
-from ssl_vit.data.crops import COLOURS, UNCHANGED, draw_colour
+from ssl_vit.data.crops import draw_colour
 from ssl_vit.data.jitter import BASES, ORDERS, blend, hue
+from ssl_vit.data.params import UNCHANGED, Column
 from ssl_vit.data.plan import View
 from tests.data.photo import photo
 
@@ -37,7 +38,7 @@ def crops(count: int, size: int = 24) -> torch.Tensor:
 
 
 def row(**values: float) -> list[float]:
-    return [values.get(name, default) for name, default in zip(COLOURS, UNCHANGED, strict=True)]
+    return [values.get(column.name.lower(), default) for column, default in zip(Column, UNCHANGED, strict=False)]
 
 
 @pytest.mark.parametrize(
@@ -88,13 +89,13 @@ def test_whole_chain_against_torchvision_crop_by_crop(augment):
     images, mean, std = crops(60), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
     expected = []
     for image, values in zip(images.float() / 255, params.tolist(), strict=True):
-        for operation in ORDERS[int(values[4])]:
+        for operation in ORDERS[int(values[Column.ORDER])]:
             image = TORCHVISION[operation](image, values[operation])
-        if values[5]:
+        if values[Column.GRAY]:
             image = tv.rgb_to_grayscale(image, 3)
-        if values[6]:
-            image = torch.from_numpy(gaussian_filter(image.numpy(), (0, values[6], values[6]), mode="nearest"))
-        if values[7]:
+        if sigma := values[Column.SIGMA]:
+            image = torch.from_numpy(gaussian_filter(image.numpy(), (0, sigma, sigma), mode="nearest"))
+        if values[Column.SOLARIZE]:
             image = tv.solarize(image, 128 / 255)
         expected.append(tv.normalize(image, list(mean), list(std)))
     actual = augment(images, params, mean, std)
