@@ -176,7 +176,6 @@ class _Run:
             seed=config.train.seed,
             mean=settled(config.data.mean),
             std=settled(config.data.std),
-            fast_colours=config.data.augment == "fast",
             kernels=config.data.kernels == "numba",
             channels_last=wants_channels_last(self.method.exported().info),
             accumulate=config.train.accumulate,

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ssl_vit.data.jitter import jittered, some
 from ssl_vit.data.params import Column
-from ssl_vit.data.recolour import recoloured
 
 _THRESHOLD = 128 / 255
 _TILE = 2 * 3 * 224 * 224  # values that are done together on a CPU: few enough to stay in its cache
@@ -27,7 +26,6 @@ def augment(
     mean: Sequence[float],
     std: Sequence[float],
     *,
-    fast: bool = False,
     kernels: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -35,8 +33,8 @@ def augment(
 
     images: uint8 [N, 3, S, S] on any device; params: float32 [N, P], columns as ``params.Column`` names them. Keep
     them on the CPU: which crops need which operation is decided there, without waiting for the device. mean, std: of
-    images in [0, 1]; fast: jitter as one linear map, see `recolour`; kernels: on a CPU by numba, see `kernels`,
-    exact and as quick as fast ones would be. Returns float32 [N, 3, S, S], in `out` if given.
+    images in [0, 1]; kernels: on a CPU by numba, four times as quick, see `kernels`.
+    Returns float32 [N, 3, S, S], in `out` if given.
     """
     out = torch.empty(images.shape, device=images.device) if out is None else out
     shift, scale = _standard(mean, std, images.device)
@@ -47,7 +45,7 @@ def augment(
         return out
     together = max(1, _TILE // images[0].numel()) if images.device.type == "cpu" else len(images)
     with torch.autocast(images.device.type, enabled=False):
-        for rows, x in (recoloured if fast else jittered)(images, params, together):
+        for rows, x in jittered(images, params, together):
             x = some(x, params[rows, Column.SIGMA], blur)
             x = some(x, params[rows, Column.SOLARIZE], lambda chosen, _: solarize(chosen))
             out.index_copy_(0, rows.to(out.device, non_blocking=True), torch.addcmul(shift, x, scale, out=x))

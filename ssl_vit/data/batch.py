@@ -90,13 +90,12 @@ def to_views(
     std: Sequence[float],
     device: torch.device | str,
     *,
-    fast: bool = False,
     kernels: bool = False,
     channels_last: bool = False,
 ) -> list[Tensor]:
     """Move a batch to the device and augment it there: float32 [count * B, 3, S, S] for each View, then the boxes.
 
-    fast, kernels: see `augment`; channels_last: in which order they lie in memory; the shape is the same.
+    kernels: see `augment`; channels_last: in which order they lie in memory; the shape is the same.
     """
     moved = batch.to(device)
     whole = torch.empty(len(batch.pixels), device=device)  # one piece of memory: the next batch finds it again
@@ -104,6 +103,6 @@ def to_views(
     for images, params in zip(moved.views, moved.params, strict=True):
         out = whole[begin : begin + images.numel()]
         out = out.view(images.movedim(1, -1).shape).movedim(-1, 1) if channels_last else out.view(images.shape)
-        views.append(augment(images, params, mean, std, fast=fast, kernels=kernels, out=out))
+        views.append(augment(images, params, mean, std, kernels=kernels, out=out))
         begin += images.numel()
     return views if moved.boxes is None else [*views, moved.boxes]

@@ -43,7 +43,6 @@ class Recipe:
     seed: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    fast_colours: bool = False
     kernels: bool = False  # of numba, for colours on a CPU
     channels_last: bool = False
     accumulate: int = 1
@@ -95,7 +94,7 @@ class Pretraining(L.LightningModule):
         forward pass is over.
         """
         recipe, steps, seen = self.recipe, list[Step](), list[Mapping[str, Tensor]]()
-        how = {"fast": recipe.fast_colours, "kernels": recipe.kernels, "channels_last": recipe.channels_last}
+        how = {"kernels": recipe.kernels, "channels_last": recipe.channels_last}
         for part in batch.divided(recipe.accumulate):
             if steps:
                 self._go_back(steps[-1].loss / recipe.accumulate)
