@@ -16,10 +16,11 @@ from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.data.annotations import Annotations
 from ssl_vit.data.detection import JITTER, DetectionDataset, Scene, scenes_in_order, share_of
 from ssl_vit.data.loader import worker_count
+from ssl_vit.detectors.build import build_finder
 from ssl_vit.detectors.detector import Detections
 from ssl_vit.detectors.files import detector_of, load_detector
 from ssl_vit.detectors.finder import Finder, SetFinder
-from ssl_vit.detectors.table import BUILDERS
+from ssl_vit.detectors.table import DetectorName
 from ssl_vit.eval.detection_data import canvas, check_outlines, fingerprint, numbered_alike, open_boxes
 from ssl_vit.eval.detection_loop import CLIP, WARMUP, WEIGHT_DECAY, Recipe, train_detector
 from ssl_vit.eval.detection_summary import summary
@@ -45,7 +46,7 @@ class Trial:
     """All that the runs share."""
 
     job: Job
-    detector: str
+    detector: DetectorName
     train: Annotations
     val: Annotations
     size: int
@@ -65,7 +66,7 @@ class Trial:
         backbone, classes = self._backbone(arm, seed), len(self.train.classes)
         torch.manual_seed(seed)
         if self.pretrained is None:
-            return BUILDERS[self.detector](backbone, classes, self.size).to(self.job.device)
+            return build_finder(self.detector, backbone, classes, self.size).to(self.job.device)
         detector = load_detector(self.pretrained, classes)
         if arm != "weights":  # of the same sizes
             detector = type(detector)(backbone, classes, **detector.settings)
@@ -142,7 +143,7 @@ class Trial:
 
 def score(
     job: Job,
-    detector: str,
+    detector: DetectorName,
     seeds: tuple[int, ...],
     share: tuple[float, ...],
     steps: int | str,
@@ -188,7 +189,7 @@ def score(
 
 def _trial(
     job: Job,
-    detector: str,
+    detector: DetectorName,
     size: int | str,
     batch: int,
     lr: float | str,
@@ -211,13 +212,13 @@ def _trial(
         job.sides[side] = Side(len(annotations), len(annotations.missing), fingerprint(annotations))
     wide = canvas(job.backbone.info, train, size)
     assert isinstance(job.backbone, TimmBackbone)  # the one adapter
-    finder = BUILDERS[detector](copy.deepcopy(job.backbone), job.classes, wide)
+    finder = build_finder(detector, copy.deepcopy(job.backbone), job.classes, wide)
     rate = (SET_RATE if isinstance(finder, SetFinder) else RATE) if lr == "auto" else float(lr)
     slower = rate if backbone_lr == "auto" else float(backbone_lr)
     return Trial(job, detector, train, val, wide, batch, rate, slower, masks, _pretrained(job.weights, detector))
 
 
-def _pretrained(run: Path, detector: str) -> Path | None:
+def _pretrained(run: Path, detector: DetectorName) -> Path | None:
     """The detector that a run holds, if it is of the kind that is asked for; said where it is not."""
     file = detector_of(run)
     if file is None or (kind := load_detector(file).name) == detector:

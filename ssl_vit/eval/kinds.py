@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ssl_vit.detectors.table import DETECTORS
+
 POOLINGS = ("model", "class", "mean", "class+mean")  # see readout.py
 PRECISIONS = ("float32", "bfloat16")
 
 TRAIN = ("train", "labelled images to learn from")
 VAL = ("val", "labelled images to score on")
-DETECTORS = ("faster_rcnn", "retinanet", "mask_rcnn", "deformable_detr", "detr", "yolos")
 _BOXES = "with boxes: a COCO .json, a Pascal VOC folder or a YOLO folder"
 
 

@@ -9,8 +9,8 @@ from torchvision.ops import box_convert, box_iou, roi_align
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.plan import ViewPlan
 from ssl_vit.detectors.detector import Predictions
-from ssl_vit.detectors.files import KINDS, Pretrainable
 from ssl_vit.detectors.losses import GroundTruth, Matches, SetLoss
+from ssl_vit.detectors.networks import Pretrainable, network_class
 from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.detreg_config import Config
 from ssl_vit.methods.method import Method, Progress, Step
@@ -30,7 +30,7 @@ class DETReg(Method):
         super().__init__()
         self.config, self.image_size = config, image_size
         backbone.requires_grad_(False)
-        self.network: Pretrainable = KINDS[config.detector](
+        self.network: Pretrainable = network_class(config.detector)(
             backbone,
             1,
             queries=settled(config.queries),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.plan import ViewPlan
-from ssl_vit.detectors.files import Pretrainable
+from ssl_vit.detectors.networks import Pretrainable
 from ssl_vit.proposals.prior import Prior
 from ssl_vit.tokenizers.tokenizer import Tokenizer
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from ssl_vit.detectors.files import Pretrainable
 from ssl_vit.detectors.gaze import gaze, surest
+from ssl_vit.detectors.networks import Pretrainable
 from ssl_vit.files import write_atomically
 from ssl_vit.report.figures import ACCENT, SECOND, STYLE, Image
 from ssl_vit.report.regions import _Ink, shown

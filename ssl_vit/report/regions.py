@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_vit.detectors.detector import best
-from ssl_vit.detectors.files import Pretrainable
+from ssl_vit.detectors.networks import Pretrainable
 from ssl_vit.files import write_atomically
 from ssl_vit.report.detection import Boxed, boxes_figure
 
