@@ -403,6 +403,18 @@ def test_missing_images_are_named(tmp_path):
         check_data(config(path=tmp_path, val=tmp_path / "val"))
 
 
+def test_a_key_of_older_versions_is_taken_where_it_changes_nothing(tmp_path: Path) -> None:
+    """As config.yaml of a run that began before has it."""
+    old = tmp_path / "config.yaml"
+    old.write_text("data:\n  path: images\n  augment: exact\n")
+    assert load_config([old]) == load_config(flags={"data.path": "images"})
+    old.write_text("data:\n  path: images\n  augment: fast\n")
+    with pytest.raises(
+        ConfigError, match=r"^data.augment: no longer a setting; .*; remove it \(.*config.yaml line 3\)$"
+    ):
+        load_config([old])
+
+
 RECIPES = Path(__file__).parents[1] / "configs"
 
 

@@ -16,10 +16,11 @@ from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.data.annotations import Annotations
 from ssl_vit.data.detection import JITTER, DetectionDataset, Scene, scenes_in_order, share_of
 from ssl_vit.data.loader import worker_count
+from ssl_vit.detectors.build import build_finder
 from ssl_vit.detectors.detector import Detections
 from ssl_vit.detectors.files import detector_of, load_detector
 from ssl_vit.detectors.finder import Finder, SetFinder
-from ssl_vit.detectors.table import BUILDERS
+from ssl_vit.detectors.table import DetectorName
 from ssl_vit.eval.detection_data import canvas, check_outlines, fingerprint, numbered_alike, open_boxes
 from ssl_vit.eval.detection_loop import CLIP, WARMUP, WEIGHT_DECAY, DetectorRecipe, train_detector
 from ssl_vit.eval.detection_summary import gain_summary
@@ -46,7 +47,7 @@ class Trial:
     """A trial holds all that the runs of a comparison share."""
 
     job: Job
-    detector: str
+    detector: DetectorName
     train: Annotations
     val: Annotations
     size: int
@@ -66,7 +67,7 @@ class Trial:
         backbone, classes = self._backbone(arm, seed), len(self.train.classes)
         torch.manual_seed(seed)
         if self.pretrained is None:
-            return BUILDERS[self.detector](backbone, classes, self.size).to(self.job.device)
+            return build_finder(self.detector, backbone, classes, self.size).to(self.job.device)
         detector = load_detector(self.pretrained, classes)
         if arm != "weights":  # of the same sizes
             detector = type(detector)(backbone, classes, **detector.settings)
@@ -201,14 +202,14 @@ def plan(job: Job, asked: Detection) -> Trial:
         job.sides[side] = Side(len(annotations), len(annotations.missing), fingerprint(annotations))
     wide = canvas(job.backbone.info, train, asked.size)
     assert isinstance(job.backbone, TimmBackbone)  # the one adapter
-    finder = BUILDERS[asked.detector](copy.deepcopy(job.backbone), job.classes, wide)
+    finder = build_finder(asked.detector, copy.deepcopy(job.backbone), job.classes, wide)
     rate = (SET_RATE if isinstance(finder, SetFinder) else RATE) if asked.lr == "auto" else asked.lr
     slower = rate if asked.backbone_lr == "auto" else asked.backbone_lr
     pretrained = _pretrained(job.weights, asked.detector)
     return Trial(job, asked.detector, train, val, wide, asked.batch, rate, slower, masks, pretrained)
 
 
-def _pretrained(run: Path, detector: str) -> Path | None:
+def _pretrained(run: Path, detector: DetectorName) -> Path | None:
     """The detector that a run holds, if it is of the kind that is asked for; said where it is not."""
     file = detector_of(run)
     if file is None or (kind := load_detector(file).name) == detector:

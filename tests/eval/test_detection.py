@@ -18,9 +18,9 @@ from ssl_vit.backbones import create_backbone
 from ssl_vit.cli import main
 from ssl_vit.data.annotations import open_annotations
 from ssl_vit.data.detection import DetectionDataset
+from ssl_vit.detectors.build import build_finder
 from ssl_vit.detectors.detector import Detections
 from ssl_vit.detectors.finder import Finder
-from ssl_vit.detectors.table import BUILDERS
 from ssl_vit.eval import detection, detection_loop
 from ssl_vit.eval.detection_data import canvas, numbered_alike
 from ssl_vit.eval.detection_summary import gain_summary
@@ -230,7 +230,7 @@ def test_both_detectors_have_the_same_head_and_other_backbones(trial):
 def test_the_backbone_learns_at_its_own_rate(sets):
     annotations = open_annotations(sets["train"])
     torch.manual_seed(0)
-    finder = BUILDERS["faster_rcnn"](create_backbone("resnet18", model_args=ARGS), 2, 64)
+    finder = build_finder("faster_rcnn", create_backbone("resnet18", model_args=ARGS), 2, 64)
     before = {name: value.clone() for name, value in finder.named_parameters()}
     data = DetectionDataset(annotations, 64, training=True)
     detection_loop.train_detector(finder, data, np.arange(8), detection_loop.DetectorRecipe(2, 2, 1e-3, 1e-9, 0))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from ssl_vit.detectors.table import DetectorName
 from ssl_vit.eval.kind import AtLeastOne, Number, ScoreKind, Seed
 from ssl_vit.eval.kinds import register_kind
 from ssl_vit.settings import Count, Positive
@@ -28,7 +29,6 @@ def _different(seeds: tuple[int, ...]) -> tuple[int, ...]:
     return seeds
 
 
-DetectorName = Literal["faster_rcnn", "retinanet", "mask_rcnn", "deformable_detr", "detr", "yolos"]
 AutoWord = Literal["auto"]
 Seeds = Annotated[AtLeastOne[Seed], AfterValidator(_different)]
 Percent = Annotated[float, Field(gt=0, le=100)]
