@@ -34,6 +34,7 @@ def score(backbone: Backbone, train: Source, val: Source) -> float:
 
 
 def main(train: Source, val: Source, total: int) -> None:
+    """Pretrain for so many steps, and say what is learnt."""
     torch.manual_seed(0)
     shape = {"patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4, "global_pool": "avg"}
     backbone = create_backbone("vit_tiny_patch16_224", image_size=SIZE, model_args=shape)
@@ -52,7 +53,7 @@ def main(train: Source, val: Source, total: int) -> None:
         optimizer.zero_grad()
         method.after_step(progress)  # the teacher moves
         if (step + 1) % max(1, total // 5) == 0:
-            print(f"step {step + 1}: loss {float(loss):.3f}, k-NN {score(method.exported(), train, val):.1f} %")
+            print(f"step {step + 1}: loss {loss.item():.3f}, k-NN {score(method.exported(), train, val):.1f} %")
 
 
 if __name__ == "__main__":
