@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_vit.training.attention import attend
+from ssl_vit.training.cpu.attention import attend
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 SHAPES = ((16, 3, 197, 64), (64, 3, 37, 64), (256, 4, 17, 32), (8, 16, 197, 32), (16, 6, 197, 64))  # B, H, N, d

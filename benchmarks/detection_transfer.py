@@ -18,10 +18,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ssl_vit import experiment
 from ssl_vit.config import load_config
 from ssl_vit.data.files import write_whole
 from ssl_vit.eval.api import evaluate
+from ssl_vit.run.pretrain import pretrain as start_run
 
 BACKBONE = {"backbone.name": "resnet18", "backbone.args": {"channels": [32, 64, 128, 256]}}
 
@@ -56,7 +56,7 @@ def pretrain(images: Path, out: Path, epochs: int, more: list[str]) -> Path:
             "train.epochs": epochs,
         }
         started = time.monotonic()
-        experiment.pretrain(load_config([], more, flags), run, resume=run.exists())
+        start_run(load_config([], more, flags), run, resume=run.exists())
         print(f"pretrained in {(time.monotonic() - started) / 60:.1f} min", flush=True)
     return run
 

@@ -20,10 +20,10 @@ import torch
 from detection_transfer import boxes
 from matplotlib.figure import Figure
 
-from ssl_vit import experiment
 from ssl_vit.config import load_config
 from ssl_vit.eval.api import evaluate
 from ssl_vit.report.figures import ACCENT, FAINT, INK, SECOND, STYLE, read_metrics, save, series, smooth
+from ssl_vit.run.pretrain import pretrain
 
 SIZE, SHARE, SEEDS = 128, 10.0, (0, 1, 2)  # pixels a side; percent of the images that have labels
 ARMS = {"scratch": "from scratch", "backbone": "DINO's backbone", "weights": "DINO's backbone, DETReg"}
@@ -54,10 +54,10 @@ def pretrained(scenes: Path, out: Path, settings: dict[str, Any], more: list[str
     if (out / "COMPLETE").exists():
         return out
     if (out / "config.yaml").exists():
-        experiment.pretrain(load_config([out / "config.yaml"]), out, resume=True)
+        pretrain(load_config([out / "config.yaml"]), out, resume=True)
         return out
     flags = {"data.path": str(scenes / "train" / "images"), "data.workers": 0} | settings
-    experiment.pretrain(load_config([], more, flags), out)
+    pretrain(load_config([], more, flags), out)
     return out
 
 

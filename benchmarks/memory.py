@@ -18,11 +18,12 @@ import time
 import torch
 from torch import Tensor
 
-from ssl_vit.auto import Facts, resolve_config
 from ssl_vit.config import load_config
-from ssl_vit.experiment import build_method
 from ssl_vit.methods.method import Progress
-from ssl_vit.training.bfloat16 import lean_bfloat16
+from ssl_vit.run.facts import Facts
+from ssl_vit.run.plan import resolve_config
+from ssl_vit.run.prepare import build_method
+from ssl_vit.training.cpu.bfloat16 import lean_bfloat16
 from ssl_vit.training.optim import make_optimizer
 from ssl_vit.training.speed import wants_channels_last
 

@@ -24,14 +24,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_vit.auto import Facts, resolve_config
 from ssl_vit.config import load_config
-from ssl_vit.experiment import build_method
 from ssl_vit.methods import config_class, list_methods
 from ssl_vit.methods.esvit import EsViT, regions
 from ssl_vit.methods.esvit_config import Config
 from ssl_vit.methods.heads import DINOHead
 from ssl_vit.methods.method import Progress
+from ssl_vit.run.facts import Facts
+from ssl_vit.run.plan import resolve_config
+from ssl_vit.run.prepare import build_method
 from ssl_vit.training.checkpoint import write_atomically
 from ssl_vit.training.optim import clip_gradients, make_optimizer
 
@@ -145,7 +146,7 @@ def main() -> None:
     rows = []
     for method in list_methods():
         config = config_class(method)
-        if method == "dino" or config.frozen:  # that is DETReg, which trains a detector and not the backbone
+        if method in ("dino", "detreg"):  # the latter trains a detector and not the backbone
             continue
         if config.plain_only and not args.backbone.startswith(("vit", "deit")):
             continue

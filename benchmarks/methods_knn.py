@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_vit import experiment
 from ssl_vit.config import load_config
 from ssl_vit.methods import config_class
+from ssl_vit.run.pretrain import pretrain
 from ssl_vit.tokenizers.tokenizer import Grid
 from ssl_vit.tokenizers.vq import VQ
 from ssl_vit.training.checkpoint import write_atomically
@@ -74,7 +74,7 @@ def run(folder: Path, data: str, backbone: str, method: str, seed: int, more: li
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch, words_drawn() if method == DRAWN else nullcontext():
         out = Path(scratch) / "run"
-        result = experiment.pretrain(load_config([], more, flags), out)
+        result = pretrain(load_config([], more, flags), out)
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     scores = [row["knn/20"] for row in rows if "knn/20" in row]
     verdict = result.verdict.sentence if result.verdict else ""

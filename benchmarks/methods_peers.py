@@ -34,7 +34,7 @@ BACKBONE, SIZE, IMAGES, STEPS, WARM = "vit_tiny_patch16_224", 224, 8, 3, 1
 DIM, GRID = 192, 14  # of that network
 HEADS = {"hidden_dim": 2048, "bottleneck_dim": 256, "out_dim": 8192}  # DINO's, of iBOT
 IMPORTS = {  # whose -> what is there before memory is counted
-    "ours": ("ssl_vit.experiment", "ssl_vit.training.optim", "ssl_vit.methods.dino"),
+    "ours": ("ssl_vit.run.pretrain", "ssl_vit.training.optim", "ssl_vit.methods.dino"),
     "lightly": ("lightly.loss", "lightly.models.modules", "timm"),
     "stable-pretraining": ("stable_pretraining.methods",),
 }
@@ -57,11 +57,12 @@ ROWS: dict[str, tuple[str, dict[str, object]]] = {
 
 def ours(method: str, settings: dict[str, object], precision: str) -> Iterator[float]:
     """Losses of our steps, for as long as they are asked for."""
-    from ssl_vit.auto import Facts, resolve_config
     from ssl_vit.config import load_config
-    from ssl_vit.experiment import build_method
     from ssl_vit.methods.method import Progress
-    from ssl_vit.training.bfloat16 import lean_bfloat16
+    from ssl_vit.run.facts import Facts
+    from ssl_vit.run.plan import resolve_config
+    from ssl_vit.run.prepare import build_method
+    from ssl_vit.training.cpu.bfloat16 import lean_bfloat16
     from ssl_vit.training.optim import make_optimizer
 
     facts = Facts(1_281_167, SIZE, lambda: ((0.5,) * 3, (0.25,) * 3), gpus=0, cpus=1, bfloat16=False)

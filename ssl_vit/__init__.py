@@ -20,7 +20,7 @@ _HOMES = {
     "list_methods": "ssl_vit.methods:list_methods",
     "load_config": "ssl_vit.config:load_config",
     "load_weights": "ssl_vit.checkpoints.load:load",
-    "pretrain": "ssl_vit.experiment:pretrain",
+    "pretrain": "ssl_vit.run.pretrain:pretrain",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -14,23 +14,22 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssl_vit.config import RunConfig, check_data
-from ssl_vit.data.batch import Batch, to_views
+from ssl_vit.config import ResolvedConfig, RunConfig, check_data
+from ssl_vit.data.batch import Batch
 from ssl_vit.data.crops import make_views, sample_rng, wanted_side
 from ssl_vit.data.decode import BadImage, decode
 from ssl_vit.data.loader import build_loader, epoch_order, steps_per_epoch
 from ssl_vit.data.sources import Source, open_source, require
-from ssl_vit.experiment import build_method, resolve_for
-from ssl_vit.methods.base_config import settled
-from ssl_vit.methods.method import Progress
 from ssl_vit.report.speed import Parts
-from ssl_vit.training.bfloat16 import lean_bfloat16
+from ssl_vit.run.plan import resolve_for
+from ssl_vit.run.prepare import new_method
 from ssl_vit.training.compiler import compiling
+from ssl_vit.training.fabric import new_fabric
 from ssl_vit.training.memory import LESS, enough_memory, keep_memory, memory_is_short
-from ssl_vit.training.optim import clip_gradients, make_optimizer
-from ssl_vit.training.speed import peak_flops, wants_channels_last
+from ssl_vit.training.speed import peak_flops
+from ssl_vit.training.step import PARTS, Learner, take_step
 
-READING, STEP = ("decode", "views"), ("transfer", "augment", "forward", "backward", "optimiser")
+READING = ("decode", "views")
 SECONDS = 3.0  # for each of the three measurements
 _WAITS, _MUCH = 0.1, 0.15  # shares of the time from which on something is said
 
@@ -40,7 +39,7 @@ class Bench:
     """What was measured; times are milliseconds an image."""
 
     what: str  # method, backbone, device, precision, batch size
-    parts: Parts  # of `READING`, in one process, and of `STEP`
+    parts: Parts  # of `READING`, in one process, and of a step
     together: float  # images a second of reading and training
     alone: float  # images a second of training on a batch that is there
     reading: float  # images a second that one process reads
@@ -52,14 +51,14 @@ class Bench:
     advice: tuple[str, ...]
 
     def __str__(self) -> str:
-        total = {name: sum(self.parts[part] for part in parts) for name, parts in (("r", READING), ("s", STEP))}
+        total = {name: sum(self.parts[part] for part in parts) for name, parts in (("r", READING), ("s", PARTS))}
         lines = [self.what, "", "reading, in one process:"]
         lines += [
             f"  {part:10} {self.parts[part]:9.2f} ms an image  {self.parts[part] / total['r']:4.0%}" for part in READING
         ]
         lines += ["a training step:"]
         lines += [
-            f"  {part:10} {self.parts[part]:9.2f} ms an image  {self.parts[part] / total['s']:4.0%}" for part in STEP
+            f"  {part:10} {self.parts[part]:9.2f} ms an image  {self.parts[part] / total['s']:4.0%}" for part in PARTS
         ]
         busy = f"{self.busy:.0%} of {self.peak}" if self.busy is not None else f"peak not known ({self.peak})"
         lines += [
@@ -77,78 +76,51 @@ def bench(config: RunConfig) -> Bench:
     """Measure reading, a step, and both together, each for some seconds; nothing is written. Raises UserError."""
     check_data(config)
     source = open_source(config.data.path)
-    config, _ = resolve_for(config, source)
-    require(source, settled(config.train.batch_size))
+    resolved, _ = resolve_for(config, source)
+    require(source, resolved.train.batch_size)
     keep_memory()
     with enough_memory(), compiling():
-        return _measured(config, source)
+        return _measured(resolved, source)
 
 
-def _measured(config: RunConfig, source: Source) -> Bench:
-    step = _Step(config, len(source))
+def _measured(config: ResolvedConfig, source: Source) -> Bench:
+    step = _Steps(config, len(source))
     read = _read_times(source, step)
     loader = _loader(source, step)
     together, wait = _together(loader, step)
     parts, flops = _step_times(next(iter(_loader(source, step, workers=0))), step)
     parts = read | parts
-    alone, reading = 1000 / sum(parts[p] for p in STEP), 1000 / sum(parts[p] for p in READING)
-    peak, name = peak_flops(step.device, step.precision)
-    workers = settled(config.data.workers)
+    alone, reading = 1000 / sum(parts[p] for p in PARTS), 1000 / sum(parts[p] for p in READING)
+    peak, name = peak_flops(step.device, config.train.precision)
+    workers = config.data.workers
     busy = alone * flops / peak if peak else None
     what = (
-        f"{config.method.name} on {config.backbone.name}, {step.device_name}, {step.precision}, "
+        f"{config.method.name} on {config.backbone.name}, {step.device_name}, {config.train.precision}, "
         f"{step.images} images a step and device"
     )
     advice = tuple(_advice(parts, wait, workers, config))
     return Bench(what, parts, together, alone, reading, workers, wait, flops, busy, name, advice)
 
 
-class _Step:
-    """A training step without what watches it."""
+class _Steps:
+    """Training steps in the middle of a run, whose parts are timed."""
 
-    def __init__(self, config: RunConfig, images: int) -> None:
-        self.config, self.precision = config, settled(config.train.precision)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(self, config: ResolvedConfig, images: int) -> None:
+        self.config = config
+        self.fabric = new_fabric(config.train.model_copy(update={"devices": 1, "nodes": 1}))
+        self.fabric.launch()
+        self.device = self.fabric.device
         self.device_name = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
-        torch.manual_seed(config.train.seed)
-        self.method = build_method(config).to(self.device).train()
-        if settled(config.train.compile):
-            self.method.compile()
-        self.plan = self.method.views()
-        optim = config.optim
-        self.optimizer = make_optimizer(
-            self.method, settled(optim.optimizer), 1e-6, settled(optim.beta2), self.method.slow
-        )
-        per_epoch = steps_per_epoch(images, settled(config.train.batch_size))
-        self.progress = Progress(per_epoch // 2, 100 * per_epoch, per_epoch, config.train.accumulate)
-        self.images = settled(config.train.batch_size) // settled(config.train.devices)  # of one device
-        self.seconds = dict.fromkeys(STEP, 0.0)
+        method = new_method(config, None)
+        self.plan = method.views()
+        per_epoch = steps_per_epoch(images, config.train.batch_size)
+        self.learner = Learner(self.fabric, method, config, per_epoch, 100 * per_epoch)
+        self.number = per_epoch // 2
+        self.images = config.train.batch_size // config.train.devices  # of one device
+        self.seconds = dict.fromkeys(PARTS, 0.0)
 
     def __call__(self, batch: Batch) -> None:
-        data, config = self.config.data, self.config
-        with self.timed("transfer"):
-            batch = batch.to(self.device)
-        kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision)
-        autocast = torch.autocast(self.device.type, dtype=kind, enabled=kind is not None)
-        how = {
-            "fast": data.augment == "fast",
-            "kernels": data.kernels == "numba",
-            "channels_last": wants_channels_last(self.method.exported().info),
-        }
-        for part in batch.divided(config.train.accumulate):
-            with self.timed("augment"):
-                views = to_views(part, settled(data.mean), settled(data.std), self.device, **how)
-            with self.timed("forward"), autocast, lean_bfloat16(self.device):
-                loss = self.method(views, self.progress).loss
-            with self.timed("backward"):
-                loss.backward()
-        with self.timed("optimiser"):
-            self.method.before_optimizer(self.progress)
-            trained = [p for p in self.method.parameters() if p.grad is not None]
-            clip_gradients(trained, settled(config.optim.clip), config.method.clip_per_tensor)
-            self.optimizer.step()
-            self.method.after_step(self.progress)
-            self.optimizer.zero_grad()
+        take_step(self.learner, batch, self.number, self.timed)
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -167,7 +139,7 @@ class _AnyBoxes:
         return np.sort(corners, axis=1).reshape(-1, 4)
 
 
-def _loader(source: Source, step: _Step, workers: int | None = None) -> Any:
+def _loader(source: Source, step: _Steps, workers: int | None = None) -> Any:
     config = step.config
     return build_loader(
         source,
@@ -175,14 +147,14 @@ def _loader(source: Source, step: _Step, workers: int | None = None) -> Any:
         batch_size=step.images,
         seed=config.train.seed,
         total_steps=2**31,
-        workers=settled(config.data.workers) if workers is None else workers,
+        workers=config.data.workers if workers is None else workers,
         pin_memory=step.device.type == "cuda",
         max_bad=config.data.max_bad,
         regions=_AnyBoxes(),
     )
 
 
-def _read_times(source: Source, step: _Step) -> Parts:
+def _read_times(source: Source, step: _Steps) -> Parts:
     """CPU time of decoding an image and of making its views."""
     order, want = epoch_order(len(source), 0, 0).tolist(), 2 * wanted_side(step.plan)
     begun, spent, images = time.perf_counter(), np.zeros(2), 0
@@ -203,11 +175,11 @@ def _read_times(source: Source, step: _Step) -> Parts:
     return dict(zip(READING, (1000 * spent / max(images, 1)).tolist(), strict=True))
 
 
-def _step_times(batch: Batch, step: _Step) -> tuple[Parts, float]:
+def _step_times(batch: Batch, step: _Steps) -> tuple[Parts, float]:
     """Milliseconds an image of each part of a step, and the arithmetic of an image."""
     with FlopCounterMode(display=False) as counter:
         step(batch)
-    step.seconds = dict.fromkeys(STEP, 0.0)
+    step.seconds = dict.fromkeys(PARTS, 0.0)
     begun, steps = time.perf_counter(), 0
     while steps < 2 or time.perf_counter() - begun < SECONDS:
         step(batch)
@@ -218,7 +190,7 @@ def _step_times(batch: Batch, step: _Step) -> tuple[Parts, float]:
     )
 
 
-def _together(loader: Any, step: _Step) -> tuple[float, float]:
+def _together(loader: Any, step: _Steps) -> tuple[float, float]:
     """Images a second of reading and training at once, and the share of the time spent waiting for images."""
     batches = iter(loader)
     step(next(batches))  # processes start, memory is taken
@@ -233,10 +205,10 @@ def _together(loader: Any, step: _Step) -> tuple[float, float]:
     return images / spent, waited / spent
 
 
-def _advice(parts: Parts, wait: float, workers: int, config: RunConfig) -> Iterator[str]:
+def _advice(parts: Parts, wait: float, workers: int, config: ResolvedConfig) -> Iterator[str]:
     """What bounds the run, and what would change it."""
-    step, train, on_gpu = sum(parts[p] for p in STEP), config.train, torch.cuda.is_available()
-    shares = {part: parts[part] / step for part in STEP}
+    step, train, on_gpu = sum(parts[p] for p in PARTS), config.train, torch.cuda.is_available()
+    shares = {part: parts[part] / step for part in PARTS}
     if wait > _WAITS:
         yield f"Images come too slowly: training waits for them {wait:.0%} of the time."
         yield f"- more reading processes, if there are idle cores: --set data.workers={workers + 2}"
@@ -246,9 +218,9 @@ def _advice(parts: Parts, wait: float, workers: int, config: RunConfig) -> Itera
             yield "- crops take most of it: fewer or smaller ones (settings of the method)"
     else:
         yield f"The training step bounds the run; images come in time (data wait {wait:.0%})."
-        if on_gpu and not settled(train.compile):
+        if on_gpu and not train.compile:
             yield "- --set train.compile=true makes a recent GPU quicker, after some minutes of compiling"
-        if on_gpu and settled(train.precision) == "32-true":
+        if on_gpu and train.precision == "32-true":
             yield "- --set train.precision=bf16-mixed is quicker where the GPU supports it"
     if memory_is_short():
         yield f"- memory is nearly full; where it does not suffice: {LESS}"

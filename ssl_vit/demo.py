@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
@@ -23,9 +21,10 @@ from ssl_vit.eval.knn import knn
 from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.readout import Readout
 from ssl_vit.eval.weights import load
-from ssl_vit.experiment import build_method, pretrain, resolve
-from ssl_vit.methods.base_config import settled
 from ssl_vit.report.figures import demo_figure, save
+from ssl_vit.run.plan import resolve
+from ssl_vit.run.prepare import new_method
+from ssl_vit.run.pretrain import pretrain
 
 SIDE = 56  # pixels of an image
 TRAIN = 400  # images of each digit to learn from; the other 100 are scored
@@ -58,11 +57,7 @@ def demo(out: Path | str) -> None:
 def _random_start(config: RunConfig) -> Backbone:
     """The backbone as the run began with it: the same seed, no training."""
     resolved, _ = resolve(config)
-    torch.manual_seed(resolved.train.seed)
-    backbone = build_method(resolved).exported()
-    mean, std = settled(resolved.data.mean), settled(resolved.data.std)
-    backbone.info = replace(backbone.info, mean=mean, std=std)
-    return backbone
+    return new_method(resolved, None).exported()
 
 
 def _features(backbone: Backbone, train: Source, val: Source) -> tuple[FeatureSet, FeatureSet]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ssl_vit.cli import main
 
 _fork = multiprocessing.get_context("forkserver")
-_fork.set_forkserver_preload(["ssl_vit.experiment"])
+_fork.set_forkserver_preload(["ssl_vit.run.pretrain"])
 
 SETTINGS = {  # every one that "auto" would choose and that matters here
     "backbone.name": "vit_tiny_patch16_224",
@@ -93,11 +93,12 @@ def _run(argv: list[str], log: str, traps: tuple[Trap, ...]) -> None:
 
 
 def _lay(trap: Trap) -> None:
-    from ssl_vit.training import callbacks, checkpoint
+    from ssl_vit.training import checkpoint
+    from ssl_vit.training.looks.metrics import Metrics
 
-    write, checksum_of = callbacks.Metrics.write, checkpoint.checksum_of
+    write, checksum_of = Metrics.write, checkpoint.checksum_of
 
-    def trapped_write(metrics: callbacks.Metrics, step: int, row: dict[str, Any]) -> None:
+    def trapped_write(metrics: Metrics, step: int, row: dict[str, Any]) -> None:
         if step == trap.step:
             os.kill(os.getpid(), trap.number)
         write(metrics, step, row)
@@ -110,7 +111,7 @@ def _lay(trap: Trap) -> None:
     if trap.saving:
         checkpoint.checksum_of = trapped_checksum_of
     else:
-        callbacks.Metrics.write = trapped_write  # type: ignore[method-assign]  # in the child alone
+        Metrics.write = trapped_write  # type: ignore[method-assign]  # in the child alone
 
 
 def wait_for(happened: Callable[[], bool]) -> None:

@@ -288,7 +288,7 @@ def test_a_users_error_decides_the_exit_code(here, calls, capsys, monkeypatch, e
     def fail(*args, **options):
         raise error
 
-    monkeypatch.setattr(sys.modules["ssl_vit.experiment"], "pretrain", fail)
+    monkeypatch.setattr(sys.modules["ssl_vit.run.pretrain"], "pretrain", fail)
     assert run("pretrain images --out run") == code
     assert capsys.readouterr().err == "ssl-vit: error: no\n"
 

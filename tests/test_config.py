@@ -9,8 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ssl_vit.auto import Facts, resolve_config
-from ssl_vit.config import RunConfig, check_data, check_out, dump, load_config
+from ssl_vit.config import ResolvedConfig, RunConfig, check_data, check_out, dump, load_config
 from ssl_vit.config.document import MAX_BYTES, read_text, scalar
 from ssl_vit.config.paths import check_new
 from ssl_vit.config.problems import known_keys
@@ -18,6 +17,8 @@ from ssl_vit.config.schema import TrainConfig
 from ssl_vit.data.plan import View
 from ssl_vit.errors import ConfigError, UserError
 from ssl_vit.methods import config_class, list_methods, method_class
+from ssl_vit.run.facts import Facts
+from ssl_vit.run.plan import resolve_config
 
 DATA = {"data.path": "images"}
 
@@ -346,9 +347,13 @@ def test_dino_without_local_crops_needs_no_local_size():
     assert [view.name for view in plan.views] == ["global1", "global2"]
 
 
-def test_unresolved_settings_give_no_views():
-    with pytest.raises(ValueError, match="resolve the configuration first"):
-        config_class("dino")().views(224)
+def test_a_resolved_configuration_has_nothing_left_to_decide():
+    facts = Facts(100, 64, lambda: ((0.5,) * 3, (0.25,) * 3), gpus=0, cpus=4, bfloat16=False)
+    resolved, _ = resolve_config(load_config(flags=DATA), facts)
+    assert isinstance(resolved, ResolvedConfig)
+    tree = resolved.model_dump() | {"optim": resolved.optim.model_dump() | {"lr": "auto"}}
+    with pytest.raises(ValueError, match=r"still auto: optim\.lr$"):
+        ResolvedConfig.model_validate(tree)
 
 
 # --- paths ----------------------------------------------------------------------------------------------------------

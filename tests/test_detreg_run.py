@@ -10,14 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_vit import experiment
 from ssl_vit.checkpoints.load import restore
 from ssl_vit.cli import main
 from ssl_vit.config import load_config
 from ssl_vit.detectors.files import FILE, load
 from ssl_vit.eval import detection
 from ssl_vit.eval.job import Job
+from ssl_vit.methods import detreg
 from ssl_vit.proposals.store import Proposals
+from ssl_vit.run.finish import RunResult
+from ssl_vit.run.pretrain import pretrain
 from ssl_vit.training.checkpoint import newest_checkpoint, sha256
 from tests.eval.test_detection import painted
 from tests.methods.settings import COMMON, SMALL
@@ -34,26 +36,26 @@ def settings(pictures: Path, **changes: object) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> experiment.RunResult:
+def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     """On the export of another run, as a user would do it."""
     folder = tmp_path_factory.mktemp("detreg")
     dino = settings(pictures) | {"method.name": "dino"} | {f"method.{k}": v for k, v in SMALL["dino"].items()}
     dino = {key: value for key, value in dino.items() if key not in {f"method.{k}" for k in SMALL["detreg"]}}
-    experiment.pretrain(load_config(flags=dino), folder / "dino")
+    pretrain(load_config(flags=dino), folder / "dino")
     flags = settings(pictures, **{"backbone.weights": str(folder / "dino"), "backbone.drop_path": 0.0})
     flags |= {"method.proposals": "patches", "method.proposals_weights": str(folder / "dino")}
     for key in ("backbone.name", "backbone.args", "backbone.image_size"):
         del flags[key]
-    return experiment.pretrain(load_config(flags=flags), folder / "run")
+    return pretrain(load_config(flags=flags), folder / "run")
 
 
-def test_the_backbone_is_exported_as_it_came(run: experiment.RunResult) -> None:
+def test_the_backbone_is_exported_as_it_came(run: RunResult) -> None:
     before = restore(run.folder.parent / "dino").model.state_dict()
     after = restore(run.folder).model.state_dict()
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
 
 
-def test_the_detector_is_exported_whole(run: experiment.RunResult) -> None:
+def test_the_detector_is_exported_whole(run: RunResult) -> None:
     assert run.detector == run.folder / "export" / "detector.safetensors"
     assert f"Detector: {run.detector}" in str(run)
     checkpoint = newest_checkpoint(run.folder / "checkpoints")
@@ -66,7 +68,7 @@ def test_the_detector_is_exported_whole(run: experiment.RunResult) -> None:
     assert found.backbone.info.mean == restore(run.folder).info.mean
 
 
-def test_its_regions_are_kept_and_drawn(run: experiment.RunResult) -> None:
+def test_its_regions_are_kept_and_drawn(run: RunResult) -> None:
     """Those of the network that the settings name; the export says which, without a path of this machine."""
     (kept,) = (path for path in (run.folder / "proposals").iterdir() if path.is_dir())
     assert kept.name.startswith("patches-")
@@ -79,7 +81,7 @@ def test_its_regions_are_kept_and_drawn(run: experiment.RunResult) -> None:
 
 
 def test_it_is_fine_tuned_against_its_backbone_alone_and_nothing(
-    run: experiment.RunResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: RunResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By the command; and every arm begins with what it says, in a detector of the same sizes."""
     sides = {side: painted(tmp_path / side, count) for side, count in (("train", 6), ("val", 4))}
@@ -122,11 +124,11 @@ def test_a_random_backbone_is_said_loudly(pictures: Path, tmp_path: Path, monkey
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "propose", dying)
+        patch.setattr(detreg, "propose", dying)
         with pytest.raises(Killed):
-            experiment.pretrain(config, tmp_path / "run")
+            pretrain(config, tmp_path / "run")
     assert "this one is RANDOM" in (tmp_path / "run" / "train.log").read_text()
-    result = experiment.pretrain(load_config([tmp_path / "run" / "config.yaml"]), tmp_path / "run", resume=True)
+    result = pretrain(load_config([tmp_path / "run" / "config.yaml"]), tmp_path / "run", resume=True)
     assert result.detector is not None
     assert result.detector.is_file()
 

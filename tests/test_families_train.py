@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from ssl_vit.auto import Facts, resolve_config
 from ssl_vit.backbones import backbone_info
 from ssl_vit.backbones.anatomy import PLAIN_FAMILIES
 from ssl_vit.config import RunConfig, load_config
 from ssl_vit.errors import UserError
-from ssl_vit.experiment import build_method
 from ssl_vit.methods import config_class, list_methods
 from ssl_vit.methods.dino import DINO
 from ssl_vit.methods.method import Method, Progress
+from ssl_vit.run.facts import Facts
+from ssl_vit.run.plan import resolve_config
+from ssl_vit.run.prepare import build_method
 from ssl_vit.training.optim import clip_gradients, make_optimizer
 from ssl_vit.training.speed import wants_channels_last
 from tests.families import cheapest

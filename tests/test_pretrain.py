@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import random
 import subprocess
 import sys
@@ -18,11 +17,11 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ssl_vit import auto, experiment
 from ssl_vit.cli import main
 from ssl_vit.config import dump, load_config
 from ssl_vit.data import loader
 from ssl_vit.eval.api import load
+from ssl_vit.run import facts, plan
 from tests.data.photo import photo
 from tests.runs import command, files, finish, losses, rows, weights
 
@@ -113,7 +112,7 @@ def test_the_kept_configuration_reproduces_itself(run: Path) -> None:
     """Read, resolved again and written, it is the same bytes: nothing in it is left to be decided."""
     kept = (run / "config.yaml").read_text()
     assert "auto" not in kept
-    again, decisions = experiment.resolve(load_config([run / "config.yaml"]))
+    again, decisions = plan.resolve(load_config([run / "config.yaml"]))
     assert decisions == []
     assert dump(again) == kept
 
@@ -209,7 +208,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
 def test_what_cannot_work_is_refused_before_a_picture_is_decoded(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auto, "decode", never)
+    monkeypatch.setattr(facts, "decode", never)
     assert main(command(pictures / "train", tmp_path / "run", method__local_size=20)) == 2
 
 
@@ -219,7 +218,7 @@ def never(*_: object, **__: object) -> NoReturn:
 
 def test_a_backbone_of_one_size_gets_local_crops_of_that_size(pictures: Path) -> None:
     flags = {"data.path": str(pictures / "train"), "backbone.name": "mixer_s16_224", "method.local_crops": 2}
-    resolved, _ = experiment.resolve(load_config(flags=flags))
+    resolved, _ = plan.resolve(load_config(flags=flags))
     sizes = [view.size for view in resolved.method.views(224).views]
     assert sizes == [224, 224, 224]
 
@@ -245,12 +244,3 @@ def test_online_knn_is_eval_knn(whole_run: Path, pictures: Path, tmp_path: Path)
     assert [row["step"] for row in scores] == [0, 12, 24, 30]
     assert {key.removeprefix("knn/"): value for key, value in scores[-1].items() if key[:4] == "knn/"} == expected
     assert files(whole_run) == before
-
-
-@pytest.fixture(autouse=True)
-def _close_logs() -> None:
-    """A run in this process leaves its log open."""
-    log = logging.getLogger("ssl_vit")
-    for handler in log.handlers[:]:
-        log.removeHandler(handler)
-        handler.close()

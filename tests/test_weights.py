@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ssl_vit import auto, experiment
 from ssl_vit.cli import main
 from ssl_vit.config import load_config
 from ssl_vit.data import loader
 from ssl_vit.eval.api import load
+from ssl_vit.run import facts, plan, prepare
 from ssl_vit.training.checkpoint import newest_checkpoint
 from tests.checkpoints.files import filled, official, save
 from tests.checkpoints.test_refusals import Malicious
@@ -63,7 +63,7 @@ def test_positions_are_resized_to_the_runs_size(pictures: Path, whole_run: Path,
 def test_the_file_says_the_network_and_its_size(place: str, pictures: Path, whole_run: Path) -> None:
     weights = newest_checkpoint(whole_run / "checkpoints") if place == "checkpoint" else whole_run / place
     flags = {"data.path": str(pictures / "train"), "backbone.weights": str(weights)}
-    resolved, decisions = experiment.resolve(load_config(flags=flags))
+    resolved, decisions = plan.resolve(load_config(flags=flags))
     assert (resolved.backbone.name, resolved.backbone.image_size) == ("vit_tiny_patch16_224", 32)
     assert resolved.backbone.args == {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
     assert [d.key for d in decisions if str(weights) in str(d.value) or str(whole_run) in d.why] == [
@@ -78,9 +78,9 @@ def test_the_file_says_the_network_and_its_size(place: str, pictures: Path, whol
 def test_lists_reach_the_network(pictures: Path) -> None:
     flags = {"data.path": str(pictures / "train"), "backbone.name": "swin_tiny_patch4_window7_224"}
     sets = ["backbone.args={depths: [1, 1, 1, 1], embed_dim: 12, window_size: 4}", "backbone.image_size=64"]
-    resolved, _ = experiment.resolve(load_config(sets=[*sets, "method.local_size=32"], flags=flags))
+    resolved, _ = plan.resolve(load_config(sets=[*sets, "method.local_size=32"], flags=flags))
     assert resolved.backbone.args["depths"] == (1, 1, 1, 1)
-    exported_model = experiment.build_method(resolved).exported()
+    exported_model = prepare.build_method(resolved).exported()
     assert [len(layer.blocks) for layer in exported_model.model.layers] == [1, 1, 1, 1]
 
 
@@ -122,7 +122,7 @@ def test_what_cannot_be_loaded_is_refused_before_a_picture_is_decoded(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    for module in (auto, loader):
+    for module in (facts, loader):
         monkeypatch.setattr(module, "decode", never)
     weights, out = harmed(how, tmp_path, whole_run), tmp_path / "run"
     assert main(command(pictures / "train", out, "--weights", str(weights))) == 2

@@ -1,4 +1,4 @@
-"""Our DINO by `ssl_vit.experiment.pretrain`, whole: with its callbacks and its log, and for a run its loader."""
+"""Our DINO by `ssl_vit.pretrain`, whole: with its looks and its log, and for a run its loader."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import lightning
 import recipe
 import torch
-from clock import Clock, Repeated, Ticks, measure
+from clock import Clock, Repeated, measure
 
-from ssl_vit import experiment
 from ssl_vit.config import load_config
 from ssl_vit.methods.dino import DINO
 from ssl_vit.methods.teacher import average_into
-from ssl_vit.training import module
+from ssl_vit.run import pretrain as pretraining
+from ssl_vit.run.plan import resolve
+from ssl_vit.run.prepare import build_method
+from ssl_vit.run.workspace import RunWorkspace
+from ssl_vit.training import step
+from ssl_vit.training.looks.look import Look
 from ssl_vit.training.optim import clip_gradients, make_optimizer
+from ssl_vit.training.step import Outcome
 
 SETTINGS: dict[str, Any] = {
     "backbone.name": recipe.BACKBONE,
@@ -47,26 +51,39 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-class Watch(Ticks, lightning.Callback):
-    """Among our own callbacks."""
+class Watch(Look):
+    """Among our own looks: tells a clock of every step."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def before_step(self, step: int) -> None:
+        self._clock.tick()
+
+    def after_step(self, outcome: Outcome) -> None:
+        self._clock.see(torch.tensor(outcome.loss))
 
 
 def train(clock: Clock, what: str, precision: str, photos: str) -> None:
     """Until the clock has seen enough."""
     config = load_config(flags=SETTINGS | {"data.path": photos, "train.precision": precision, "train.epochs": 1})
     if what == "update":
-        update(clock, experiment.build_method(experiment.resolve(config)[0]))
-    run = experiment._Run
-    trainer, loader = run._trainer, run._loader
-    # What runs is the product's own code, but for a callback more and, for a step alone, views that are there already.
-    run._trainer = lambda self, callbacks: trainer(self, [*callbacks, Watch(clock)])  # type: ignore[method-assign]  # see above
+        update(clock, build_method(resolve(config)[0]))
+    new_looks, loader = pretraining.new_looks, RunWorkspace.loader
+
+    def watched(*given: Any) -> Any:
+        checkup, looks = new_looks(*given)
+        return checkup, [*looks, Watch(clock)]
+
+    # What runs is the product's own code, but for a look more and, for a step alone, views that are there already.
+    pretraining.new_looks = watched  # see above
     if what == "step":
         one, two, *local = recipe.views()
         crops = [one, two, torch.cat(local)]
-        run._loader = lambda *words: Repeated(next(iter(loader(*words))), clock.batches)  # type: ignore  # see above
-        module.to_views = lambda *_, **__: crops  # type: ignore[assignment]  # see above
+        RunWorkspace.loader = lambda *a, **k: Repeated(next(iter(loader(*a, **k))), clock.batches)  # type: ignore  # see above
+        step.to_views = lambda *_, **__: crops  # type: ignore[assignment]  # see above
     with tempfile.TemporaryDirectory() as out:
-        experiment.pretrain(config, Path(out) / "run")
+        pretraining.pretrain(config, Path(out) / "run")
 
 
 def update(clock: Clock, method: Any) -> None:

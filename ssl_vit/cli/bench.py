@@ -21,9 +21,10 @@ def bench(argv: list[str]) -> None:
     check_data(config)
     from ssl_vit import bench as script
     from ssl_vit.report.speed import draw
+    from ssl_vit.training.step import PARTS
 
     result = script.bench(config)
     say(str(result))
     if args.chart is not None:
-        reading, step = ({part: result.parts[part] for part in parts} for parts in (script.READING, script.STEP))
+        reading, step = ({part: result.parts[part] for part in parts} for parts in (script.READING, PARTS))
         draw(reading, step, f"{result.together:.1f} images/s, data wait {result.wait:.0%}", args.chart)

@@ -52,9 +52,11 @@ def pretrain(argv: list[str]) -> None:
     if args.print_config:
         _print_config(config)
         return
-    from ssl_vit import experiment
+    from ssl_vit.run import pretrain as run
 
-    say(str(experiment.pretrain(config, args.out, resume=args.resume, overwrite=args.overwrite)))
+    done = run.pretrain(config, args.out, resume=args.resume, overwrite=args.overwrite)
+    if not other_rank:
+        say(str(done))
 
 
 def _settings(argv: list[str]) -> str:
@@ -72,9 +74,9 @@ def _settings(argv: list[str]) -> str:
 
 def _print_config(config: RunConfig) -> None:
     """The resolved configuration on stdout; where each value is from, and how to change it, on stderr."""
-    from ssl_vit import experiment
+    from ssl_vit.run.plan import resolve
 
-    resolved, reasons = experiment.resolve(config)
+    resolved, reasons = resolve(config)
     titles = ("key", "value", "why", "how to override")
     print(aligned([dict(zip(titles, reason, strict=True)) for reason in reasons], sys.stderr), file=sys.stderr)
     say(dump(resolved).rstrip())

@@ -2,7 +2,15 @@
 
 from ssl_vit.config.load import FLAGS, dump, load_config
 from ssl_vit.config.paths import check_data, check_out
-from ssl_vit.config.schema import BackboneConfig, DataConfig, HealthConfig, OptimConfig, RunConfig, TrainConfig
+from ssl_vit.config.schema import (
+    BackboneConfig,
+    DataConfig,
+    HealthConfig,
+    OptimConfig,
+    ResolvedConfig,
+    RunConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "FLAGS",
@@ -10,6 +18,7 @@ __all__ = [
     "DataConfig",
     "HealthConfig",
     "OptimConfig",
+    "ResolvedConfig",
     "RunConfig",
     "TrainConfig",
     "check_data",

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from ssl_vit.config.document import KeyPath
 from ssl_vit.config.schema import DEFAULT_METHOD, RunConfig
 from ssl_vit.methods import config_class, list_methods
+from ssl_vit.methods.base_config import MayBeAuto
 
 MAX_LINES = 50
 _NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
@@ -33,9 +34,13 @@ def known_keys(method: str = DEFAULT_METHOD) -> dict[KeyPath, FieldInfo]:
 def expected(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     """A type in plain words.
 
-    >>> expected(Annotated[int, FieldInfo(ge=1)] | Literal["auto"])
+    >>> expected(Annotated[int, FieldInfo(ge=1), MayBeAuto()])
     'an integer ≥ 1 or auto'
     """
+    metadata = list(metadata)
+    if MayBeAuto() in metadata:
+        metadata.remove(MayBeAuto())
+        return f"{expected(annotation, metadata)} or auto"
     origin, inside = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return expected(inside[0], [*inside[1:], *metadata])

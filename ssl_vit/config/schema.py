@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ssl_vit.errors import UserError
 from ssl_vit.methods import config_class
 from ssl_vit.methods.base_config import (
+    AUTO,
     Auto,
     Colour,
     Count,
@@ -38,24 +47,24 @@ class DataConfig(Section):
     val: Text | None = None
     """Labelled images, on which k-NN scores the features as they are learnt: a folder with one sub-folder a class, or a
     dataset with classes."""
-    workers: Auto[CountOrZero] = "auto"
+    workers: Auto[CountOrZero] = AUTO
     """Processes that decode images, per device; 0 = none beside the training process."""
     max_bad: Fraction = 0.05
     """Share of unreadable images, 0 to 1, above which the run stops."""
-    mean: Auto[Colour] = "auto"
+    mean: Auto[Colour] = AUTO
     """Mean of red, green and blue, of images in [0, 1], that is subtracted."""
-    std: Auto[Colour] = "auto"
+    std: Auto[Colour] = AUTO
     """Deviation of red, green and blue that the images are divided by."""
     augment: Literal["exact", "fast"] = "exact"
     """Colour jitter as published, or as one linear map a crop: nearly the same, and quicker where torch does it."""
-    kernels: Auto[Literal["numba", "torch"]] = "auto"
+    kernels: Auto[Literal["numba", "torch"]] = AUTO
     """What computes colours on a CPU: kernels that numba compiles (extra `numba`), four times as quick, or torch."""
 
 
 class BackboneConfig(Section):
     """The network that is pretrained."""
 
-    name: Auto[Text] = "auto"
+    name: Auto[Text] = AUTO
     """Name of the network, as `ssl-vit list backbones` prints it."""
     weights: Text | None = None
     """File, folder or hub id (hf-hub:owner/name) of weights to start from, of any layout that `ssl-vit inspect` knows;
@@ -64,37 +73,37 @@ class BackboneConfig(Section):
         default_factory=dict
     )
     """Further arguments of that network, by name."""
-    image_size: Auto[Count] = "auto"
+    image_size: Auto[Count] = AUTO
     """Side of a global crop, pixels."""
-    drop_path: Auto[DropRate] = "auto"
+    drop_path: Auto[DropRate] = AUTO
     """Share of residual branches dropped at random in the deepest block (stochastic depth)."""
 
 
 class OptimConfig(Section):
     """The optimiser and its schedules."""
 
-    optimizer: Auto[Literal["adamw", "sgd"]] = "auto"
+    optimizer: Auto[Literal["adamw", "sgd"]] = AUTO
     """The optimiser."""
-    lr: Auto[Positive] = "auto"
+    lr: Auto[Positive] = AUTO
     """Peak learning rate, as used: already scaled to the batch size."""
-    beta2: Auto[Momentum] = "auto"
+    beta2: Auto[Momentum] = AUTO
     """AdamW's share of old squared gradients kept at each step; SGD has none."""
-    min_lr: Auto[NonNegative] = "auto"
+    min_lr: Auto[NonNegative] = AUTO
     """Learning rate at the end of the cosine."""
-    weight_decay: Auto[NonNegative] = "auto"
+    weight_decay: Auto[NonNegative] = AUTO
     """Weight decay at the start."""
-    weight_decay_end: Auto[NonNegative] = "auto"
+    weight_decay_end: Auto[NonNegative] = AUTO
     """Weight decay at the end of its cosine."""
-    warmup_epochs: Auto[NonNegative] = "auto"
+    warmup_epochs: Auto[NonNegative] = AUTO
     """Epochs in which the learning rate rises linearly from 0."""
-    clip: Auto[NonNegative] = "auto"
+    clip: Auto[NonNegative] = AUTO
     """Largest gradient norm, of each tensor or of all together as the method has it; 0 = not clipped."""
 
     @field_validator("min_lr")
     @classmethod
     def _cosine_descends(cls, min_lr: Auto[float], others: ValidationInfo) -> Auto[float]:
-        lr = others.data.get("lr", "auto")
-        if lr != "auto" and min_lr != "auto" and min_lr > lr:
+        lr = others.data.get("lr", AUTO)
+        if AUTO not in (lr, min_lr) and min_lr > lr:
             raise ValueError(f"at most optim.lr, {lr:g}")
         return min_lr
 
@@ -102,26 +111,32 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """How long, on what, and how it is kept."""
 
-    epochs: Auto[Count] = "auto"
+    epochs: Auto[Count] = AUTO
     """Passes over the images."""
-    batch_size: Auto[Count] = "auto"
+    batch_size: Auto[Count] = AUTO
     """Images a step, over all devices together."""
-    devices: Auto[Count] = "auto"
+    devices: Auto[Count] = AUTO
     """GPUs (or CPU processes) on each machine."""
     nodes: Count = 1
     """Machines."""
-    precision: Auto[Literal["32-true", "bf16-mixed", "16-mixed"]] = "auto"
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """How several devices share a model: each holds all of it (ddp), or a part of its weights, of the teacher's and of
+    the optimiser's state (fsdp: for models that one device can't hold)."""
+    precision: Auto[Literal["32-true", "bf16-mixed", "16-mixed"]] = AUTO
     """Number format of the forward and backward pass."""
     seed: Seed = 0
     """Seed of everything that is drawn at random."""
-    checkpoint_every: Auto[Count] = "auto"
+    checkpoint_every: Auto[Count] = AUTO
     """Steps between two checkpoints."""
-    compile: Auto[bool] = "auto"
+    compile: Auto[bool] = AUTO
     """Compile the model with torch.compile: the first two steps take minutes, the others are quicker on a GPU."""
     accumulate: Count = 1
     """Parts in which a device works through its images of a step, so that a large batch fits into little memory. What
     compares images with each other (batch norm, the contrast of MoCo v3, Sinkhorn's targets) compares those of a part,
     and parts with more hidden patches than others count no more (BEiT)."""
+    lean_cpu: bool = True
+    """In bf16-mixed on a CPU, compute attention, GELU and linear layers in ways of our own, which are quicker than
+    torch's and need less memory."""
     checkpoint_activations: bool = False
     """Keep less of the forward pass for the backward pass and compute it again there: the same numbers with less
     memory, in about a third more time."""
@@ -130,9 +145,9 @@ class TrainConfig(Section):
 class HealthConfig(Section):
     """How often the run is checked for learning or collapse."""
 
-    every: Auto[Count] = "auto"
+    every: Auto[Count] = AUTO
     """Steps between two health checks."""
-    knn_every: Auto[Positive] = "auto"
+    knn_every: Auto[Positive] = AUTO
     """Epochs between two k-NN scores, when data.val is given."""
 
 
@@ -166,3 +181,15 @@ class RunConfig(Section):
     """How long, on what, and how it is kept."""
     health: HealthConfig = HealthConfig()
     """How often the run is checked for learning or collapse."""
+
+
+class ResolvedConfig(RunConfig):
+    """A configuration of which nothing is left to decide: what a run is made of, and keeps in ``config.yaml``."""
+
+    @model_validator(mode="after")
+    def _decided(self) -> ResolvedConfig:
+        sections = {name: getattr(self, name) for name in type(self).model_fields}
+        left = [f"{name}.{key}" for name, section in sections.items() for key in section.undecided()]
+        if left:
+            raise ValueError(f"still auto: {', '.join(left)}")
+        return self

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import core_schema
 
 from ssl_vit.data.plan import View, ViewPlan
 from ssl_vit.errors import UserError
 
 T = TypeVar("T")
 
-Auto: TypeAlias = T | Literal["auto"]
-"""A setting that is resolved once, before the run, from the architecture, the data and the devices."""
+
+@dataclass(frozen=True)
+class MayBeAuto:
+    """A mark on a type: its settings also take the word "auto", until the configuration is resolved."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.union_schema([core_schema.literal_schema([AUTO]), handler(source)])
+
+
+AUTO: Any = "auto"
+"""What a setting is until ``run.plan`` decides it."""
+
+Auto: TypeAlias = Annotated[T, MayBeAuto()]
+"""A setting that is decided once, before the run, from the architecture, the data and the devices; a T from then on."""
 
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -46,6 +59,11 @@ class Section(BaseModel):
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
+    def undecided(self) -> list[str]:
+        """The names of the settings that are still "auto"."""
+        fields = type(self).model_fields.items()
+        return [key for key, field in fields if MayBeAuto() in field.metadata and getattr(self, key) == AUTO]
+
 
 @dataclass(frozen=True)
 class Situation:
@@ -63,6 +81,7 @@ class Situation:
     drops_paths: bool  # whether the backbone has stochastic depth
     grid: tuple[int, int]  # its rows and columns of patches of a global crop
     parts: int = 1  # in which a step's images are seen, one after the other
+    weights: str | None = None  # whose file the network begins with; None where it begins with random numbers
 
 
 Choices = dict[str, tuple[object, str]]
@@ -103,10 +122,6 @@ class MethodConfig(Section):
     """Whether optim.clip bounds the gradient of each tensor, or of all together."""
     masks: ClassVar[bool] = False
     """Whether the method hides patches, for which the backbone then learns a token."""
-    frozen: ClassVar[bool] = False
-    """Whether the backbone stays as it is, so that it should come with weights."""
-    compiles: ClassVar[bool] = True
-    """Whether torch.compile finds the same work in every step."""
     advice: ClassVar[dict[str, str]] = {
         "constant-output collapse": "Lower optim.lr, raise optim.warmup_epochs, or set a larger train.batch_size.",
         "not learning yet": "Train longer, or raise optim.lr.",
@@ -196,17 +211,6 @@ def two_views(
     return first, replace(first, name="global2", blur_p=0.1, solarize_p=0.2)
 
 
-def settled(value: T | Literal["auto"]) -> T:
-    """The value of a setting that has been resolved; ValueError where it is still "auto".
-
-    >>> settled(8)
-    8
-    """
-    if value == "auto":
-        raise ValueError('a setting is still "auto"; resolve the configuration first')
-    return value
-
-
 class TwoViewConfig(MethodConfig):
     """What BYOL (2006.07733), MoCo v3 (2104.02057) and MoBY (2105.04553) have in common; "papers" are these three."""
 
@@ -217,10 +221,10 @@ class TwoViewConfig(MethodConfig):
     """Width of the hidden layers of projector and predictor (papers: 4096)."""
     out_dim: Count = 256
     """Length of what projector and predictor give (papers: 256)."""
-    momentum: Auto[Momentum] = "auto"
+    momentum: Auto[Momentum] = AUTO
     """The teacher's share of itself at each step, at the start; a cosine takes it to 1.0
     (papers: 0.99 up to 300 epochs; BYOL over 1000: 0.996)."""
-    scale: Auto[Scale] = "auto"
+    scale: Auto[Scale] = AUTO
     """Share of the image's area that a crop covers, low and high (papers: 0.08 to 1)."""
     flip: Fraction = 0.5
     """Share of crops that are mirrored; 0 where left and right differ, as in text (papers: 0.5)."""
@@ -243,7 +247,7 @@ class TwoViewConfig(MethodConfig):
 
     def views(self, image_size: int) -> ViewPlan:
         """BYOL's two views of ``image_size`` pixels."""
-        return ViewPlan(two_views(image_size, settled(self.scale), self.flip, self.interpolation))
+        return ViewPlan(two_views(image_size, self.scale, self.flip, self.interpolation))
 
 
 class MaskedConfig(MethodConfig):

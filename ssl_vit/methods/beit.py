@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,14 +12,18 @@ from torch import Tensor
 from ssl_vit.backbones.backbone import Backbone, BackboneInfo
 from ssl_vit.checkpoints.load import restore
 from ssl_vit.data.masks import blockwise_masks
-from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.beit_config import Config
 from ssl_vit.methods.masked import Masked, hidden_rows, linear, with_pooled
 from ssl_vit.methods.method import Progress, Step
 from ssl_vit.methods.targets import exact
+from ssl_vit.methods.workspace import Workspace
+from ssl_vit.tokenizers import fitting
 from ssl_vit.tokenizers.dalle import Dalle
+from ssl_vit.tokenizers.picture import reconstructions
 from ssl_vit.tokenizers.tokenizer import Tokenizer
 from ssl_vit.tokenizers.vq import VQ
+
+log = logging.getLogger("ssl_vit")
 
 
 class BEiT(Masked):
@@ -53,9 +60,21 @@ class BEiT(Masked):
         }
         return Step(with_pooled(loss, features.pooled), parts, features.pooled.detach())
 
-    def to_fit(self) -> Tokenizer:
-        """The tokenizer."""
-        return self.tokenizer
+    def prepare(self, workspace: Workspace) -> None:
+        """The tokenizer learns its words from the images, where it has to; see RUN/tokenizer.png."""
+        if self.tokenizer.fit_steps:
+            path = workspace.kept("tokenizer.safetensors", lambda staged: self._fit_tokenizer(workspace, staged))
+            fitting.put_back(self.tokenizer, path)
+
+    def _fit_tokenizer(self, workspace: Workspace, path: Path) -> None:
+        steps, grid = self.tokenizer.fit_steps, self.grid
+        log.info("fitting the tokenizer on your images: %d steps", steps)
+        images = (workspace.views(batch)[0] for batch in workspace.batches(steps, workspace.seed + 1))
+        loss = fitting.fit(self.tokenizer, images, steps, grid, workspace.seed, workspace.device)
+        sample = workspace.views(next(iter(workspace.batches(1, workspace.seed))))[0][:8]
+        reconstructions(self.tokenizer, sample, grid, workspace.folder / "tokenizer.png")
+        fitting.save(self.tokenizer, path)
+        log.info("the tokenizer is fitted: loss %.3f; see %s", loss, workspace.folder / "tokenizer.png")
 
     def remark(self, parts: dict[str, float]) -> str:
         """How often the right word is found, and how much of the vocabulary is in use."""
@@ -68,9 +87,9 @@ class BEiT(Masked):
 def new_tokenizer(config: Config, cell: int, info: BackboneInfo) -> Tokenizer:
     """The tokenizer that the configuration names, for patches of ``cell`` pixels and images as ``info`` has them."""
     if config.tokenizer == "own":
-        return VQ(settled(config.codes), cell, settled(config.tokenizer_steps), info.mean, info.std)
+        return VQ(config.codes, cell, config.tokenizer_steps, info.mean, info.std)
     assert config.tokenizer_weights is not None  # checked before
     if config.tokenizer == "dalle":
         return Dalle(config.tokenizer_weights, info.mean, info.std)
     teacher = restore(config.tokenizer_weights, config.tokenizer_backbone)
-    return VQ(settled(config.codes), cell, settled(config.tokenizer_steps), info.mean, info.std, teacher=teacher)
+    return VQ(config.codes, cell, config.tokenizer_steps, info.mean, info.std, teacher=teacher)

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from ssl_vit.errors import UserError
 from ssl_vit.methods.base_config import (
+    AUTO,
     SMALL,
     Auto,
     Choices,
@@ -50,9 +51,9 @@ class Config(MaskedConfig):
     """File of DALL-E's encoder, or file or folder of the teacher."""
     tokenizer_backbone: str | None = None
     """Name of the teacher's network, where its file does not say it."""
-    codes: Auto[Count] = "auto"
+    codes: Auto[Count] = AUTO
     """Words of the vocabulary that is fitted (DALL-E's has 8192)."""
-    tokenizer_steps: Auto[CountOrZero] = "auto"
+    tokenizer_steps: Auto[CountOrZero] = AUTO
     """Steps for which the tokenizer is fitted before pretraining begins; 0 leaves it random, to compare with."""
 
     def choose(self, given: Situation) -> Choices:

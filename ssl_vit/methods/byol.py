@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ssl_vit.backbones.backbone import Backbone
-from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.byol_config import Config
 from ssl_vit.methods.heads import mlp
 from ssl_vit.methods.method import Progress, Step
@@ -43,7 +42,7 @@ class BYOL(Siamese):
 
     def after_step(self, progress: Progress) -> None:
         """The teacher moves towards the student."""
-        momentum = cosine(settled(self.config.momentum), 1.0, progress.step, progress.total)
+        momentum = cosine(self.config.momentum, 1.0, progress.step, progress.total)
         average_into(self.teacher, self.student, momentum)
 
 

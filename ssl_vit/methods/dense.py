@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ssl_vit.backbones.backbone import Backbone
-from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.dino import DINO, Branch
 from ssl_vit.methods.dino_config import Config
 from ssl_vit.methods.heads import DINOHead
@@ -53,7 +52,7 @@ class DenseDINO(DINO):
     def patch_targets(self, vectors: Tensor, temp: float) -> tuple[Callable[[slice], Tensor], Tensor]:
         """What gives the targets [n, K] of some of the teacher's vectors [N, d]; the entropy [] of a sample of them."""
         teacher, center = self.patch_heads()[1].last_layer, self.patch_center
-        if settled(self.config.centering) == "sinkhorn":
+        if self.config.centering == "sinkhorn":
             center = self.target_center(teacher(vectors), center, temp)
         sample = centred(teacher(vectors[:: max(1, len(vectors) // SAMPLE)]), center, temp)
         return lambda rows: centred(teacher(vectors[rows]), center, temp), torch.special.entr(sample).sum(-1).mean()

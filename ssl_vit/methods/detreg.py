@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou, roi_align
@@ -9,13 +11,18 @@ from torchvision.ops import box_convert, box_iou, roi_align
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.plan import ViewPlan
 from ssl_vit.detectors.detector import Predictions
-from ssl_vit.detectors.files import KINDS, Pretrainable
+from ssl_vit.detectors.files import FILE, KINDS, Pretrainable, save
 from ssl_vit.detectors.losses import Pairs, SetLoss, Target
-from ssl_vit.methods.base_config import settled
+from ssl_vit.detectors.picture_gaze import draw_gaze
+from ssl_vit.detectors.picture_regions import draw_regions
 from ssl_vit.methods.detreg_config import Config
 from ssl_vit.methods.method import Method, Progress, Step
+from ssl_vit.methods.workspace import Workspace
 from ssl_vit.proposals import create_prior
-from ssl_vit.proposals.prior import Prior
+from ssl_vit.proposals.propose import propose
+from ssl_vit.training.checkpoint import write_atomically
+
+log = logging.getLogger("ssl_vit")
 
 CROPS = 256  # regions that the backbone looks at together
 FOUND = 0.5  # IoU from which on a region counts as found
@@ -33,10 +40,10 @@ class DETReg(Method):
         self.network: Pretrainable = KINDS[config.detector](
             backbone,
             1,
-            queries=settled(config.queries),
-            depth=settled(config.depth),
-            dim=settled(config.dim),
-            hidden=settled(config.hidden),
+            queries=config.queries,
+            depth=config.depth,
+            dim=config.dim,
+            hidden=config.hidden,
             embedding=backbone.info.dim,
         )
         self.loss = SetLoss.of(self.network.focal)
@@ -51,10 +58,27 @@ class DETReg(Method):
         """One view, and the regions in it."""
         return self.config.views(self.image_size)
 
-    def regions(self) -> Prior:
-        """What the configuration names."""
+    def prepare(self, workspace: Workspace) -> None:
+        """Regions are proposed on every image, once a run: other processes and a resumed run find them there."""
+        if workspace.weights is None:
+            log.warning(
+                "detreg leaves the backbone as it is, and this one is RANDOM: what it says of regions means little. "
+                "Give the export of a run, or a published model, by --weights"
+            )
         own = {} if self.config.proposals_weights is None else {"weights": self.config.proposals_weights}
-        return create_prior(self.config.proposals, count=self.config.boxes, **own)
+        prior = create_prior(self.config.proposals, count=self.config.boxes, **own)
+        log.info("proposing regions by %s, at most %d an image", prior.name, prior.count)
+        folder, images = workspace.folder / "proposals", workspace.images
+        workspace.regions = propose(images, prior, folder, workers=workspace.workers, max_bad=workspace.max_bad)
+
+    def artefacts(self, workspace: Workspace) -> None:
+        """The detector, beside the backbone; and pictures of what was proposed, what it finds, what its queries see."""
+        said = workspace.described(self.network.backbone)
+        write_atomically(workspace.folder / "export" / FILE, lambda path: save(self.network, path, said))
+        images, boxes = workspace.views(next(iter(workspace.batches(1, workspace.seed))))
+        colours, folder = (workspace.mean, workspace.std), workspace.folder
+        draw_regions(self.network, images[:8], boxes[:8], colours, folder / "regions.png")
+        draw_gaze(self.network, images[:4], colours, folder / "queries.png")
 
     def forward(self, batch: list[Tensor], progress: Progress) -> Step:
         """Batch: views [B, 3, S, S], and regions [B, K, 4], rows of nan where there are fewer."""
@@ -89,7 +113,7 @@ class DETReg(Method):
     @torch.no_grad()
     def look(self, images: Tensor, regions: list[Tensor]) -> Tensor:
         """The backbone's pooled features [R, D] of all regions, [n, 4] of each image, each resized to a square."""
-        side, backbone = settled(self.config.crop_size), self.network.backbone
+        side, backbone = self.config.crop_size, self.network.backbone
         crops = roi_align(images, [self.image_size * own.to(images) for own in regions], side, aligned=True)
         seen = [backbone(part).pooled for part in torch.split(crops, CROPS)]
         return torch.cat(seen) if len(crops) else images.new_empty(0, backbone.info.dim)
@@ -117,10 +141,6 @@ class DETReg(Method):
     def exported(self) -> Backbone:
         """The backbone, as it came."""
         return self.network.backbone
-
-    def detector(self) -> Pretrainable:
-        """What was trained."""
-        return self.network
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from ssl_vit.data.plan import View, ViewPlan
 from ssl_vit.errors import UserError
 from ssl_vit.methods.base_config import (
+    AUTO,
     SMALL,
     Auto,
     Choices,
@@ -19,7 +20,6 @@ from ssl_vit.methods.base_config import (
     MethodConfig,
     Scale,
     Situation,
-    settled,
 )
 
 WHOLE = {"deformable_detr": (300, 1024), "detr": (100, 2048)}  # official queries and hidden width
@@ -39,8 +39,6 @@ class Config(MethodConfig):
     choose_when: ClassVar[str] = (
         "You will train a DETR or Deformable DETR on few labels, and have pretrained its backbone by another method."
     )
-    frozen: ClassVar[bool] = True
-    compiles: ClassVar[bool] = False
     advice: ClassVar[dict[str, str]] = {
         "constant-output collapse": (
             "Give the weights of a backbone that has been pretrained (--weights), or lower optim.lr: of a random one "
@@ -57,15 +55,15 @@ class Config(MethodConfig):
     """Of that network, which may be the backbone: a run, or a file of weights; for method.proposals=patches."""
     boxes: Count = 30
     """Proposed regions of an image that are learnt, the best first (official: 30)."""
-    queries: Auto[Count] = "auto"
+    queries: Auto[Count] = AUTO
     """Objects that the detector can find in an image (official: 300; DETR 100)."""
-    dim: Auto[Count] = "auto"
+    dim: Auto[Count] = AUTO
     """Width of the detector's queries and maps (official: 256)."""
-    depth: Auto[Count] = "auto"
+    depth: Auto[Count] = AUTO
     """Layers of the encoder, and of the decoder (official: 6)."""
-    hidden: Auto[Count] = "auto"
+    hidden: Auto[Count] = AUTO
     """Width of its hidden layers (official: 1024; DETR 2048)."""
-    crop_size: Auto[Count] = "auto"
+    crop_size: Auto[Count] = AUTO
     """Side, in pixels, at which the backbone looks at a region (official: 128)."""
     scale: Scale = (0.4, 1.0)
     """Share of the image's area that the view covers, low and high; large, as objects must fit in."""
@@ -100,13 +98,14 @@ class Config(MethodConfig):
             "optim.warmup_epochs": (given.epochs / 50, "none officially; a fiftieth to begin gently"),
             "optim.clip": (0.1, official),
             "backbone.drop_path": (0.0, "the backbone is frozen"),
+            "train.compile": (False, "what the method computes differs from image to image"),
         }
 
     def check(self, given: Situation) -> None:
         """Sizes that fit each other and the backbone, and what the regions are made of."""
         if (self.proposals == "patches") != (self.proposals_weights is not None):
             raise UserError("method.proposals_weights: set it with method.proposals=patches, and only then")
-        queries, dim, crop = settled(self.queries), settled(self.dim), settled(self.crop_size)
+        queries, dim, crop = self.queries, self.dim, self.crop_size
         if queries < self.boxes:
             raise UserError(
                 f"method.queries: {queries} can't find {self.boxes} regions; set as many, or fewer method.boxes"

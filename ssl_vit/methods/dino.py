@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.plan import ViewPlan
-from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.dino_config import Config
 from ssl_vit.methods.heads import DINOHead
 from ssl_vit.methods.method import Method, Progress, Step
@@ -37,7 +36,7 @@ class DINO(Method):
         self.config, self.image_size = config, image_size
         self.student = self.new_student(backbone)
         self.teacher = as_teacher(self.student)
-        out_dim = settled(config.out_dim)
+        out_dim = config.out_dim
         self.uniform_loss: float = math.log(out_dim)
         self.prototypes = out_dim
         self.center: Tensor
@@ -52,11 +51,11 @@ class DINO(Method):
         config = self.config
         return DINOHead(
             dim,
-            settled(config.out_dim),
+            config.out_dim,
             hidden_dim=config.hidden_dim,
             bottleneck_dim=config.bottleneck_dim,
-            batch_norm=settled(config.head_norm) == "batch",
-            norm_last_layer=settled(config.norm_last_layer),
+            batch_norm=config.head_norm == "batch",
+            norm_last_layer=config.norm_last_layer,
         )
 
     def views(self) -> ViewPlan:
@@ -88,20 +87,20 @@ class DINO(Method):
 
     def target_center(self, logits: Tensor, center: Tensor, temp: float) -> Tensor:
         """What the teacher's logits [N, K] are centred by: a running mean [1, K], or what gives equal shares."""
-        return sinkhorn_center(logits, temp) if settled(self.config.centering) == "sinkhorn" else center
+        return sinkhorn_center(logits, temp) if self.config.centering == "sinkhorn" else center
 
     def teacher_temp(self, progress: Progress) -> float:
         """Of the teacher's softmax at this step."""
-        return self.warmed_up(settled(self.config.warmup_teacher_temp), settled(self.config.teacher_temp), progress)
+        return self.warmed_up(self.config.warmup_teacher_temp, self.config.teacher_temp, progress)
 
     def warmed_up(self, start: float, end: float, progress: Progress) -> float:
         """Linear over the temperatures' warm-up, a step an epoch, then constant."""
-        warmup = round(settled(self.config.warmup_teacher_temp_epochs))
+        warmup = round(self.config.warmup_teacher_temp_epochs)
         return linear(start, end, progress.step // progress.per_epoch, warmup)
 
     def before_optimizer(self, progress: Progress) -> None:
         """The heads' last layers rest during the first epochs: their gradients are dropped."""
-        if progress.step < settled(self.config.freeze_last_layer_epochs) * progress.per_epoch:
+        if progress.step < self.config.freeze_last_layer_epochs * progress.per_epoch:
             for head in (self.student.head, self.student.patch_head):
                 if head is not None:
                     head.last_layer.zero_grad()
@@ -109,7 +108,7 @@ class DINO(Method):
     def after_step(self, progress: Progress) -> None:
         """Centre and teacher move: both are averages of what was just seen."""
         self.center.lerp_(self.seen["center"].mean(0, keepdim=True), 1.0 - self.config.center_momentum)
-        momentum = cosine(settled(self.config.momentum), 1.0, progress.step, progress.total)
+        momentum = cosine(self.config.momentum, 1.0, progress.step, progress.total)
         average_into(self.teacher, self.student, momentum)
 
     def exported(self) -> Backbone:

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 from ssl_vit.data.plan import ViewPlan
 from ssl_vit.methods.base_config import (
+    AUTO,
     SMALL,
     Auto,
     Choices,
@@ -23,7 +24,6 @@ from ssl_vit.methods.base_config import (
     Positive,
     Scale,
     Situation,
-    settled,
     small_set_momentum,
     small_set_rate,
     two_views,
@@ -95,45 +95,45 @@ class Config(MethodConfig):
         "constant-output collapse": "Raise method.teacher_temp, lower method.center_momentum or lower optim.lr.",
     }
 
-    out_dim: Auto[Count] = "auto"
+    out_dim: Auto[Count] = AUTO
     """Prototypes, the length of the head's output (official: 65536)."""
     hidden_dim: Count = 2048
     """Width of the head's two hidden layers (official: 2048)."""
     bottleneck_dim: Count = 256
     """Length of the normalised vector before the last layer (official: 256)."""
-    head_norm: Auto[Literal["none", "batch"]] = "auto"
+    head_norm: Auto[Literal["none", "batch"]] = AUTO
     """Normalisation inside the head: none, or batch norm (official: none)."""
-    norm_last_layer: Auto[bool] = "auto"
+    norm_last_layer: Auto[bool] = AUTO
     """Keep the last layer's weight norms at 1: steadier, a little worse on small models
     (official: true; ViT-S/16 over 800 epochs: false)."""
     student_temp: Positive = 0.1
     """Temperature of the student's softmax (official: 0.1)."""
-    teacher_temp: Auto[Positive] = "auto"
+    teacher_temp: Auto[Positive] = AUTO
     """Temperature of the teacher's softmax after its warm-up (official: 0.04; the released ViTs: 0.07)."""
-    warmup_teacher_temp: Auto[Positive] = "auto"
+    warmup_teacher_temp: Auto[Positive] = AUTO
     """Temperature at which the teacher starts, then linear to teacher_temp (official: 0.04)."""
-    warmup_teacher_temp_epochs: Auto[NonNegative] = "auto"
+    warmup_teacher_temp_epochs: Auto[NonNegative] = AUTO
     """Epochs of that warm-up (official: 0; ViT-S/16: 30, ViT-B/16: 50)."""
-    momentum: Auto[Momentum] = "auto"
+    momentum: Auto[Momentum] = AUTO
     """The teacher's share of itself at each step, at the start; a cosine takes it to 1.0 (official: 0.996)."""
-    centering: Auto[Literal["mean", "sinkhorn"]] = "auto"
+    centering: Auto[Literal["mean", "sinkhorn"]] = AUTO
     """What keeps the teacher from favouring one prototype: a running mean of its logits (official), or equal shares
     of each batch by Sinkhorn-Knopp (as in DINOv2, arXiv 2304.07193)."""
     center_momentum: Momentum = 0.9
     """Share of the old centre kept at each step (official: 0.9)."""
-    freeze_last_layer_epochs: Auto[NonNegative] = "auto"
+    freeze_last_layer_epochs: Auto[NonNegative] = AUTO
     """Epochs in which the head's last layer is not trained (official: 1; ViT-B/16: 3)."""
     flip: Fraction = 0.5
     """Share of crops that are mirrored; 0 where left and right differ, as in text (official: 0.5)."""
-    local_crops: Auto[CountOrZero] = "auto"
+    local_crops: Auto[CountOrZero] = AUTO
     """Small crops an image beside the 2 large ones (official: 8; the released ViTs: 10)."""
-    global_scale: Auto[Scale] = "auto"
+    global_scale: Auto[Scale] = AUTO
     """Share of the image's area that a large crop covers, low and high
     (official: 0.4 to 1; released ViTs: 0.25 to 1; ResNet-50: 0.14 to 1)."""
-    local_scale: Auto[Scale] = "auto"
+    local_scale: Auto[Scale] = AUTO
     """Share of the image's area that a small crop covers, low and high
     (official: 0.05 to 0.4; released ViTs: 0.05 to 0.25; ResNet-50: 0.05 to 0.14)."""
-    local_size: Auto[Count] = "auto"
+    local_size: Auto[Count] = AUTO
     """Side of a small crop, pixels (official: 96)."""
 
     def choose(self, given: Situation) -> Choices:
@@ -178,9 +178,9 @@ class Config(MethodConfig):
         >>> [(view.name, view.count, view.size, view.blur_p) for view in plan.views]
         [('global1', 1, 224, 1.0), ('global2', 1, 224, 0.1), ('local', 8, 96, 0.5)]
         """
-        first, second = two_views(image_size, settled(self.global_scale), self.flip)
+        first, second = two_views(image_size, self.global_scale, self.flip)
         views = [first, second]
-        if count := settled(self.local_crops):
-            size, scale = settled(self.local_size), settled(self.local_scale)
+        if count := self.local_crops:
+            size, scale = self.local_size, self.local_scale
             views.append(replace(first, name="local", count=count, size=size, scale=scale, blur_p=0.5))
         return ViewPlan(tuple(views))

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.dense import DenseDINO
 from ssl_vit.methods.dense_loss import dense_loss
 from ssl_vit.methods.esvit_config import Config
@@ -40,13 +39,13 @@ class EsViT(DenseDINO):
 
     def views_alone(self, progress: Progress) -> bool:
         """Whether regions are not matched yet."""
-        return progress.step < settled(self.config.region_from) * progress.total
+        return progress.step < self.config.region_from * progress.total
 
     def remark(self, parts: dict[str, float]) -> str:
         """Whether regions are matched."""
         if "region_loss" in parts:
             return ""
-        return f"Whole crops alone are matched until {settled(self.config.region_from):.0%} of the run."
+        return f"Whole crops alone are matched until {self.config.region_from:.0%} of the run."
 
     def before_optimizer(self, progress: Progress) -> None:
         """What isn't trained yet doesn't decay either."""

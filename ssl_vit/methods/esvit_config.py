@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from ssl_vit.methods.base_config import SMALL, Auto, Choices, Fraction, Situation
+from ssl_vit.methods.base_config import AUTO, SMALL, Auto, Choices, Fraction, Situation
 from ssl_vit.methods.dino_config import Config as DINOConfig
 
 RELEASED = "the released Swin models"
@@ -23,7 +23,7 @@ class Config(DINOConfig):
     needs: ClassVar[str] = "any backbone; with local crops, one that takes images of other sizes"
     choose_when: ClassVar[str] = "Your backbone is a pyramid (Swin and its like) and you go on to detect or segment."
 
-    region_from: Auto[Fraction] = "auto"
+    region_from: Auto[Fraction] = AUTO
     """Share of the run after which regions are matched too, and not whole crops alone (released Swin-T and Swin-S with
     windows of 7: 0; all other released models: about 0.67)."""
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.masks import blockwise_masks
 from ssl_vit.errors import UserError
-from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.dense import DenseDINO
 from ssl_vit.methods.dense_loss import dense_loss
 from ssl_vit.methods.dino import Branch
@@ -35,7 +34,7 @@ class IBOT(DenseDINO):
                 "pixels, is not one patch; raise it or backbone.image_size, or choose a backbone with a finer grid"
             )
         super().__init__(config, backbone, image_size)
-        self.uniform_loss = (1 + MASKED) * math.log(settled(config.out_dim))
+        self.uniform_loss = (1 + MASKED) * math.log(config.out_dim)
 
     def new_student(self, backbone: Backbone) -> Branch:
         """One head serves images and patches, as in the released models, where both have the same width."""
@@ -79,7 +78,7 @@ class IBOT(DenseDINO):
         hidden = flat.flatten().nonzero()[:, 0]
         shares, hidden = shares.flatten()[hidden], hidden.to(seen.device)
 
-        start, end = settled(self.config.warmup_teacher_patch_temp), settled(self.config.teacher_patch_temp)
+        start, end = self.config.warmup_teacher_patch_temp, self.config.teacher_patch_temp
         targets, entropy = self.patch_targets(
             self.teacher_vectors(rows(seen))[hidden],  # all are looked at, for the centre
             self.warmed_up(start, end, progress),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from ssl_vit.methods.base_config import SMALL, Auto, Choices, Positive, Scale, Situation
+from ssl_vit.methods.base_config import AUTO, SMALL, Auto, Choices, Positive, Scale, Situation
 from ssl_vit.methods.dino_config import OFFICIAL
 from ssl_vit.methods.dino_config import Config as DINOConfig
 
@@ -30,9 +30,9 @@ class Config(DINOConfig):
     mask_ratio: Scale = (0.1, 0.5)
     """Share of a large crop's patches that is hidden, low and high, in one half of the large crops; nothing is hidden
     in the other half (released models: 0.1 to 0.5)."""
-    warmup_teacher_patch_temp: Auto[Positive] = "auto"
+    warmup_teacher_patch_temp: Auto[Positive] = AUTO
     """As warmup_teacher_temp, for patches (official: 0.04)."""
-    teacher_patch_temp: Auto[Positive] = "auto"
+    teacher_patch_temp: Auto[Positive] = AUTO
     """As teacher_temp, for patches (official: 0.07)."""
 
     def choose(self, given: Situation) -> Choices:

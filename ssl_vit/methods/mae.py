@@ -8,7 +8,6 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ssl_vit.backbones.backbone import Backbone
-from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.mae_config import Config
 from ssl_vit.methods.masked import Masked, sine_positions, with_pooled
 from ssl_vit.methods.method import Progress, Step
@@ -25,12 +24,12 @@ class MAE(Masked):
 
     def __init__(self, config: Config, backbone: Backbone, image_size: int) -> None:
         super().__init__(config, backbone, image_size)
-        dim, heads = settled(config.decoder_dim), settled(config.decoder_heads)
+        dim, heads = config.decoder_dim, config.decoder_heads
         self.embed = nn.Linear(backbone.info.patch_dim, dim)
         self.mask_token = nn.Parameter(torch.randn(dim) * 0.02)
         self.positions: Tensor  # [H * W, dim]
         self.register_buffer("positions", sine_positions(*self.grid, dim), persistent=False)
-        blocks = [Block(dim, heads, qkv_bias=True) for _ in range(settled(config.decoder_depth))]
+        blocks = [Block(dim, heads, qkv_bias=True) for _ in range(config.decoder_depth)]
         self.decoder = nn.Sequential(*blocks, nn.LayerNorm(dim))
         self.predict = nn.Linear(dim, 3 * self.cell**2)
         for layer in (self.embed, self.predict, *self.decoder.modules()):

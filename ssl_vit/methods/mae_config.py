@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from ssl_vit.errors import UserError
 from ssl_vit.methods.base_config import (
+    AUTO,
     SMALL,
     Auto,
     Choices,
@@ -18,7 +19,6 @@ from ssl_vit.methods.base_config import (
     Scale,
     Situation,
     optimiser_choices,
-    settled,
 )
 
 
@@ -42,11 +42,11 @@ class Config(MaskedConfig):
     """Share of an image's patches that is hidden (official: 0.75)."""
     scale: Scale = (0.2, 1.0)
     """Share of the image's area that the crop covers, low and high (official: 0.2 to 1)."""
-    decoder_dim: Auto[Count] = "auto"
+    decoder_dim: Auto[Count] = AUTO
     """Width of the decoder (official: 512)."""
-    decoder_depth: Auto[Count] = "auto"
+    decoder_depth: Auto[Count] = AUTO
     """Blocks of the decoder (official: 8)."""
-    decoder_heads: Auto[Count] = "auto"
+    decoder_heads: Auto[Count] = AUTO
     """Attention heads of the decoder (official: 16)."""
 
     def choose(self, given: Situation) -> Choices:
@@ -65,6 +65,6 @@ class Config(MaskedConfig):
     def check(self, given: Situation) -> None:
         """The decoder's width is shared by its heads and by sines and cosines of rows and columns."""
         super().check(given)
-        dim, heads = settled(self.decoder_dim), settled(self.decoder_heads)
+        dim, heads = self.decoder_dim, self.decoder_heads
         if dim % heads or dim % 4:
             raise UserError(f"method.decoder_dim: {dim} is not a multiple of 4 and of the {heads} method.decoder_heads")

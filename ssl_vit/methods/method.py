@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.plan import ViewPlan
-from ssl_vit.detectors.files import Pretrainable
-from ssl_vit.proposals.prior import Prior
-from ssl_vit.tokenizers.tokenizer import Tokenizer
+from ssl_vit.methods.workspace import Workspace
 
 
 class Progress(NamedTuple):
@@ -68,16 +66,11 @@ class Method(nn.Module):
     prototypes: int = 0
     """That K."""
 
-    slow: tuple[str, ...] = ()
-    """Parts of the names of parameters that learn at a tenth of the rate."""
+    def prepare(self, workspace: Workspace) -> None:
+        """Before the first step: what has to be made of the images once a run; the first process comes first.
 
-    def to_fit(self) -> Tokenizer | None:
-        """What has to be fitted on the images before the first step."""
-        return None
-
-    def regions(self) -> Prior | None:
-        """What proposes the boxes that the plan asks for."""
-        return None
+        A run that is resumed comes here too, before it gets the weights of its checkpoint.
+        """
 
     def remark(self, parts: dict[str, float]) -> str:
         """A sentence for the health verdict, from the means of ``parts`` over the steps since the last one; or ""."""
@@ -93,6 +86,5 @@ class Method(nn.Module):
         """The backbone worth keeping (the teacher's where there is one)."""
         raise NotImplementedError
 
-    def detector(self) -> Pretrainable | None:
-        """The detector that is exported beside the backbone, where one is trained."""
-        return None
+    def artefacts(self, workspace: Workspace) -> None:
+        """After the last step and the backbone's export, in the first process: write what else is worth keeping."""

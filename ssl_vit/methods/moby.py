@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_vit.backbones.backbone import Backbone
-from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.heads import mlp
 from ssl_vit.methods.method import Progress, Step
 from ssl_vit.methods.moby_config import Config
@@ -34,7 +33,7 @@ class MoBY(Siamese):
         projector = mlp([dim, hidden, out], batch_norm=True, activation=nn.ReLU)
         predictor = mlp([out, hidden, out], batch_norm=True, activation=nn.ReLU)
         super().__init__(config, backbone, image_size, projector, predictor)
-        size = settled(config.queue_size)
+        size = config.queue_size
         self.uniform_loss = 2 * math.log(1 + size)  # two contrasts, each of 1 + size equal logits
         self.queue1: Tensor  # [K, P] keys of first views
         self.queue2: Tensor  # of second views
@@ -52,7 +51,7 @@ class MoBY(Siamese):
 
         steps = len(self.queue1) / (len(key1) * progress.parts * rank_and_world()[1])
         age = min(float(progress.step), steps)
-        kept = cosine(settled(self.config.momentum), 1.0, progress.step, progress.total) ** age
+        kept = cosine(self.config.momentum, 1.0, progress.step, progress.total) ** age
         parts = {
             "own_key_first": (first1 + first2) / 2,
             "queue_filled": loss1.new_tensor(age / steps),
@@ -78,7 +77,7 @@ class MoBY(Siamese):
         """
         for name, keys in self.seen.items():
             enqueue(self.get_buffer(name), gather_over_ranks(keys), progress.step)
-        momentum = cosine(settled(self.config.momentum), 1.0, progress.step + 1, progress.total)
+        momentum = cosine(self.config.momentum, 1.0, progress.step + 1, progress.total)
         average_into(self.teacher, self.student, momentum)
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from ssl_vit.errors import UserError
 from ssl_vit.methods.base_config import (
+    AUTO,
     SMALL,
     Auto,
     Choices,
@@ -17,7 +18,6 @@ from ssl_vit.methods.base_config import (
     Situation,
     TwoViewConfig,
     optimiser_choices,
-    settled,
 )
 
 OFFICIAL_QUEUE = 4096
@@ -38,7 +38,7 @@ class Config(TwoViewConfig):
         "You pretrain for detection with small batches, on images of which a small crop does not tell what they show."
     )
 
-    queue_size: Auto[Count] = "auto"
+    queue_size: Auto[Count] = AUTO
     """Keys in each of the two queues, a multiple of train.batch_size (official: 4096)."""
     temperature: Positive = 0.2
     """Temperature of the contrast (official: 0.2)."""
@@ -60,7 +60,7 @@ class Config(TwoViewConfig):
     def check(self, given: Situation) -> None:
         """The queue is filled by whole batches."""
         super().check(given)
-        size, batch = settled(self.queue_size), given.batch_size
+        size, batch = self.queue_size, given.batch_size
         if size % batch:
             near = max(1, round(size / batch)) * batch
             raise UserError(

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_vit.backbones.backbone import Backbone
-from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.heads import mlp
 from ssl_vit.methods.method import Progress, Step
 from ssl_vit.methods.mocov3_config import Config
@@ -50,7 +49,7 @@ class MoCoV3(Siamese):
 
     def after_step(self, progress: Progress) -> None:
         """The teacher moves, with the momentum of the step that will use it."""
-        momentum = cosine(settled(self.config.momentum), 1.0, progress.step + 1, progress.total)
+        momentum = cosine(self.config.momentum, 1.0, progress.step + 1, progress.total)
         average_into(self.teacher, self.student, momentum)
 
 

@@ -7,8 +7,8 @@ from typing import Any, cast
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from ssl_vit.drawing import ACCENT, FAINT, INK, SECOND, STYLE
 from ssl_vit.eval.compare import Comparison
-from ssl_vit.report.figures import ACCENT, FAINT, INK, SECOND, STYLE
 
 
 def figure(found: Comparison) -> Figure:

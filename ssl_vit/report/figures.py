@@ -15,25 +15,9 @@ from numpy.typing import NDArray
 
 from ssl_vit.data.decode import decode
 from ssl_vit.data.sources import Source
+from ssl_vit.drawing import ACCENT, FAINT, INK, SECOND, STYLE, Image
 from ssl_vit.eval.features import FeatureSet
 from ssl_vit.training.checkpoint import write_atomically
-
-INK, ACCENT, SECOND, FAINT = "#1b2a41", "#d1495b", "#00798c", "#b8bfc9"
-STYLE = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "text.color": INK,
-}
-
-Image = NDArray[np.uint8]
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

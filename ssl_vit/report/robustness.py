@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ssl_vit.report.figures import ACCENT, INK, SECOND, STYLE
+from ssl_vit.drawing import ACCENT, INK, SECOND, STYLE
 
 _CURVES = (
     ("hidden", "Patches hidden, %", SECOND),

@@ -8,7 +8,7 @@ from typing import Any, cast
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from ssl_vit.report.figures import ACCENT, INK, SECOND, STYLE
+from ssl_vit.drawing import ACCENT, INK, SECOND, STYLE
 from ssl_vit.training.checkpoint import write_atomically
 
 Parts = dict[str, float]  # milliseconds an image

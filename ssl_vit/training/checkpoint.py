@@ -5,55 +5,110 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
+from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.checkpoints.description import OURS
 from ssl_vit.errors import RunFailed
+from ssl_vit.export import timm
+from ssl_vit.training.sharding import is_sharded, load_sharded, save_sharded
+
+if TYPE_CHECKING:
+    from ssl_vit.training.looks.look import Look
+    from ssl_vit.training.step import Learner
 
 log = logging.getLogger("ssl_vit")
 
 KEEP = 2  # the newest, and one to fall back on
+_METHOD = "method."  # before the names of weights
 
 
-class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's own save is staged in another folder, so that a kill or a full disk can leave half a file."""
+class Checkpoints:
+    """The checkpoints of a run: one every so many steps and at the end, the newest two kept."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write ``path`` and its sha256 in ``path.sha256``; the old file stays until the new one is complete.
+    def __init__(self, folder: Path, every: int) -> None:
+        self._folder, self._every, self._saved = folder, every, -1
 
-        A full disk is reported here and not raised: the run goes on, and the other ranks wait for this one after it.
+    def due(self, done: int, total: int) -> bool:
+        """Whether one is to be saved after so many steps."""
+        return done % self._every == 0 or done == total
+
+    def save(self, learner: Learner, looks: Sequence[Look], done: int) -> None:
+        """Save what a run needs to go on after ``done`` steps, then drop what is older than the last two.
+
+        Called on all ranks together; without sharding the first alone writes, and the others wait. A full disk is
+        reported and not raised: the run goes on.
         """
-        path = Path(path)
+        if self._saved == done:
+            return
+        self._saved, path = done, checkpoint_path(self._folder, done)
+        state = _state(learner, looks, done)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            write_atomically(path, lambda staged: _save(checkpoint, staged))
-            digest = sha256(path)
-            write_atomically(checksum_of(path), lambda staged: staged.write_text(digest + "\n"))
+            if is_sharded(learner.fabric):
+                save_sharded(learner.method, learner.optimizer, state, path)
+            elif learner.fabric.is_global_zero:
+                write_atomically(path, lambda staged: _save(_with_weights(state, learner), staged))
+            if learner.fabric.is_global_zero:
+                digest = checksum(path)
+                write_atomically(checksum_of(path), lambda staged: staged.write_text(digest + "\n"))
+                prune(self._folder, path)
         except OSError as error:
             log.error("%s could not be saved (%s): the checkpoint before it is untouched", path, error)
-
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Tensors and plain values only: a checkpoint is never allowed to run code."""
-        checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        return checkpoint
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete a checkpoint and its checksum."""
-        checksum_of(Path(path)).unlink(missing_ok=True)
-        Path(path).unlink(missing_ok=True)
+        learner.fabric.barrier()
 
 
-def _save(checkpoint: dict[str, Any], staged: Path) -> None:
+def _state(learner: Learner, looks: Sequence[Look], done: int) -> dict[str, Any]:
+    """All but weights and the optimiser's: the looks' own, and which weights are the backbone that is exported."""
+    method, data = learner.method, learner.config.data
+    backbone = method.exported()
+    assert isinstance(backbone, TimmBackbone)  # the one adapter
+    place = next(name for name, module in method.named_modules() if module is backbone.model)
+    scaler = {} if learner.scaler is None else {"scaler": learner.scaler.state_dict()}
+    return {
+        "global_step": done,
+        "looks": {look.name: look.state() for look in looks if look.name},
+        OURS: {"exported": f"{_METHOD}{place}.", "config": timm.config(backbone, data.mean, data.std, {})},
+    } | scaler
+
+
+def _with_weights(state: dict[str, Any], learner: Learner) -> dict[str, Any]:
+    weights = {f"{_METHOD}{name}": value for name, value in learner.method.state_dict().items()}
+    return state | {"state_dict": weights, "optimizer_states": [learner.optimizer.state_dict()]}
+
+
+def go_on_from(path: Path, learner: Learner, looks: Sequence[Look]) -> int:
+    """Bring a learner and its looks to where a checkpoint was written; the number of steps done by then.
+
+    Tensors and plain values only: a checkpoint is never allowed to run code. Those that were written by Lightning's
+    Trainer, before there was a loop of our own, are understood too.
+    """
+    if path.is_dir():
+        saved = load_sharded(learner.method, learner.optimizer, path)
+    else:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        weights = {name.removeprefix(_METHOD): value for name, value in saved["state_dict"].items()}
+        learner.method.load_state_dict(weights)
+        learner.optimizer.load_state_dict(saved["optimizer_states"][0])
+    of_looks = saved["looks"] if "looks" in saved else {"health": saved["callbacks"]["Health"]}
+    for look in looks:
+        if look.name in of_looks:
+            look.restore_state(of_looks[look.name])
+    if learner.scaler is not None:
+        learner.scaler.load_state_dict(saved["scaler"] if "scaler" in saved else saved["MixedPrecision"])
+    return int(saved["global_step"])
+
+
+def _save(state: dict[str, Any], staged: Path) -> None:
     """torch.save, whose own error hides the one of a full disk."""
     with staged.open("wb") as file:
         try:
-            torch.save(checkpoint, file)
+            torch.save(state, file)
         except RuntimeError as error:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
@@ -88,6 +143,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def checksum(path: Path) -> str:
+    """Hex digest of a checkpoint: of a file, or of the files of a folder with their names."""
+    if not path.is_dir():
+        return sha256(path)
+    files = sorted(path.iterdir())
+    return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()
+
+
 def checkpoint_path(folder: Path, step: int) -> Path:
     """The name sorts by step; no two steps share one."""
     return folder / f"step-{step:09d}.ckpt"
@@ -101,7 +164,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     found = sorted(folder.glob("step-*.ckpt"), reverse=True)
     for path in found:
         expected = checksum_of(path)
-        if expected.is_file() and expected.read_text().strip() == sha256(path):
+        if expected.is_file() and expected.read_text().strip() == checksum(path):
             return path
         log.warning("%s is damaged or incomplete (its checksum differs): trying the one before", path)
     if found:
@@ -118,6 +181,13 @@ def prune(folder: Path, newest: Path) -> None:
     kept = [path for path in found if path <= newest][-KEEP:]
     for path in set(found) - set(kept):
         checksum_of(path).unlink(missing_ok=True)
-        path.unlink()
+        _remove(path)
     for path in folder.glob(".step-*.tmp"):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
         path.unlink()

@@ -7,15 +7,18 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 SLOW = 0.1  # of the rate, for parameters that a method names
 
 
-def parameter_groups(model: nn.Module, slow: tuple[str, ...] = ()) -> list[dict[str, object]]:
-    """Weights, which decay, and biases and 1-D parameters, which don't (as the official DINO code splits them).
+def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
+    """The groups of an optimiser: weights, which decay, and biases and 1-D parameters, which don't (as in DINO's code).
 
-    slow: parts of the names of parameters that learn slowly, in two groups of their own where there are any.
+    A model may have an attribute ``slow``, parts of the names of parameters that learn at a tenth of the rate: they
+    come in two groups of their own.
     """
+    slow: tuple[str, ...] = getattr(model, "slow", ())
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     late = [any(part in name for part in slow) for name, _ in trained]
     groups = _by_decay([each for each, slowly in zip(trained, late, strict=True) if not slowly])
@@ -32,10 +35,10 @@ def _by_decay(named: list[tuple[str, nn.Parameter]]) -> list[dict[str, object]]:
 
 
 def make_optimizer(
-    model: nn.Module, name: Literal["adamw", "sgd"], lr: float, beta2: float = 0.999, slow: tuple[str, ...] = ()
+    model: nn.Module, name: Literal["adamw", "sgd"], lr: float, beta2: float = 0.999
 ) -> torch.optim.Optimizer:
-    """AdamW (1711.05101; beta1 0.9) or SGD with momentum 0.9, both in torch's fused kernels; slow: parts of names."""
-    groups = parameter_groups(model, slow)
+    """AdamW (1711.05101; beta1 0.9) or SGD with momentum 0.9, both in torch's fused kernels."""
+    groups = parameter_groups(model)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), fused=True)
     return torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=True)
@@ -51,12 +54,18 @@ def set_hyperparameters(optimizer: torch.optim.Optimizer, lr: float, weight_deca
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, per_tensor: bool) -> Tensor:
-    """Scale gradients whose norm is above ``limit`` (0: none); returns the total norm before, [].
+    """Scale gradients whose norm is above ``limit`` (0: none) in place; the total norm before, [].
 
-    per_tensor: each tensor by its own norm, as DINO does; else all by their common norm.
+    per_tensor: each tensor by its own norm, as DINO does; else all by their common norm. A gradient that is sharded
+    over processes counts, and is scaled, as a whole.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch._foreach_norm(gradients)
+    found = [p.grad for p in parameters if p.grad is not None]
+    gradients = [each.to_local() if isinstance(each, DTensor) else each for each in found]
+    norms: tuple[Tensor, ...] = torch._foreach_norm(gradients)
+    if any(isinstance(each, DTensor) for each in found):  # then all are
+        squares = torch.stack(norms).square()
+        torch.distributed.all_reduce(squares)
+        norms = squares.sqrt().unbind()
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms).float())
     if limit > 0 and per_tensor:
         torch._foreach_add_(norms, 1e-6)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning.fabric import Fabric
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch.distributed import DistError
 
@@ -39,24 +39,21 @@ def check_startable(devices: int) -> None:
         )
 
 
-class SameImages(Callback):
-    """RunFailed where the processes of a run have found different images: each learns from a part of the same order."""
+def same_images(fabric: Fabric, fingerprint: Mapping[str, int | str]) -> None:
+    """RunFailed where the processes of a run have found different images: each learns from a part of the same order.
 
-    def __init__(self, fingerprint: Mapping[str, int | str]) -> None:
-        self._mine = dict(fingerprint)
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """On all ranks together, so that all of them end."""
-        if trainer.world_size == 1:
-            return
-        found: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(found, self._mine)
-        other = next((number for number, its in enumerate(found) if its != found[0]), None)
-        if other is not None:
-            raise RunFailed(
-                f"the processes of this run have different images (0: {found[0]}, {other}: {found[other]}); give every "
-                "machine the same ones, and choose or shuffle a dataset with the same seed in every process"
-            )
+    Called on all ranks together, so that all of them end.
+    """
+    if fabric.world_size == 1:
+        return
+    found: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(found, dict(fingerprint))
+    other = next((number for number, its in enumerate(found) if its != found[0]), None)
+    if other is not None:
+        raise RunFailed(
+            f"the processes of this run have different images (0: {found[0]}, {other}: {found[other]}); give every "
+            "machine the same ones, and choose or shuffle a dataset with the same seed in every process"
+        )
 
 
 def lost_rank(error: RuntimeError) -> RunFailed | None:

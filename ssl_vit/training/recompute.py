@@ -14,18 +14,19 @@ from torch.utils.checkpoint import checkpoint
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.errors import UserError
 from ssl_vit.eval.features import evaluating
-from ssl_vit.training.bfloat16 import lean_bfloat16
-from ssl_vit.training.remade import made, remember
+from ssl_vit.training.cpu.bfloat16 import lean_bfloat16
+from ssl_vit.training.cpu.remade import made, remember
 
 SHARE = 1 / 8  # of what a backbone keeps for backward: what one part may keep while it is computed again
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def recompute(model: nn.Module, size: int) -> list[str]:
+def recompute(model: nn.Module, size: int, lean: bool = True) -> list[str]:
     """Every backbone in the model that is trained keeps what its parts were given, not what they computed (1604.06174).
 
-    Loss and gradients stay what they are, to the bit; names of weights too. size: pixels of a side of its images.
-    Returns the names of the parts. UserError where a backbone has none.
+    Loss and gradients stay what they are, to the bit; names of weights too. size: pixels of a side of its images;
+    lean: as the step has ``train.lean_cpu``. Returns the names of the parts. UserError where a backbone has none, and
+    where no backbone is trained.
     """
     found = []
     for name, backbone in model.named_modules():
@@ -33,7 +34,12 @@ def recompute(model: nn.Module, size: int) -> list[str]:
             chosen = set(parts(backbone, size))
             found += [f"{name}.{place}" for place, module in backbone.named_modules() if module in chosen]
             for part in chosen:
-                part.forward = partial(_recomputed, part, part.forward)  # which a copy of the model copies
+                part.forward = partial(_recomputed, part, part.forward, lean)  # which a copy of the model copies
+    if not found:
+        raise UserError(
+            "train.checkpoint_activations: the method does not train the backbone and keeps nothing of its forward "
+            "pass; leave it out"
+        )
     return found
 
 
@@ -106,13 +112,13 @@ def _tensors(args: tuple[Any, ...]) -> list[Tensor]:
     return [tensor for tensor in each if isinstance(tensor, Tensor)]
 
 
-def _recomputed(part: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _recomputed(part: nn.Module, forward: Callable[..., Any], lean: bool, *args: Any, **kwargs: Any) -> Any:
     """What the part's own forward gives."""
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     if torch.compiler.is_compiling():  # the compiler makes its own second pass out of what was traced of the first
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-    contexts = partial(_contexts, part, _tensors(args)[0].device)
+    contexts = partial(_contexts, part, _tensors(args)[0].device, lean)
     notes = [made(tensor) for tensor in _tensors(args)]
 
     def once(*given: Any) -> Any:
@@ -128,9 +134,11 @@ def _own_lists(args: tuple[Any, ...]) -> list[Any]:
     return [list(arg) if isinstance(arg, list) else arg for arg in args]
 
 
-def _contexts(part: nn.Module, device: torch.device) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+def _contexts(
+    part: nn.Module, device: torch.device, lean: bool
+) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """What the first pass runs in, and the second, with the functions of the first."""
-    return nullcontext(), _again(part, lean_bfloat16(device))
+    return nullcontext(), _again(part, lean_bfloat16(device, lean))
 
 
 @contextmanager

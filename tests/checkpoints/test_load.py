@@ -16,14 +16,16 @@ from ssl_vit.checkpoints.inspection import inspect
 from ssl_vit.checkpoints.load import load, restore
 from ssl_vit.errors import UserError
 from ssl_vit.methods import config_class, list_methods, method_class
-from ssl_vit.training.module import Pretraining, Recipe
+from ssl_vit.training.checkpoint import Checkpoints, checkpoint_path
+from ssl_vit.training.fabric import new_fabric
+from ssl_vit.training.step import Learner
 from tests.checkpoints.files import dino_head, filled, save, shapes_of, trainer
 from tests.export.conftest import randomised
+from tests.test_families_train import resolved
 
 NAME = "vit_tiny_patch16_224"
 VIT = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-RECIPE = Recipe("adamw", 0.1, 0.999, 0.1, 0.0, 0.0, 0, 3.0, False, 0, MEAN, STD)
 
 
 def same(found: Backbone, expected: Backbone) -> None:
@@ -41,14 +43,14 @@ def test_a_runs_checkpoint_gives_what_the_method_exports(method: str, tmp_path: 
     given |= {"boxes": 4, "queries": 6, "dim": 64, "depth": 1, "hidden": 32, "crop_size": 32}
     config = config.model_copy(update={key: value for key, value in given.items() if key in type(config).model_fields})
     backbone = create_backbone(NAME, image_size=32, model_args=VIT, masked=config.masks)
-    made = Pretraining(method_class(method)(config, backbone, 32), RECIPE, per_epoch=1, total_steps=1)
+    made = method_class(method)(config, backbone, 32)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(torch.randn_like(parameter))
-    checkpoint = {"state_dict": made.state_dict(), "pytorch-lightning_version": "2.6.6", "epoch": 0}
-    made.on_save_checkpoint(checkpoint)
-    found = restore(save(tmp_path, checkpoint))
-    expected = made.method.exported()
+    run = resolved(method, "vision_transformer", **{"data.mean": MEAN, "data.std": STD, "train.precision": "32-true"})
+    Checkpoints(tmp_path, 1).save(Learner(new_fabric(run.train), made, run, per_epoch=1, total=1), [], 1)
+    found = restore(checkpoint_path(tmp_path, 1))
+    expected = made.exported()
     assert (found.info.size, found.info.mean, found.info.std) == ((32, 32), MEAN, STD)
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():

@@ -142,7 +142,7 @@ def test_learns_its_regions_and_leaves_the_backbone_alone(detector):
     learner = method(detector).train()
     before = {k: v.clone() for k, v in learner.exported().state_dict().items()}
     images, boxes = batch()
-    optimizer, steps = make_optimizer(learner, "adamw", 1e-3, slow=learner.slow), []
+    optimizer, steps = make_optimizer(learner, "adamw", 1e-3), []
     for _ in range(40):
         steps.append(learner([images, boxes], START))
         optimizer.zero_grad()
@@ -175,7 +175,7 @@ def test_images_without_regions_teach_that_nothing_is_there():
 
 def test_what_places_the_samples_learns_at_a_tenth_of_the_rate():
     learner = method()
-    optimizer = make_optimizer(learner, "adamw", 1.0, slow=learner.slow)
+    optimizer = make_optimizer(learner, "adamw", 1.0)
     set_hyperparameters(optimizer, 2e-4, 0.3)
     rates = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
     for name, p in learner.named_parameters():

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_vit.auto import Facts, resolve_config
 from ssl_vit.backbones import create_backbone
 from ssl_vit.config import load_config
 from ssl_vit.errors import UserError
@@ -18,6 +17,8 @@ from ssl_vit.methods.beit import BEiT
 from ssl_vit.methods.mae import MAE, cut
 from ssl_vit.methods.mae_config import Config
 from ssl_vit.methods.masked import sine_positions
+from ssl_vit.run.facts import Facts
+from ssl_vit.run.plan import resolve_config
 from tests.methods.masked import Plain, array, cells, every_weight_gets_a_gradient, linear_numpy, three_steps_equal
 from tests.methods.siamese import SITUATION
 from tests.methods.small import seen_by, softmax

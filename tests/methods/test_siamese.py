@@ -61,7 +61,7 @@ def by_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["ssl_vit.experiment"])  # imported once, not twice
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["ssl_vit.run.pretrain"])
     start_processes(_rank, (port, str(folder)), nprocs=WORLD, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 
-from ssl_vit.report.detection import Boxed, boxes_figure
+from ssl_vit.drawing import Boxed, boxes_figure
 from ssl_vit.report.figures import ACCENT, SECOND
 
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from ssl_vit.detectors.gaze import gaze, surest
-from ssl_vit.report.gaze import QUERIES, draw_gaze, gaze_figure
+from ssl_vit.detectors.picture_gaze import QUERIES, draw_gaze, gaze_figure
 from tests.detectors.test_detectors import small
 
 COLOURS = ((0.4, 0.5, 0.6), (0.3, 0.25, 0.2))

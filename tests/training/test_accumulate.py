@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,16 +13,30 @@ from ssl_vit.data.batch import Batch, to_views
 from ssl_vit.data.loader import build_loader
 from ssl_vit.data.sources import open_source
 from ssl_vit.errors import UserError
-from ssl_vit.experiment import build_method
 from ssl_vit.methods.beit import BEiT
 from ssl_vit.methods.heads import GlobalBatchNorm1d
 from ssl_vit.methods.ibot import IBOT
 from ssl_vit.methods.method import Method, Step
-from ssl_vit.training.module import Pretraining, Recipe
+from ssl_vit.run.prepare import build_method
+from ssl_vit.training.fabric import new_fabric
+from ssl_vit.training.step import Learner, take_step
 from tests.methods.settings import COMMON, SMALL
 from tests.test_families_train import resolved
 
-RECIPE = Recipe("sgd", 0.1, 0.999, 0.1, 0.0, 0.0, 0, 3.0, False, 0, (0.5,) * 3, (0.2,) * 3)
+RECIPE: dict[str, Any] = {
+    "backbone.drop_path": 0.0,
+    "optim.optimizer": "sgd",
+    "optim.lr": 0.1,
+    "optim.min_lr": 0.1,
+    "optim.weight_decay": 0.0,
+    "optim.weight_decay_end": 0.0,
+    "optim.warmup_epochs": 0.0,
+    "optim.clip": 3.0,
+    "data.mean": [0.5, 0.5, 0.5],
+    "data.std": [0.2, 0.2, 0.2],
+    "train.batch_size": 8,
+    "train.precision": "32-true",
+}
 PLAIN: dict[str, dict[str, Any]] = {
     "dino": {"head_norm": "none", "centering": "mean"},
     "esvit": {"head_norm": "none", "centering": "mean", "region_from": 0.0},
@@ -53,34 +65,16 @@ def without_noise(method: Method, patch: pytest.MonkeyPatch) -> Method:
     return method.double()
 
 
-class Watch(L.Callback):
-    def __init__(self) -> None:
-        self.steps: list[Step] = []
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
-        self.steps.append(pl_module.last)
-
-
 def trained(name: str, parts: int, pictures: Path, patch: pytest.MonkeyPatch) -> tuple[list[Step], dict[str, Tensor]]:
     """Three steps of 8 images: what each said, and the state that they leave."""
-    flags = COMMON | {f"method.{key}": value for key, value in (SMALL[name] | PLAIN[name]).items()}
-    config = resolved(name, "vision_transformer", **flags | {"backbone.drop_path": 0.0})
+    flags = COMMON | {f"method.{key}": value for key, value in (SMALL[name] | PLAIN[name]).items()} | RECIPE
+    config = resolved(name, "vision_transformer", **flags | {"train.accumulate": parts})
     torch.manual_seed(0)
     method = without_noise(build_method(config), patch)
-    source, watch = open_source(str(pictures / "train")), Watch()
-    loader = build_loader(source, method.views(), batch_size=8, seed=0, total_steps=STEPS)
-    module = Pretraining(method, replace(RECIPE, accumulate=parts), per_epoch=6, total_steps=STEPS)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_steps=STEPS,
-        callbacks=[watch],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, loader)
-    return watch.steps, dict(method.state_dict())
+    loader = build_loader(open_source(str(pictures / "train")), method.views(), batch_size=8, seed=0, total_steps=STEPS)
+    learner = Learner(new_fabric(config.train), method, config, per_epoch=6, total=STEPS)
+    steps = [take_step(learner, batch, step).given for step, batch in enumerate(loader)]
+    return steps, dict(method.state_dict())
 
 
 @pytest.mark.parametrize("parts", [2, 4])
@@ -89,7 +83,7 @@ def test_parts_are_the_whole(name: str, parts: int, pictures: Path, monkeypatch:
     def doubles(*args: Any, **kwargs: Any) -> list[Tensor]:
         return [view.double() for view in to_views(*args, **kwargs)]
 
-    monkeypatch.setattr("ssl_vit.training.module.to_views", doubles)
+    monkeypatch.setattr("ssl_vit.training.step.to_views", doubles)
     with monkeypatch.context() as patch:
         whole, expected = trained(name, 1, pictures, patch)
     with monkeypatch.context() as patch:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_vit.training import attention
-from ssl_vit.training.attention import attend
-from ssl_vit.training.bfloat16 import OURS, OurWays, lean_bfloat16
+from ssl_vit.training.cpu import attention
+from ssl_vit.training.cpu.attention import attend
+from ssl_vit.training.cpu.bfloat16 import OURS, OurWays, lean_bfloat16
 
 HEADS = 2
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from ssl_vit import experiment
 from ssl_vit.config import load_config
 from ssl_vit.methods import list_methods
-from ssl_vit.training import fitting
-from ssl_vit.training.callbacks import Metrics
+from ssl_vit.run.pretrain import pretrain as start_run
+from ssl_vit.tokenizers import fitting
 from ssl_vit.training.checkpoint import newest_checkpoint
+from ssl_vit.training.looks.metrics import Metrics
 from tests.methods.settings import COMMON, SMALL
 from tests.runs import rows, weights
 
@@ -26,11 +26,11 @@ class Killed(BaseException):
 
 def pretrain(pictures: Path, out: Path, method: str, *, resume: bool = False, **more: object) -> None:
     if resume:
-        experiment.pretrain(load_config([out / "config.yaml"]), out, resume=True)
+        start_run(load_config([out / "config.yaml"]), out, resume=True)
         return
     flags = COMMON | {"data.path": str(pictures / "train"), "method.name": method}
     flags |= {f"method.{key}": value for key, value in SMALL[method].items()}
-    experiment.pretrain(load_config(flags=flags | more), out)
+    start_run(load_config(flags=flags | more), out)
 
 
 def state(out: Path) -> dict[str, torch.Tensor]:

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_vit import experiment
 from ssl_vit.config import load_config
 from ssl_vit.errors import RunFailed
 from ssl_vit.methods.dino import DINO
 from ssl_vit.methods.method import Progress, Step
+from ssl_vit.run.finish import RunResult
+from ssl_vit.run.pretrain import pretrain as whole_run_of
 from ssl_vit.training.checkpoint import newest_checkpoint
 from ssl_vit.training.health import Verdict, Vitals, diagnose, feature_std, rank_me
 from tests.runs import SETTINGS, losses, rows
@@ -139,12 +140,12 @@ def test_spread_of_known_features() -> None:
     assert feature_std(torch.eye(2).repeat(8, 1)) == pytest.approx(0.5 * math.sqrt(2))  # (1, 0) or (0, 1): σ = 1/2
 
 
-def pretrain(data: Path, out: Path, **changes: object) -> experiment.RunResult:
+def pretrain(data: Path, out: Path, **changes: object) -> RunResult:
     """A tiny run in this process."""
     settings = SETTINGS | {"data.workers": 0, "backbone.drop_path": 0.0, "method.local_crops": 0}
     settings |= {key.replace("__", "."): value for key, value in changes.items()}
     sets = [f"{key}={value}" for key, value in settings.items()]
-    return experiment.pretrain(load_config([], sets, {"data.path": str(data)}), out)
+    return whole_run_of(load_config([], sets, {"data.path": str(data)}), out)
 
 
 def test_uniform_collapse_is_named(pictures: Path, tmp_path: Path) -> None:
@@ -238,5 +239,5 @@ def test_ten_such_steps_in_a_row_end_the_run_with_a_good_checkpoint(
     state = torch.load(newest, weights_only=True)["state_dict"]
     assert all(value.isfinite().all() for value in state.values())
     monkeypatch.undo()
-    assert experiment.pretrain(load_config([out / "config.yaml"]), out, resume=True).steps == 30
+    assert whole_run_of(load_config([out / "config.yaml"]), out, resume=True).steps == 30
     assert all(row["loss"] is not None for row in rows(out) if row["step"] > 15)

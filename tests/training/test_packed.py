@@ -16,21 +16,21 @@ PER_EPOCH = steps_per_epoch(48, 8)
 
 def noting(argv: list[str], seen: Path, said: Path, kill_at: int) -> None:
     """The command, with the images of every step in a file; killed at a step."""
-    from ssl_vit.training.module import Pretraining
+    from ssl_vit.training import loop
 
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
-    step = Pretraining.training_step
+    take_step = loop.take_step
 
-    def noted(self, batch, number):
-        if self.global_step == kill_at:
+    def noted(learner, batch, step):
+        if step == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         with seen.open("a") as lines:
-            lines.write(json.dumps([self.global_step, batch.index.tolist()]) + "\n")
-        return step(self, batch, number)
+            lines.write(json.dumps([step, batch.index.tolist()]) + "\n")
+        return take_step(learner, batch, step)
 
-    Pretraining.training_step = noted
+    loop.take_step = noted
     sys.exit(main(argv))
 
 

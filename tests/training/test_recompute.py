@@ -15,10 +15,10 @@ from ssl_vit.backbones import backbone_info, create_backbone
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.cli import main
 from ssl_vit.errors import RunFailed, UserError
-from ssl_vit.experiment import build_method
 from ssl_vit.methods import list_methods
 from ssl_vit.methods.method import Method, Progress
-from ssl_vit.training.bfloat16 import lean_bfloat16
+from ssl_vit.run.prepare import build_method
+from ssl_vit.training.cpu.bfloat16 import lean_bfloat16
 from ssl_vit.training.memory import enough_memory
 from ssl_vit.training.recompute import recompute
 from tests.families import cheapest

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_vit.training import bfloat16, remade
-from ssl_vit.training.attention import attend
-from ssl_vit.training.bfloat16 import lean_bfloat16
+from ssl_vit.training.cpu import bfloat16, remade
+from ssl_vit.training.cpu.attention import attend
+from ssl_vit.training.cpu.bfloat16 import lean_bfloat16
 
 KINDS = {"autograd": F, "ours": remade}
 NETWORKS: dict[str, Callable[..., Tensor]] = {  # of functions, x [..., 8], weight and bias [8], maps to 5 and to 8

@@ -16,8 +16,8 @@ from torchvision.ops import box_convert
 
 from ssl_vit.detectors.files import Pretrainable
 from ssl_vit.detectors.gaze import gaze, surest
-from ssl_vit.report.figures import ACCENT, SECOND, STYLE, Image
-from ssl_vit.report.regions import Colour, shown
+from ssl_vit.detectors.picture_regions import Colour, shown
+from ssl_vit.drawing import ACCENT, SECOND, STYLE, Image
 from ssl_vit.training.checkpoint import write_atomically
 
 QUERIES = 4  # of each image

@@ -11,15 +11,15 @@ from typing import Any
 import ssl_vit
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.checkpoints.hub import is_hub_id
-from ssl_vit.config import RunConfig
-from ssl_vit.detectors.files import FILE, detector_of, save
-from ssl_vit.export import timm
+from ssl_vit.config import ResolvedConfig
+from ssl_vit.detectors.files import detector_of
 from ssl_vit.export.api import ExportResult, export, hand_over
-from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.method import Method
-from ssl_vit.training.callbacks import last_knn
+from ssl_vit.run.prepare import role
+from ssl_vit.run.workspace import RunWorkspace
 from ssl_vit.training.checkpoint import write_atomically
 from ssl_vit.training.health import Verdict
+from ssl_vit.training.looks.metrics import last_knn
 
 
 @dataclass(frozen=True)
@@ -46,39 +46,30 @@ class RunResult:
 
 
 def finish(
-    config: RunConfig, method: Method, out: Path, steps: int, verdict: Verdict | None, bad_files: int
+    config: ResolvedConfig, method: Method, workspace: RunWorkspace, steps: int, verdict: Verdict | None, bad_files: int
 ) -> RunResult:
-    """Export, and then say that the run is complete."""
-    folder, data = out / "export", config.data
+    """Export the backbone, write the method's other artefacts, and then say that the run is complete."""
+    out, backbone = workspace.folder, method.exported()
+    folder = out / "export"
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed after exporting
-    backbone, detector = method.exported(), method.detector()
     assert isinstance(backbone, TimmBackbone)  # the one adapter
-    backbone.info = replace(backbone.info, mean=settled(data.mean), std=settled(data.std))
+    backbone.info = replace(backbone.info, mean=config.data.mean, std=config.data.std)
     exported = hand_over(backbone, folder, "timm", _description(config, method, out, steps, verdict, bad_files))
-    if detector is not None:
-        settings = timm.config(backbone, settled(data.mean), settled(data.std), {})
-        write_atomically(folder / FILE, lambda path: save(detector, path, settings))
-    result = RunResult(out, steps, verdict, bad_files, exported, detector_of(out))
+    method.artefacts(workspace)
     summary = {"steps": steps, "verdict": verdict._asdict() if verdict else None, "bad_files": bad_files}
     write_atomically(out / "COMPLETE", lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
-    return result
+    return RunResult(out, steps, verdict, bad_files, exported, detector_of(out))
 
 
 def completed(out: Path) -> RunResult:
-    """Of a run that was complete before."""
+    """What a complete run left."""
     done: dict[str, Any] = json.loads((out / "COMPLETE").read_text())
     verdict = Verdict(**done["verdict"]) if done["verdict"] else None
-    print(f"{out}: already complete, nothing to resume")
     return RunResult(out, done["steps"], verdict, done["bad_files"], export(out), detector_of(out))
 
 
-def role(method: Method) -> str:
-    """Which of a method's networks is exported and scored: what is trained is the student."""
-    return "student" if any(weight.requires_grad for weight in method.exported().parameters()) else "teacher"
-
-
 def _description(
-    config: RunConfig, method: Method, out: Path, steps: int, verdict: Verdict | None, bad_files: int
+    config: ResolvedConfig, method: Method, out: Path, steps: int, verdict: Verdict | None, bad_files: int
 ) -> dict[str, Any]:
     """What the weights were made of and how good they are, without a path of this machine."""
     settings = config.model_dump(mode="json")

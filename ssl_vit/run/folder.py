@@ -7,6 +7,8 @@ import logging
 import os
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,11 @@ import timm
 import torch
 
 import ssl_vit
-from ssl_vit.auto import Decision, table
-from ssl_vit.config import RunConfig, dump, load_config
+from ssl_vit.config import ResolvedConfig, dump, load_config
 from ssl_vit.data.scan import scan
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
+from ssl_vit.run.plan import Decision, table
 from ssl_vit.training.checkpoint import write_atomically
 
 log = logging.getLogger("ssl_vit")
@@ -31,7 +33,7 @@ FREE_ON_RESUME |= {("train", "nodes"), ("train", "checkpoint_every"), ("health",
 FREE_ON_RESUME |= {("train", "checkpoint_activations"), ("data", "kernels")}
 
 
-def check_same(config: RunConfig, source: Source, out: Path) -> None:
+def check_same(config: ResolvedConfig, source: Source, out: Path) -> None:
     """A resumed run computes what it would have computed: same settings, same images."""
     before = load_config([out / "config.yaml"]).model_dump()
     now = config.model_dump()
@@ -63,10 +65,9 @@ def clear(out: Path) -> None:
             path.unlink()
 
 
-def open_folder(out: Path, config: RunConfig, decisions: list[Decision], source: Source, resume: bool) -> None:
+def open_folder(out: Path, config: ResolvedConfig, decisions: list[Decision], source: Source, resume: bool) -> None:
     """Everything about a run that is known before its first step, into a folder that is there."""
     (out / "checkpoints").mkdir(exist_ok=True)
-    _log_to(out / "train.log")
     if resume:
         log.info("resumed")
         return
@@ -76,16 +77,27 @@ def open_folder(out: Path, config: RunConfig, decisions: list[Decision], source:
     write_atomically(out / "config.yaml", lambda path: path.write_text(dump(config), encoding="utf-8"))
 
 
-def _log_to(path: Path) -> None:
-    """Everything to the run's log, and to the terminal without dates."""
-    for handler in log.handlers[:]:  # of a run before this one, in the same process
-        log.removeHandler(handler)
-        handler.close()
-    file, terminal = logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler()
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.setLevel(logging.INFO)
-    log.addHandler(file)
-    log.addHandler(terminal)
+@contextmanager
+def logged(path: Path | None) -> Iterator[None]:
+    """Inside, what the package logs goes to a file, and to the terminal without dates; None: errors alone are heard.
+
+    What the caller's program does with the logger "ssl_vit" goes on as it was, and nothing is left of ours afterwards.
+    """
+    level, handlers = log.level, list[logging.Handler]()
+    if path is not None:
+        file, terminal = logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler()
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers = [file, terminal]
+    log.setLevel(logging.ERROR if path is None else logging.INFO)
+    for handler in handlers:
+        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
 
 
 def _environment() -> dict[str, Any]:

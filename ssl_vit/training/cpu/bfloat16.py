@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from ssl_vit.training.attention import attend
-from ssl_vit.training.remade import gelu, linear
+from ssl_vit.training.cpu.attention import attend
+from ssl_vit.training.cpu.remade import gelu, linear
 
 OURS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.scaled_dot_product_attention: attend,
@@ -20,9 +20,12 @@ OURS: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 
-def lean_bfloat16(device: torch.device) -> AbstractContextManager[object]:
-    """Inside, on a CPU in bfloat16, the functions of `OURS` are computed in our ways; elsewhere nothing changes."""
-    if device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+def lean_bfloat16(device: torch.device, lean: bool = True) -> AbstractContextManager[object]:
+    """Inside, on a CPU in bfloat16, the functions of `OURS` are computed in our ways; elsewhere nothing changes.
+
+    lean: the switch, ``train.lean_cpu``.
+    """
+    if lean and device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         return OurWays()
     return nullcontext()
 

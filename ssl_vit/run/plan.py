@@ -6,32 +6,22 @@ small sets was measured on small sets of posed digits and icons, where the offic
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from ssl_vit.backbones import backbone_info, create_backbone
 from ssl_vit.backbones.backbone import BackboneInfo
-from ssl_vit.checkpoints.inspection import Inspection
+from ssl_vit.checkpoints.inspection import Inspection, inspect
 from ssl_vit.checkpoints.load import fit
-from ssl_vit.config import RunConfig
-from ssl_vit.data.decode import BadImage, decode
-from ssl_vit.data.scan import scan
-from ssl_vit.data.sources import Source
+from ssl_vit.config import ResolvedConfig, RunConfig, check_data
+from ssl_vit.data.sources import Source, open_source
 from ssl_vit.errors import UserError
-from ssl_vit.methods.base_config import Situation, settled
-from ssl_vit.training.compiler import PAYS, can_compile
-from ssl_vit.training.speed import bfloat16_is_fast
+from ssl_vit.methods.base_config import Situation
+from ssl_vit.run.facts import IMAGENET_MEAN, IMAGENET_STD, Facts, gather_facts
+from ssl_vit.training.compiler import PAYS
 
-Colour = tuple[float, float, float]  # red, green, blue of images in [0, 1]
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WIDE = 48  # characters of a setting in a table; what is longer pushes only its own reason
 SMALL_SIDE = 112  # pixels of the short side below which images count as small
 EPOCHS = ((5_000, 200), (50_000, 150), (math.inf, 100))  # up to so many images: epochs; 100 is DINO's shortest recipe
@@ -46,57 +36,26 @@ class Decision(NamedTuple):
     override: str
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What is known before anything is decided."""
-
-    images: int
-    side: int  # median short side, pixels
-    colours: Callable[[], tuple[Colour, Colour]]  # mean and deviation, measured on the first call: it decodes images
-    gpus: int
-    cpus: int
-    bfloat16: bool  # whether it is quicker than float32
-    numba: bool = False  # whether it is installed
-    compiler: bool = False  # whether torch.compile can write kernels for the GPUs
+def resolve(config: RunConfig) -> tuple[ResolvedConfig, list[Decision]]:
+    """The configuration without "auto", and why each value was chosen; trains nothing."""
+    check_data(config)
+    return resolve_for(config, open_source(config.data.path))
 
 
-def gather_facts(source: Source) -> Facts:
-    """What the headers of some images and the devices say; UserError where no image of the sample can be read."""
-    sides = scan(source)["sides"]
-    if sides is None:
-        raise UserError(f"{source.root}: none of the images looked at could be read; check the files")
-    return Facts(
-        images=len(source),
-        side=sides["short"]["median"],
-        colours=partial(_colours, source),
-        gpus=torch.cuda.device_count(),
-        cpus=os.cpu_count() or 1,
-        bfloat16=bfloat16_is_fast(),
-        numba=importlib.util.find_spec("numba") is not None,
-        compiler=can_compile(),
-    )
+def resolve_for(config: RunConfig, source: Source) -> tuple[ResolvedConfig, list[Decision]]:
+    """As :func:`resolve`, for images that are open."""
+    return resolve_config(config, gather_facts(source), start_weights(config))
 
 
-def _colours(source: Source, sample: int = 128) -> tuple[Colour, Colour]:
-    """Mean and deviation of red, green, blue over evenly spaced images, in [0, 1], rounded to be read by people."""
-    sums, squares, pixels = np.zeros(3), np.zeros(3), 0
-    for index in np.unique(np.linspace(0, len(source) - 1, sample).round().astype(int)).tolist():
-        try:
-            image = decode(source.path(index), want=224).reshape(-1, 3).astype(np.float64) / 255
-        except BadImage:
-            continue  # named when the run reads it
-        sums, squares, pixels = sums + image.sum(0), squares + np.square(image).sum(0), pixels + len(image)
-    if not pixels:
-        return IMAGENET_MEAN, IMAGENET_STD
-    mean = sums / pixels
-    std = np.sqrt(np.maximum(squares / pixels - mean**2, 1e-4))
-    return tuple(mean.round(3).tolist()), tuple(std.round(3).tolist())
+def start_weights(config: RunConfig) -> Inspection | None:
+    """What the run is to start from, read and not yet loaded."""
+    return inspect(config.backbone.weights) if config.backbone.weights is not None else None
 
 
 def resolve_config(
     config: RunConfig, facts: Facts, weights: Inspection | None = None
-) -> tuple[RunConfig, list[Decision]]:
-    """Replace every "auto"; weights: those that the run is to start from.
+) -> tuple[ResolvedConfig, list[Decision]]:
+    """The configuration with every "auto" decided, and the decisions; weights: those that the run is to start from.
 
     UserError where the backbone cannot do what the method needs, or the weights are of another one.
     """
@@ -106,24 +65,13 @@ def resolve_config(
     _choose_model(resolver, facts)
     part = resolver.tree["backbone"]
     info = backbone_info(part["name"], image_size=part["image_size"], model_args=part["args"])
-    _choose_run(resolver, facts, config.method.compiles)
-    given = Situation(
-        images=facts.images,
-        epochs=resolver.get("train.epochs"),
-        steps=max(1, facts.images // resolver.get("train.batch_size")) * resolver.get("train.epochs"),
-        dim=info.dim,
-        image_size=part["image_size"],
-        batch_size=resolver.get("train.batch_size"),
-        kind=info.kind,
-        any_size=info.any_size,
-        multiple=info.multiple,
-        drops_paths=info.drops_paths,
-        grid=info.grid,
-        parts=resolver.get("train.accumulate"),
-    )
+    _choose_run(resolver, facts)
+    given = _situation(resolver, facts, info, weights)
     for key, (value, why) in config.method.choose(given).items():
         resolver.decide(key, value, why)
+    _choose_compile(resolver, facts)
     chosen = RunConfig.model_validate(resolver.tree)
+    _refuse_undecided(chosen)
     _refuse(chosen, info)
     chosen.method.check(given)
     if weights is not None:
@@ -132,10 +80,27 @@ def resolve_config(
             _, notes = fit(backbone, weights)
         resolver.decisions.append(Decision("backbone.weights", weights.file, "; ".join(notes), "--weights FILE"))
     _choose_data(resolver, facts)  # last, as it decodes images: all that can be refused has been
-    resolved = RunConfig.model_validate(resolver.tree)
-    open_keys = [f"{a}.{b}" for a, part in resolver.tree.items() for b, value in part.items() if value == "auto"]
-    assert not open_keys, f"the recipe of {resolved.method.name} does not decide {open_keys}"
-    return resolved, resolver.decisions
+    return ResolvedConfig.model_validate(resolver.tree), resolver.decisions
+
+
+def _situation(resolver: _Resolver, facts: Facts, info: BackboneInfo, weights: Inspection | None) -> Situation:
+    """What a method's recipe may depend on."""
+    epochs, batch_size = resolver.get("train.epochs"), resolver.get("train.batch_size")
+    return Situation(
+        images=facts.images,
+        epochs=epochs,
+        steps=max(1, facts.images // batch_size) * epochs,
+        dim=info.dim,
+        image_size=resolver.get("backbone.image_size"),
+        batch_size=batch_size,
+        kind=info.kind,
+        any_size=info.any_size,
+        multiple=info.multiple,
+        drops_paths=info.drops_paths,
+        grid=info.grid,
+        parts=resolver.get("train.accumulate"),
+        weights=weights.layout if weights is not None else None,
+    )
 
 
 class _Resolver:
@@ -220,7 +185,7 @@ def _choose_kernels(resolver: _Resolver, facts: Facts) -> None:
         raise UserError("data.kernels: numba is not installed; pip install 'ssl_vit[numba]', or set data.kernels=torch")
 
 
-def _choose_run(resolver: _Resolver, facts: Facts, compiles: bool) -> None:
+def _choose_run(resolver: _Resolver, facts: Facts) -> None:
     """Batch, length, precision, and how often things are looked at."""
     resolver.decide("train.devices", facts.gpus or 1, "all GPUs" if facts.gpus else "no GPU found")
     world = resolver.get("train.devices") * resolver.get("train.nodes")
@@ -243,21 +208,23 @@ def _choose_run(resolver: _Resolver, facts: Facts, compiles: bool) -> None:
     resolver.decide("train.precision", "bf16-mixed" if facts.bfloat16 else "32-true", why)
     per_epoch = max(1, facts.images // resolver.get("train.batch_size"))
     steps = per_epoch * resolver.get("train.epochs")
-    seen = facts.images * resolver.get("train.epochs") * (resolver.get("backbone.image_size") / 224) ** 2
-    resolver.decide("train.compile", *_compile(facts, seen, compiles))
     resolver.decide("train.checkpoint_every", max(50, min(per_epoch, 1000)), "an epoch, but 50 to 1000 steps")
     resolver.decide("health.every", max(10, min(steps // 50, 500)), "about 50 checks a run")
     resolver.decide("health.knn_every", max(1.0, float(resolver.get("train.epochs") // 10)), "about 10 scores a run")
 
 
-def _compile(facts: Facts, images: float, compiles: bool) -> tuple[bool, str]:
-    """Where it pays: on a GPU, in a run that takes far longer than compiling; images: of 224 pixels, in all."""
+def _choose_compile(resolver: _Resolver, facts: Facts) -> None:
+    """Where the method's recipe does not say it: on a GPU, in a run that takes far longer than compiling."""
+    images = facts.images * resolver.get("train.epochs") * (resolver.get("backbone.image_size") / 224) ** 2
+    resolver.decide("train.compile", *_compile(facts, images))
+
+
+def _compile(facts: Facts, images: float) -> tuple[bool, str]:
+    """Whether it pays, and why; images: of 224 pixels, in all."""
     if not facts.gpus:
         return False, "compiling takes minutes, and makes little difference on a CPU"
     if not facts.compiler:
         return False, "it lacks Triton for these GPUs, a C compiler or Python's headers"
-    if not compiles:
-        return False, "what the method computes differs from image to image"
     if images < PAYS:
         return False, f"compiling takes minutes, which a run of {PAYS / 1e6:.0f} million images wins back"
     return True, f"a run of {images / 1e6:.1f} million images wins back the minutes that compiling takes"
@@ -270,6 +237,17 @@ def _batch_size(facts: Facts, image_size: int, world: int) -> int:
     return world * int(2 ** max(1, int(math.log2(max(most, 2)))))
 
 
+def _refuse_undecided(config: RunConfig) -> None:
+    """A recipe gives every setting of its method and of the optimiser a value."""
+    left = [f"method.{key}" for key in config.method.undecided()]
+    left += [f"optim.{key}" for key in config.optim.undecided()]
+    if left:
+        raise UserError(
+            f"the recipe of {config.method.name} leaves {', '.join(left)} open: its `choose` has to give each a value "
+            f"and a reason; until then set them, as in --set {left[0]}=…"
+        )
+
+
 def _refuse(config: RunConfig, info: BackboneInfo) -> None:
     """What the method asks of the backbone is checked against what the backbone can do, before any image is read."""
     if config.method.plain_only and not info.drops_patches:
@@ -277,12 +255,7 @@ def _refuse(config: RunConfig, info: BackboneInfo) -> None:
             f"method.name: {config.method.name} can't pretrain {info.name}: it is {config.method.plain_only}; choose "
             "another method, or a vit or deit"
         )
-    if config.method.frozen and config.train.checkpoint_activations:
-        raise UserError(
-            f"train.checkpoint_activations: {config.method.name} does not train the backbone and keeps nothing of "
-            "its forward pass; leave it out"
-        )
-    size = settled(config.backbone.image_size)
+    size = config.backbone.image_size
     for view in config.method.views(size).views:
         fits = view.size == size or (info.any_size and view.size % info.multiple == 0)
         if not fits:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssl_vit.detectors.detector import best
 from ssl_vit.detectors.files import Pretrainable
-from ssl_vit.report.detection import Boxed, boxes_figure
+from ssl_vit.drawing import Boxed, boxes_figure
 from ssl_vit.training.checkpoint import write_atomically
 
 SHOWN = 8  # boxes of each kind on an image: more can't be told apart

@@ -5,20 +5,19 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from typing import Any
 
 import torch
-from lightning import Callback, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ssl_vit.training.module import Pretraining
+from ssl_vit.training.looks.look import Look
+from ssl_vit.training.step import Learner, Outcome
 
 LOG_EVERY = 30.0  # seconds between lines where there is no terminal
 SMOOTH = 0.95  # weight of the past in the running means of times
 
 
-class ProgressLine(Callback):
+class ProgressLine(Look):
     """A bar on a terminal, else a line now and then."""
 
     def __init__(self, batch_size: int) -> None:
@@ -35,38 +34,34 @@ class ProgressLine(Callback):
         self._wait = self._busy = 0.0  # running means, seconds a step
         self._mark = self._spoken = time.monotonic()
 
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def begin(self, learner: Learner, start: int) -> None:
         """The bar starts where the run does."""
         self._mark = time.monotonic()
-        self._task = self._bar.add_task("", total=trainer.max_steps, completed=trainer.global_step, numbers="")
+        self._task = self._bar.add_task("", total=learner.total, completed=start, numbers="")
         if self._terminal:
             self._bar.start()
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def before_step(self, step: int) -> None:
         """Since the last step's end nothing was done but wait for this batch."""
         self._wait = self._mean(self._wait, self._lap())
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def after_step(self, outcome: Outcome) -> None:
         """Show it."""
         self._busy = self._mean(self._busy, self._lap())
-        module: Pretraining = pl_module
-        seconds = self._wait + self._busy
+        done, total, seconds = outcome.progress.step + 1, outcome.progress.total, self._wait + self._busy
+        added = "".join(f" + {name} {float(value):.3f}" for name, value in outcome.penalties.items())
         numbers = (
-            f"loss {module.loss:.3f} · {self._batch_size / seconds:.0f} images/s · "
+            f"loss {outcome.loss:.3f}{added} · {self._batch_size / seconds:.0f} images/s · "
             f"data wait {100 * self._wait / seconds:.0f} % · {memory_gb():.1f} GB"
         )
         if self._terminal:
-            self._bar.update(self._task, completed=trainer.global_step, numbers=numbers)
-        elif self._mark - self._spoken > LOG_EVERY or trainer.global_step == trainer.max_steps:
+            self._bar.update(self._task, completed=done, numbers=numbers)
+        elif self._mark - self._spoken > LOG_EVERY or done == total:
             self._spoken = self._mark
-            left = (trainer.max_steps - trainer.global_step) * seconds
-            print(
-                f"step {trainer.global_step}/{trainer.max_steps} · {numbers} · {left / 60:.1f} min left",
-                file=sys.stderr,
-                flush=True,
-            )
+            left = (total - done) * seconds / 60
+            print(f"step {done}/{total} · {numbers} · {left:.1f} min left", file=sys.stderr, flush=True)
 
-    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+    def end(self) -> None:
         """Leave the last numbers standing."""
         if self._terminal:
             self._bar.stop()

@@ -1,0 +1,69 @@
+"""What is known of a run before anything is decided: its images and the machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from ssl_vit.data.decode import BadImage, decode
+from ssl_vit.data.scan import scan
+from ssl_vit.data.sources import Source
+from ssl_vit.errors import UserError
+from ssl_vit.training.compiler import can_compile
+from ssl_vit.training.speed import bfloat16_is_fast
+
+Colour = tuple[float, float, float]  # red, green, blue of images in [0, 1]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known before anything is decided."""
+
+    images: int
+    side: int  # median short side, pixels
+    colours: Callable[[], tuple[Colour, Colour]]  # mean and deviation, measured on the first call: it decodes images
+    gpus: int
+    cpus: int
+    bfloat16: bool  # whether it is quicker than float32
+    numba: bool = False  # whether it is installed
+    compiler: bool = False  # whether torch.compile can write kernels for the GPUs
+
+
+def gather_facts(source: Source) -> Facts:
+    """What the headers of some images and the devices say; UserError where no image of the sample can be read."""
+    sides = scan(source)["sides"]
+    if sides is None:
+        raise UserError(f"{source.root}: none of the images looked at could be read; check the files")
+    return Facts(
+        images=len(source),
+        side=sides["short"]["median"],
+        colours=partial(_colours, source),
+        gpus=torch.cuda.device_count(),
+        cpus=os.cpu_count() or 1,
+        bfloat16=bfloat16_is_fast(),
+        numba=importlib.util.find_spec("numba") is not None,
+        compiler=can_compile(),
+    )
+
+
+def _colours(source: Source, sample: int = 128) -> tuple[Colour, Colour]:
+    """Mean and deviation of red, green, blue over evenly spaced images, in [0, 1], rounded to be read by people."""
+    sums, squares, pixels = np.zeros(3), np.zeros(3), 0
+    for index in np.unique(np.linspace(0, len(source) - 1, sample).round().astype(int)).tolist():
+        try:
+            image = decode(source.path(index), want=224).reshape(-1, 3).astype(np.float64) / 255
+        except BadImage:
+            continue  # named when the run reads it
+        sums, squares, pixels = sums + image.sum(0), squares + np.square(image).sum(0), pixels + len(image)
+    if not pixels:
+        return IMAGENET_MEAN, IMAGENET_STD
+    mean = sums / pixels
+    std = np.sqrt(np.maximum(squares / pixels - mean**2, 1e-4))
+    return tuple(mean.round(3).tolist()), tuple(std.round(3).tolist())

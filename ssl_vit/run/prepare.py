@@ -1,0 +1,86 @@
+"""Everything a run needs before its first step: the method around its backbone, the workspace, what looks at it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ssl_vit.backbones import create_backbone
+from ssl_vit.checkpoints.inspection import Inspection
+from ssl_vit.checkpoints.load import put
+from ssl_vit.config import ResolvedConfig
+from ssl_vit.data.sources import Source
+from ssl_vit.eval.online import OnlineScore
+from ssl_vit.eval.readout import Readout
+from ssl_vit.methods import method_class
+from ssl_vit.methods.method import Method
+from ssl_vit.training.looks.checkup import Checkup
+from ssl_vit.training.looks.knn import OnlineKnn
+from ssl_vit.training.looks.look import Look
+from ssl_vit.training.looks.metrics import Metrics
+from ssl_vit.training.looks.progress import ProgressLine
+from ssl_vit.training.recompute import recompute
+
+
+def build_method(config: ResolvedConfig, weights: Inspection | None = None) -> Method:
+    """The method around its backbone with these weights, or with random ones from torch's current seed."""
+    part = config.backbone
+    backbone = create_backbone(
+        part.name,
+        image_size=part.image_size,
+        drop_path=part.drop_path,
+        model_args=part.args,
+        masked=config.method.masks,
+    )
+    method = method_class(config.method.name)
+    method.begin(backbone)
+    if weights is not None:
+        put(backbone, weights)
+    backbone.info = replace(backbone.info, mean=config.data.mean, std=config.data.std)
+    built = method(config.method, backbone, part.image_size)
+    if config.train.checkpoint_activations:
+        recompute(built, part.image_size, config.train.lean_cpu)
+    return built
+
+
+def new_method(config: ResolvedConfig, weights: Inspection | None) -> Method:
+    """The method that a run begins with: a function of the seed, compiled where that was chosen."""
+    torch.manual_seed(config.train.seed)
+    method = build_method(config, weights)
+    if config.train.compile:
+        method.compile()
+    return method
+
+
+def role(method: Method) -> str:
+    """Which of a method's networks is exported and scored: what is trained is the student."""
+    return "student" if any(weight.requires_grad for weight in method.exported().parameters()) else "teacher"
+
+
+def new_looks(
+    config: ResolvedConfig,
+    method: Method,
+    sources: tuple[Source, Source | None],
+    per_epoch: int,
+    metrics: Metrics | None,
+) -> tuple[Checkup, list[Look]]:
+    """What looks at a run, in order, and of it the one that comes to a verdict.
+
+    sources: images to learn from, and labelled ones to score on; metrics: of the first process alone.
+    """
+    checkup = Checkup(metrics, config.health.every, config.method.advice)
+    looks: list[Look] = [] if metrics is None else [metrics, ProgressLine(config.train.batch_size)]
+    looks.append(checkup)
+    source, val = sources
+    if val is not None:
+        readout = Readout(config.backbone.image_size, config.data.mean, config.data.std)
+        every = max(1, round(config.health.knn_every * per_epoch))
+        looks.append(OnlineKnn(metrics, every, OnlineScore(source, val, readout, role(method))))
+    return checkup, looks
+
+
+def metrics_of(out: Path, start: int, first: bool) -> Metrics | None:
+    """The metrics of a run folder, which the first process writes."""
+    return Metrics(out, start) if first else None

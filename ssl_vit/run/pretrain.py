@@ -1,0 +1,198 @@
+"""One run, from a configuration to an export that was checked: plan, prepare, train, finish."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric import Fabric
+
+from ssl_vit.checkpoints.inspection import Inspection
+from ssl_vit.config import ResolvedConfig, RunConfig, check_out, load_config
+from ssl_vit.data.dataset_name import Images, described, is_object
+from ssl_vit.data.files import alone
+from ssl_vit.data.loader import steps_per_epoch, worker_failure
+from ssl_vit.data.shards import ShardSource
+from ssl_vit.data.sources import Source, open_source, require
+from ssl_vit.errors import UserError
+from ssl_vit.methods.method import Method
+from ssl_vit.run.facts import gather_facts
+from ssl_vit.run.finish import RunResult, completed, finish
+from ssl_vit.run.folder import LOCK, check_same, clear, logged, open_folder
+from ssl_vit.run.plan import resolve_config, start_weights
+from ssl_vit.run.prepare import metrics_of, new_looks, new_method
+from ssl_vit.run.workspace import RunWorkspace
+from ssl_vit.training.checkpoint import Checkpoints, checkpoint_path, go_on_from, newest_checkpoint
+from ssl_vit.training.compiler import compiling
+from ssl_vit.training.fabric import new_fabric
+from ssl_vit.training.health import Verdict
+from ssl_vit.training.loop import train
+from ssl_vit.training.memory import enough_memory, keep_memory
+from ssl_vit.training.ranks import check_startable, die_with_parent, lost_rank, rank, same_images
+from ssl_vit.training.step import Learner
+from ssl_vit.training.stop import StopSignals
+
+log = logging.getLogger("ssl_vit")
+
+
+class StoppedError(UserError):
+    """A signal ended the run; nothing is lost."""
+
+    exit_code = 143
+
+
+def pretrain(
+    data: RunConfig | Images,
+    out: Path | str,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    val: Images | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> RunResult:
+    """Pretrain without labels; RUN gets the config, log, metrics, checkpoints and a verified export.
+
+    data: a folder or whatever else ``ssl_vit.data.sources.open_source`` opens, such as
+        ``torchvision.datasets.CIFAR10(root)`` or a ``datasets.Dataset``; or a whole configuration, see
+        :func:`ssl_vit.config.load_config`, which leaves no room for settings and val.
+    out: a folder that does not exist yet, unless ``resume`` goes on with the run there or ``overwrite`` starts anew.
+    settings: values by key, ``{"method.name": "ibot", "train.epochs": 100}``; the others are chosen, or the run's own.
+    val: labelled images on which k-NN scores the features as they are learnt.
+
+    Raises:
+        UserError: anything that can be known before training: paths, settings, a backbone the method can't use.
+        RunFailed: too many unreadable images, no finite gradient, a lost worker, an export that does not verify.
+        StoppedError: SIGTERM or Ctrl-C; the run can be resumed.
+    """
+    if isinstance(data, RunConfig):
+        if settings is not None or val is not None:
+            raise UserError("a configuration is whole; put settings and val into it, or give a folder instead of it")
+        return _pretrain(data, data.data.path, data.data.val, Path(out), resume, overwrite)
+    flags = {**(settings or {}), "data.path": described(data)}
+    if val is not None:
+        flags["data.val"] = described(val)
+    config = load_config([Path(out) / "config.yaml"] if resume else [], flags=flags)
+    return _pretrain(config, data, val if val is not None else config.data.val, Path(out), resume, overwrite)
+
+
+def _pretrain(
+    config: RunConfig, images: Images, labelled: Images | None, out: Path, resume: bool, overwrite: bool
+) -> RunResult:
+    first = rank() == 0
+    if first:
+        check_out(out, resume=resume, overwrite=overwrite)
+    else:
+        die_with_parent()
+    if (out / "COMPLETE").exists() and resume:
+        return completed(out)
+    source, val = open_source(images), open_source(labelled) if labelled is not None else None
+    weights = None if resume else start_weights(config)  # a run that is resumed has them in its checkpoint
+    resolved, decisions = resolve_config(config, gather_facts(source), weights)
+    require(source, resolved.train.batch_size)
+    check_startable(resolved.train.devices)
+    if first and isinstance(source, ShardSource):
+        source.shared_by(max(1, resolved.data.workers) * resolved.train.devices * resolved.train.nodes)
+    if resume:
+        check_same(resolved, source, out)
+    # A backbone that can't be built is refused before anything is written.
+    run = _Run(resolved, out, source, val, weights, new_method(resolved, weights))
+    if not first:
+        with logged(None):
+            return run.train(resume)
+    out.mkdir(parents=True, exist_ok=True)
+    with alone(out / LOCK, str(out), wait=False), logged(out / "train.log"):
+        if overwrite:
+            clear(out)
+        open_folder(out, resolved, decisions, source, resume)
+        return run.train(resume)
+
+
+@dataclass
+class _Run:
+    """A run with all that is known before its first step."""
+
+    config: ResolvedConfig
+    out: Path
+    source: Source
+    val: Source | None
+    weights: Inspection | None
+    method: Method
+
+    def __post_init__(self) -> None:
+        train = self.config.train
+        self.world = train.devices * train.nodes
+        self.per_epoch = steps_per_epoch(len(self.source), train.batch_size)
+        self.total = train.epochs * self.per_epoch
+
+    def train(self, resume: bool) -> RunResult:
+        """Prepare, train from the newest checkpoint or the start, and hand over what was learnt."""
+        checkpoint = newest_checkpoint(self.out / "checkpoints") if resume else None
+        fabric, first = new_fabric(self.config.train), rank() == 0
+        plan = self.method.views()
+        workspace = RunWorkspace(self.config, self.out, self.source, plan, fabric.device, self.weights)
+        if first:  # the others start with `launch`, or wait in it
+            self._prepare(workspace)
+        fabric.launch()
+        if not first:
+            self._prepare(workspace)
+        with self._failures_in_words():
+            same_images(fabric, self.source.fingerprint)
+            whole, verdict, bad_files = self._learn(fabric, workspace, checkpoint)
+            done = finish(self.config, whole, workspace, self.total, verdict, bad_files) if first else None
+            fabric.barrier()  # the other ranks read what the first has written
+        return done or completed(self.out)
+
+    def _prepare(self, workspace: RunWorkspace) -> None:
+        try:
+            self.method.prepare(workspace)
+        except KeyboardInterrupt:
+            raise StoppedError(f"stopped before the first step; go on with: {self._again()}") from None
+
+    def _learn(
+        self, fabric: Fabric, workspace: RunWorkspace, checkpoint: Path | None
+    ) -> tuple[Method, Verdict | None, int]:
+        """The method after the last step, the verdict on it, and how many files could not be read."""
+        config, start = self.config, 0
+        learner = Learner(fabric, self.method, config, self.per_epoch, self.total)
+        if checkpoint is not None:
+            start = int(checkpoint.stem.removeprefix("step-"))
+        metrics = metrics_of(self.out, start, fabric.is_global_zero)
+        checkup, looks = new_looks(config, self.method, (self.source, self.val), self.per_epoch, metrics)
+        if checkpoint is not None:
+            go_on_from(checkpoint, learner, looks)
+        if config.train.compile:
+            log.info("compiling: the first two steps take minutes")
+        loader = workspace.loader(self.total, config.train.seed, start=start, world=self.world)
+        checkpoints = Checkpoints(self.out / "checkpoints", config.train.checkpoint_every)
+        stop = StopSignals()
+        keep_memory()
+        done = train(learner, loader, looks, checkpoints, stop, start)
+        if done < self.total:
+            saved = checkpoint_path(self.out / "checkpoints", done).exists()
+            raise StoppedError(
+                f"stopped at step {done} of {self.total} and {'' if saved else 'not '}saved; "
+                f"go on with: {self._again()}"
+            )
+        return learner.whole(), checkup.verdict, len(loader.bad.files)
+
+    @contextmanager
+    def _failures_in_words(self) -> Iterator[None]:
+        """RunFailed, with what to change, for memory that is too small, a compiler that fails and a process lost."""
+        try:
+            with enough_memory(), compiling():
+                yield
+        except RuntimeError as error:
+            failure = worker_failure(error) or lost_rank(error)
+            if failure is None:
+                raise
+            raise failure from error
+
+    def _again(self) -> str:
+        if is_object(self.config.data.path):
+            return f"ssl_vit.pretrain(dataset, {str(self.out)!r}, resume=True)"
+        return f"ssl-vit pretrain {shlex.quote(self.config.data.path)} --out {shlex.quote(str(self.out))} --resume"

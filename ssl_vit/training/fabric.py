@@ -1,0 +1,58 @@
+"""The devices of a run, by Lightning Fabric: its processes, what they compute in, and how they share a model."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.precision import MixedPrecision, Precision
+from lightning.fabric.strategies.strategy import Strategy
+
+from ssl_vit.config import TrainConfig
+from ssl_vit.training.sharding import sharded
+
+
+def new_fabric(train: TrainConfig) -> Fabric:
+    """A Fabric for these settings, not launched yet; its other processes start with ``launch()``."""
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # it greets by logging each process
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Fabric(
+        accelerator=device,
+        devices=train.devices,
+        num_nodes=train.nodes,
+        strategy=_strategy(train),
+        plugins=_precision(train, device),
+    )
+
+
+class Autocast(MixedPrecision):
+    """Autocast that keeps no casts, and casts nothing on its way in or out.
+
+    A weight that is used twice in a step so gets its gradient summed in float32, not in 16 bits; and images reach the
+    augmented views' first layer as they are.
+    """
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        """What runs inside computes in 16 bits where that is safe."""
+        return torch.autocast(self.device, dtype=self._desired_input_dtype, cache_enabled=False)
+
+    def convert_input(self, data: Any) -> Any:
+        """The same."""
+        return data
+
+    def convert_output(self, data: Any) -> Any:
+        """The same."""
+        return data
+
+
+def _precision(train: TrainConfig, device: str) -> Precision:
+    return Precision() if train.precision == "32-true" else Autocast(train.precision, device)
+
+
+def _strategy(train: TrainConfig) -> Strategy | str:
+    if train.strategy == "fsdp":
+        return sharded(train.devices * train.nodes)
+    return "ddp" if train.devices * train.nodes > 1 else "auto"

@@ -1,0 +1,87 @@
+"""``metrics.jsonl`` and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssl_vit.training.checkpoint import write_atomically
+from ssl_vit.training.looks.look import Look
+from ssl_vit.training.step import Outcome
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger("ssl_vit")
+
+KNN = "knn/"  # what stands before k in a line of scores
+PENALTY = "penalty/"  # what stands before a penalty's name in the line of a step
+
+
+class Metrics(Look):
+    """A line of ``metrics.jsonl`` for every step, the same to TensorBoard every tenth; other looks add lines."""
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = folder / "metrics.jsonl"
+        _drop_steps_from(self._path, start_step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board: SummaryWriter | None = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
+
+    def after_step(self, outcome: Outcome) -> None:
+        """One line a step."""
+        row = {"loss": outcome.loss, "lr": outcome.lr, "grad_norm": outcome.grad_norm}
+        row |= {name: float(value) for name, value in outcome.given.parts.items()}
+        row |= {PENALTY + name: float(value) for name, value in outcome.penalties.items()}
+        self.write(outcome.progress.step, row)
+
+    def write(self, step: int, row: dict[str, Any]) -> None:
+        """Add a line; numbers also go to TensorBoard."""
+        self._file.write(json.dumps({"step": step} | {k: _plain(v) for k, v in row.items()}) + "\n")
+        self._file.flush()
+        if self._board is None or (step % 10 and "grad_norm" in row):
+            return
+        group = "health/" if "health" in row else ""  # whose loss is a mean over steps
+        try:
+            for name, value in row.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(group + name, value, step)
+        except OSError as error:
+            log.warning("TensorBoard can't be written (%s): going on without it", error)
+            self._board = None
+
+    def end(self) -> None:
+        """Close the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _drop_steps_from(path: Path, step: int) -> None:
+    """Steps that a killed run wrote after its last checkpoint will be done again, and half a line is none."""
+    if path.exists():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        kept = "".join(line + "\n" for line in lines if _was_done(json.loads(line), step))
+        write_atomically(path, lambda staged: staged.write_text(kept, encoding="utf-8"))
+
+
+def _was_done(row: dict[str, Any], step: int) -> bool:
+    """A step's own line has the number of steps before it; a check's or a score's has the number of steps done."""
+    return bool(row["step"] < step or (row["step"] == step > 0 and "grad_norm" not in row))
+
+
+def last_knn(metrics: Path) -> dict[str, Any]:
+    """The newest score in ``metrics.jsonl``: top-1 in percent by k, and its protocol; empty where there is none."""
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if KNN in line]
+    if not rows:
+        return {}
+    top1 = {key.removeprefix(KNN): value for key, value in rows[-1].items() if key.startswith(KNN)}
+    return {"k-NN top-1 in percent, by k": top1, "protocol": rows[-1]["protocol"]}

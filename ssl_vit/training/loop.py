@@ -1,0 +1,75 @@
+"""The training loop, top to bottom: batch, step, looks, checkpoint, stop.
+
+What a step does is in :mod:`ssl_vit.training.step`, what looks at a run in :mod:`ssl_vit.training.looks`. Launching,
+devices, precision and the sharing of a model are Lightning Fabric's; the order of things is ours. Steps are counted,
+epochs never: a resumed run goes on at the step of its checkpoint, with the batch that would have come.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from ssl_vit.data.batch import Batch
+from ssl_vit.errors import RunFailed
+from ssl_vit.training.checkpoint import Checkpoints
+from ssl_vit.training.looks.look import Look
+from ssl_vit.training.step import Learner, Outcome, take_step
+from ssl_vit.training.stop import StopSignals
+
+log = logging.getLogger("ssl_vit")
+
+GIVE_UP = 10  # steps in a row without a finite gradient
+
+
+def train(
+    learner: Learner,
+    batches: Iterable[Batch],
+    looks: Sequence[Look],
+    checkpoints: Checkpoints,
+    stop: StopSignals,
+    start: int = 0,
+) -> int:
+    """Train to the last step, or until a signal asks to stop; the number of steps done, all of them saved.
+
+    learner: what is trained, already at step ``start``. batches: those of step ``start`` and after. looks: called after
+    each step in this order, on every rank; none of them changes what is trained. stop: checked on all ranks together.
+
+    Raises RunFailed where no step was possible for ten in a row.
+    """
+    done, lost = start, 0
+    for look in looks:
+        look.begin(learner, start)
+    try:
+        with stop.listening():
+            for step, batch in enumerate(batches, start):
+                for look in looks:
+                    look.before_step(step)
+                outcome = take_step(learner, batch, step)
+                lost = 0 if outcome.taken else lost + 1
+                _mind(outcome, lost)
+                done = step + 1
+                for look in looks:
+                    look.after_step(outcome)
+                asked = stop.asked(learner.fabric)
+                if asked or checkpoints.due(done, learner.total):
+                    checkpoints.save(learner, looks, done)
+                if asked:
+                    break
+    finally:
+        for look in looks:
+            look.end()
+    return done
+
+
+def _mind(outcome: Outcome, lost: int) -> None:
+    """Say that a step was lost; RunFailed where too many were."""
+    if outcome.taken:
+        return
+    step = outcome.progress.step
+    log.warning("step %d: the gradient is not finite, the step was not taken", step)
+    if lost >= GIVE_UP:
+        raise RunFailed(
+            f"diverged: {GIVE_UP} steps in a row without a finite gradient, up to step {step}; "
+            "lower optim.lr or set train.precision=32-true, then --resume from the last good checkpoint"
+        )

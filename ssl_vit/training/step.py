@@ -1,0 +1,166 @@
+"""One training step: views, loss, gradient, clip, optimiser, teacher.
+
+It is the only one there is: the loop, ``ssl-vit bench``, the tests and the benchmarks all call :func:`take_step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from ssl_vit.backbones.penalties import Penalties, collecting
+from ssl_vit.config import ResolvedConfig
+from ssl_vit.data.batch import Batch, to_views
+from ssl_vit.methods.method import Method, Progress, Step
+from ssl_vit.schedules import cosine, noise_seed, warmup_cosine
+from ssl_vit.training.accumulate import joined, joined_rows
+from ssl_vit.training.cpu.bfloat16 import lean_bfloat16
+from ssl_vit.training.optim import clip_gradients, make_optimizer, set_hyperparameters
+from ssl_vit.training.sharding import fill_whole, is_sharded
+from ssl_vit.training.speed import wants_channels_last
+
+Clock = Callable[[str], AbstractContextManager[Any]]
+"""Measures what happens inside, under the name of a part of a step."""
+PARTS = ("transfer", "augment", "forward", "backward", "optimiser")
+"""Those names."""
+
+
+def untimed(part: str) -> AbstractContextManager[None]:
+    """The clock of a step that nobody measures."""
+    return nullcontext()
+
+
+class Outcome(NamedTuple):
+    """What a step has done."""
+
+    progress: Progress  # of which ``step`` counts the steps before this one
+    loss: float  # the method's, without penalties; mean over ranks
+    given: Step  # what the method gave: parts and embedding; of this rank
+    penalties: dict[str, Tensor]  # scalars []
+    grad_norm: float  # before clipping
+    lr: float
+    taken: bool  # False where the gradient was not finite, and nothing has changed
+
+
+class Learner:
+    """A method on its devices, with its optimiser: all that a step needs, and all that it changes."""
+
+    def __init__(self, fabric: Fabric, method: Method, config: ResolvedConfig, per_epoch: int, total: int) -> None:
+        self.fabric, self.method, self.config = fabric, method, config
+        self.per_epoch, self.total = per_epoch, total  # steps
+        self.warmup = round(config.optim.warmup_epochs * per_epoch)
+        self.channels_last = wants_channels_last(method.exported().info)
+        self._copy = deepcopy(method) if is_sharded(fabric) else None  # of a sharded one, which no process has whole
+        self.model = fabric.setup_module(method)
+        optim = config.optim
+        self.optimizer = make_optimizer(method, optim.optimizer, optim.lr, optim.beta2)
+        self._optimizer: Any = fabric.setup_optimizers(self.optimizer)
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """What keeps small gradients from vanishing, with 16-mixed alone."""
+        return getattr(self.fabric.strategy.precision, "scaler", None)
+
+    def whole(self) -> Method:
+        """The method with all of its weights: itself, or a copy of a sharded one; asked for on all ranks together."""
+        return self.method if self._copy is None else fill_whole(self._copy, self.method)
+
+    def progress(self, step: int) -> Progress:
+        """Where the run is after so many steps."""
+        return Progress(step, self.total, self.per_epoch, self.config.train.accumulate)
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then a cosine."""
+        optim = self.config.optim
+        return warmup_cosine(optim.lr, optim.min_lr, step, self.total, self.warmup)
+
+    def weight_decay(self, step: int) -> float:
+        """A cosine from the first value to the last."""
+        optim = self.config.optim
+        return cosine(optim.weight_decay, optim.weight_decay_end, step, self.total)
+
+    def views(self, batch: Batch) -> list[Tensor]:
+        """The batch as the method gets it, coloured on the device."""
+        data = self.config.data
+        how = {"kernels": data.kernels == "numba", "channels_last": self.channels_last}
+        return to_views(batch, data.mean, data.std, self.fabric.device, **how)
+
+    def step_optimizer(self) -> None:
+        """One step of the optimiser, through the scaler where there is one."""
+        self._optimizer.step()
+
+
+def take_step(learner: Learner, batch: Batch, step: int, clock: Clock = untimed) -> Outcome:
+    """Learn from a batch, ``step`` steps after the start; everything that depends on the step is set from it alone."""
+    fabric, method, accumulate = learner.fabric, learner.method, learner.config.train.accumulate
+    progress, lr = learner.progress(step), learner.learning_rate(step)
+    set_hyperparameters(learner.optimizer, lr, learner.weight_decay(step))
+    torch.manual_seed(noise_seed(learner.config.train.seed, step, fabric.global_rank))
+    with clock("transfer"):
+        batch = batch.to(fabric.device)
+    given, seen, extra = list[Step](), list[Mapping[str, Tensor]](), list[Penalties]()
+    for part in batch.divided(accumulate):
+        last = len(given) == accumulate - 1
+        with fabric.no_backward_sync(learner.model, enabled=not last):
+            found, penalties = _forward(learner, part, progress, clock)
+            with clock("backward"):
+                fabric.backward(sum(penalties.values(), found.loss) / accumulate)
+        given.append(found)
+        seen.append(method.seen)
+        extra.append(penalties)
+    whole, method.seen = joined(given), joined_rows(seen)
+    with clock("optimiser"):
+        grad_norm, taken = _update(learner, progress)
+        loss = mean_over_ranks(fabric, whole.loss.detach())
+    return Outcome(progress, loss, whole, mean_penalties(extra), grad_norm, lr, taken)
+
+
+def _forward(learner: Learner, batch: Batch, progress: Progress, clock: Clock) -> tuple[Step, Penalties]:
+    """What the method and the network's own penalties say of some images."""
+    fabric = learner.fabric
+    with fabric.autocast():
+        with clock("augment"):
+            views = learner.views(batch)
+        lean = lean_bfloat16(fabric.device, learner.config.train.lean_cpu)
+        with clock("forward"), lean, collecting() as penalties:
+            return learner.model(views, progress), penalties
+
+
+def _update(learner: Learner, progress: Progress) -> tuple[float, bool]:
+    """Clip as the recipe says and step, then the teacher; the gradient's norm, and whether the step was taken.
+
+    A step whose gradient is not finite is not taken: by the scaler, where there is one, which then lowers its scale.
+    """
+    method, config = learner.method, learner.config
+    if learner.scaler is not None:
+        learner.scaler.unscale_(learner.optimizer)  # before clipping, which fused optimisers would leave to their step
+    method.before_optimizer(progress)
+    trained = [p for p in method.parameters() if p.requires_grad]
+    grad_norm = float(clip_gradients(trained, config.optim.clip, config.method.clip_per_tensor))
+    finite = grad_norm < float("inf")  # False for nan too
+    if finite or learner.scaler is not None:
+        learner.step_optimizer()
+    learner.optimizer.zero_grad()  # before the next forward pass, whose activations take the most memory
+    if finite:
+        method.after_step(progress)
+    return grad_norm, finite
+
+
+def mean_over_ranks(fabric: Fabric, value: Tensor) -> float:
+    """Of a scalar []."""
+    mean = fabric.all_reduce(value, reduce_op="mean")
+    assert isinstance(mean, Tensor)  # as what was given
+    return float(mean)
+
+
+def mean_penalties(extra: list[Penalties]) -> dict[str, Tensor]:
+    """Of the parts of a step, without gradient; each part counts, whether it had this penalty or not."""
+    names = dict.fromkeys(name for penalties in extra for name in penalties)
+    found = {name: [each[name].detach() for each in extra if name in each] for name in names}
+    return {name: torch.stack(values).sum() / len(extra) for name, values in found.items()}
