@@ -23,7 +23,7 @@ def test_imports_only_point_down(capsys: pytest.CaptureFixture[str]) -> None:
         ("backbones/layers.py", "import ssl_vit.methods.heads", "An import only ever points down"),
         ("eval/knn.py", "import ssl_vit.methods", "Scores and exports know no method"),
         ("methods/heads.py", "import lightning", "Nothing below training knows Lightning"),
-        ("methods/dino.py", "import argparse", "A method reads no files"),
+        ("methods/dino.py", "import argparse", "A method opens no files"),
         ("attic.py", "", "attic"),
     ],
 )

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ssl_vit.auto import Facts, resolve_config
 from ssl_vit.config import FLAGS, RunConfig, load_config
+from ssl_vit.run.facts import Facts
+from ssl_vit.run.plan import resolve_config
 from ssl_vit.tokenizers import dalle
 
 ROOT = Path(__file__).parents[1]
