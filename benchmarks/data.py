@@ -36,7 +36,7 @@ from ssl_vit.data.loader import build_loader
 from ssl_vit.data.plan import ViewPlan
 from ssl_vit.data.sources import Source, open_source
 from ssl_vit.methods.dino_config import Config
-from ssl_vit.training.memory import keep_memory
+from ssl_vit.process import keep_memory
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH, WARM, AHEAD = 8, 8, 8  # images; batches before the first that counts, and that follow the last, as in a long run

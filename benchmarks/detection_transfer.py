@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from ssl_vit.config import load_config
-from ssl_vit.data.files import write_whole
 from ssl_vit.eval.api import evaluate
+from ssl_vit.files import write_whole
 from ssl_vit.run.pretrain import pretrain as start_run
 
 BACKBONE = {"backbone.name": "resnet18", "backbone.args": {"channels": [32, 64, 128, 256]}}

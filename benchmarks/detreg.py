@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from ssl_vit.config import load_config
 from ssl_vit.eval.api import evaluate
-from ssl_vit.report.figures import ACCENT, FAINT, INK, SECOND, STYLE, read_metrics, save, series, smooth
+from ssl_vit.report.figures import ACCENT, FAINT, INK, SECOND, STYLE, read_metrics, save_figure, series, smooth
 from ssl_vit.run.pretrain import pretrain
 
 SIZE, SHARE, SEEDS = 128, 10.0, (0, 1, 2)  # pixels a side; percent of the images that have labels
@@ -140,7 +140,7 @@ def main() -> None:
     found = result["detection"][f"{SHARE:g}%"]
     print(table(found), flush=True)
     if args.figure is not None:
-        save(curves(run, found), args.figure)
+        save_figure(curves(run, found), args.figure)
 
 
 if __name__ == "__main__":

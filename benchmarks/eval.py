@@ -25,7 +25,7 @@ from ssl_vit.backbones import create_backbone
 from ssl_vit.data.augment import normalise
 from ssl_vit.eval.knn import KS, TEMPERATURE, knn, unit
 from ssl_vit.eval.linear import RATES, Scaling, train
-from ssl_vit.eval.readout import Readout, read
+from ssl_vit.eval.readout import Readout, read_out
 
 DIM, CLASSES, CHUNK, BATCH = 384, 1000, 100, 256
 
@@ -185,7 +185,7 @@ def bench_forward(count: int, rounds: int) -> None:
     ready = normalise(images, readout.mean, readout.std)
 
     def from_bytes() -> np.ndarray:
-        return read(backbone, normalise(images, readout.mean, readout.std), readout).cpu().numpy()
+        return read_out(backbone, normalise(images, readout.mean, readout.std), readout).cpu().numpy()
 
     with torch.inference_mode():
         seconds, _ = alternate(rounds, {"bare": lambda: backbone(ready), "read": from_bytes})

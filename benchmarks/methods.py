@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_vit.config import load_config
+from ssl_vit.files import write_atomically
 from ssl_vit.methods import config_class, list_methods
 from ssl_vit.methods.esvit import EsViT, regions
 from ssl_vit.methods.esvit_config import Config
@@ -33,7 +34,6 @@ from ssl_vit.methods.method import Progress
 from ssl_vit.run.facts import Facts
 from ssl_vit.run.plan import resolve_config
 from ssl_vit.run.prepare import build_method
-from ssl_vit.training.checkpoint import write_atomically
 from ssl_vit.training.optim import clip_gradients, make_optimizer
 
 IMAGES, STEPS, WARM = 8, 3, 1

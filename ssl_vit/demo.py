@@ -20,8 +20,8 @@ from ssl_vit.eval.features import FeatureSet, extract
 from ssl_vit.eval.knn import knn
 from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.readout import Readout
-from ssl_vit.eval.weights import load
-from ssl_vit.report.figures import demo_figure, save
+from ssl_vit.eval.weights import load_backbone
+from ssl_vit.report.figures import demo_figure, save_figure
 from ssl_vit.run.plan import resolve
 from ssl_vit.run.prepare import new_method
 from ssl_vit.run.pretrain import pretrain
@@ -46,11 +46,11 @@ def demo(out: Path | str) -> None:
     config = load_config(sets=SETTINGS, flags={"data.path": train.root, "data.val": val.root})
     print(f"{pretrain(config, out / 'run')}\n")
 
-    before, after = _features(_random_start(config), train, val), _features(load(out / "run"), train, val)
+    before, after = _features(_random_start(config), train, val), _features(load_backbone(out / "run"), train, val)
     pixels = _score(raw_pixels(train), raw_pixels(val))
     _print_table(pixels, _score(*before), _score(*after))
     figure = demo_figure(out / "run", pixels, before, after, (train, val), k=K)
-    save(figure, out / "demo.png")
+    save_figure(figure, out / "demo.png")
     print(f"\nThe picture: {out / 'demo.png'}\nEverything else: {out / 'run'}")
 
 

@@ -10,17 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_vit.checkpoints.load import restore
+from ssl_vit.checkpoints.load import backbone_of_file
 from ssl_vit.cli import main
 from ssl_vit.config import load_config
-from ssl_vit.detectors.files import FILE, load
+from ssl_vit.detectors.files import FILE, load_detector
 from ssl_vit.eval import detection
 from ssl_vit.eval.job import Job
+from ssl_vit.files import sha256
 from ssl_vit.methods import detreg
 from ssl_vit.proposals.store import Proposals
 from ssl_vit.run.finish import RunResult
 from ssl_vit.run.pretrain import pretrain
-from ssl_vit.training.checkpoint import newest_checkpoint, sha256
+from ssl_vit.training.checkpoint import newest_checkpoint
 from tests.eval.test_detection import painted
 from tests.methods.settings import COMMON, SMALL
 from tests.runs import Trap, finish, rows, start, steps_done, wait_for
@@ -50,8 +51,8 @@ def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
 
 
 def test_the_backbone_is_exported_as_it_came(run: RunResult) -> None:
-    before = restore(run.folder.parent / "dino").model.state_dict()
-    after = restore(run.folder).model.state_dict()
+    before = backbone_of_file(run.folder.parent / "dino").model.state_dict()
+    after = backbone_of_file(run.folder).model.state_dict()
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
 
 
@@ -61,11 +62,11 @@ def test_the_detector_is_exported_whole(run: RunResult) -> None:
     checkpoint = newest_checkpoint(run.folder / "checkpoints")
     assert checkpoint is not None
     trained = torch.load(checkpoint, weights_only=True)["state_dict"]
-    found = load(run.detector)
+    found = load_detector(run.detector)
     for name, value in found.state_dict().items():
         assert torch.equal(value, trained[f"method.network.{name}"]), name
     assert found.settings["queries"] == 6
-    assert found.backbone.info.mean == restore(run.folder).info.mean
+    assert found.backbone.info.mean == backbone_of_file(run.folder).info.mean
 
 
 def test_its_regions_are_kept_and_drawn(run: RunResult) -> None:
@@ -102,7 +103,7 @@ def test_it_is_fine_tuned_against_its_backbone_alone_and_nothing(
 
     job = Job(run.folder, sides)
     trial = detection._trial(job, "deformable_detr", 32, 2, "auto", "auto", "auto", "auto")
-    kept = load(run.folder / "export" / FILE).state_dict()
+    kept = load_detector(run.folder / "export" / FILE).state_dict()
     for arm in trial.arms:
         state = trial.begin(arm, seed=1).state_dict()
         assert state["detector.class_embed.weight"].shape[0] == 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import typing
 from collections.abc import Mapping
@@ -20,8 +19,9 @@ from torch import nn
 
 from ssl_vit.backbones.backbone import BackboneInfo, Stage
 from ssl_vit.backbones.kinds import kind_by_layers, kind_of
-from ssl_vit.backbones.layout import Layout, Sight, Size, TimmModel, find_layout
+from ssl_vit.backbones.layout import FeatureLayout, Sight, Size, TimmModel, find_layout
 from ssl_vit.errors import UserError
+from ssl_vit.spelling import did_you_mean
 
 Argument = int | float | bool | str | tuple[int, ...]
 Arguments = tuple[tuple[str, Argument], ...]
@@ -43,12 +43,12 @@ class Anatomy:
     """A timm model as the adapter needs to know it."""
 
     info: BackboneInfo
-    layout: Layout
+    layout: FeatureLayout
     weight_args: Arguments  # with what plain timm makes a model that takes the same weights
     build_args: Arguments  # the same, and what frees the input's size
 
 
-def build(name: str, args: Mapping[str, Argument]) -> TimmModel:
+def build_model(name: str, args: Mapping[str, Argument]) -> TimmModel:
     """The plain timm model without a classifier, on torch's default device; nothing is downloaded."""
     settings: dict[str, Any] = dict(args)
     try:
@@ -82,7 +82,7 @@ def examine(name: str, family: str, size: Size | None, args: Arguments) -> Anato
     freeing = next((flag for flag in _FREEING if flag in known), None)
     build_args = {**({freeing: _FREEING[freeing]} if freeing else {}), **weight_args}
     with torch.device("meta"), torch.no_grad():
-        model = build(name, build_args).eval()
+        model = build_model(name, build_args).eval()
         size = _pair(weight_args.get("img_size") or size or model.pretrained_cfg["input_size"][1:])
         try:
             sight = find_layout(model, size)
@@ -108,7 +108,7 @@ _FAIL_UNSEEN = {"MultiScaleVit": "its tables of relative positions end at the si
 
 def _constructor_args(name: str) -> frozenset[str]:
     with torch.device("meta"):
-        parents: tuple[type, ...] = type(build(name, {})).__mro__
+        parents: tuple[type, ...] = type(build_model(name, {})).__mro__
     found: set[str] = set()
     for constructor in (vars(parent)["__init__"] for parent in parents if "__init__" in vars(parent)):
         parameters = inspect.signature(constructor).parameters
@@ -129,8 +129,7 @@ def _weight_args(name: str, args: dict[str, Argument], size: Size | None) -> dic
         if key in _NOT_YOURS:
             raise UserError(f"model_args.{key}: not for the user to set; {_NOT_YOURS[key]}")
         if key not in known:
-            close = difflib.get_close_matches(key, known, 1, cutoff=0)
-            raise UserError(f"model_args.{key}: {name} has no such argument; did you mean {close[0]!r}?")
+            raise UserError(f"model_args.{key}: {name} has no such argument; {did_you_mean(key, sorted(known))}")
     if size is None or "img_size" not in known:
         return args
     if "img_size" in args and _pair(args["img_size"]) != size:
@@ -192,7 +191,7 @@ def _odd(number: float) -> int:
     return 2 * max(0, round((number - 1) / 2)) + 1
 
 
-def _takes(model: TimmModel, layout: Layout, size: Size, cell: float) -> bool:
+def _takes(model: TimmModel, layout: FeatureLayout, size: Size, cell: float) -> bool:
     """Whether images of this size pass, and their patches are as many pixels wide as they should."""
     try:
         patches = layout.read(model, torch.zeros(2, 3, *size)).patches
@@ -201,7 +200,7 @@ def _takes(model: TimmModel, layout: Layout, size: Size, cell: float) -> bool:
     return all(abs(length / cell - cells) <= 1.5 for length, cells in zip(size, patches.shape[2:], strict=True))
 
 
-def _limits(info: BackboneInfo, layout: Layout) -> tuple[str, ...]:
+def _limits(info: BackboneInfo, layout: FeatureLayout) -> tuple[str, ...]:
     height, width = info.size
     limits = {
         f"takes images of {height}×{width} pixels only: crops of several sizes are out of reach": not info.any_size,

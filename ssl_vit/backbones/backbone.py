@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+Colour = tuple[float, float, float]
+"""Red, green and blue, of images in [0, 1]."""
+
 
 class Features(NamedTuple):
     """What one forward gives: D channels, on a grid of H x W patches."""
@@ -45,8 +48,8 @@ class BackboneInfo:
     grid: tuple[int, int]  # rows and columns of patches of such an image: what a mask must have
     any_size: bool  # takes images of other sizes than `size`
     multiple: int  # with any_size: height and width must be multiples of this, pixels
-    mean: tuple[float, float, float]  # of images in [0, 1]
-    std: tuple[float, float, float]
+    mean: Colour
+    std: Colour
     parameters: int
     drops_paths: bool = True  # whether it has stochastic depth
     drops_patches: bool = False  # whether it can leave patches out instead of hiding them: plain transformers

@@ -60,7 +60,7 @@ def register_variants(
         register_model(entrypoint(name, arguments))
 
 
-def rename(
+def rename_keys(
     weights: Mapping[str, Tensor], *rules: tuple[str, str | Callable[[re.Match[str]], str]]
 ) -> dict[str, Tensor]:
     """A state dict, every name through every (pattern, replacement) of `rules` in turn.

@@ -23,7 +23,7 @@ _MAP_BESIDE_FEATURES = {
 
 
 @dataclass(frozen=True)
-class Layout:
+class FeatureLayout:
     """Where a timm model keeps what the contract asks for."""
 
     beside: bool = False  # the last map lies beside the features: see _MAP_BESIDE_FEATURES
@@ -67,7 +67,7 @@ class Layout:
 class Sight(NamedTuple):
     """A layout and what it reads."""
 
-    layout: Layout
+    layout: FeatureLayout
     features: Features
     maps: list[Tensor]  # the pyramid
 
@@ -79,7 +79,7 @@ def find_layout(model: TimmModel, size: Size) -> Sight:
     """
     images = torch.zeros(2, 3, *size)
     maps, levels = _levels(model, images)
-    layout = Layout(
+    layout = FeatureLayout(
         beside=any(parent.__name__ in _MAP_BESIDE_FEATURES for parent in type(model).__mro__),
         channels_last=getattr(model, "output_fmt", None) == "NHWC",
         stride=model.feature_info[-1]["reduction"],

@@ -16,7 +16,7 @@ from ssl_vit.backbones.layers import PatchEmbed, Size, init_linear, to_map, to_t
 from ssl_vit.backbones.windows import PatchMerging
 
 
-class Stage(nn.Module):
+class PyramidStage(nn.Module):
     """One level of a pyramid over maps: a downsampling layer, then blocks; [B, C, H, W] -> [B, D, H / s, W / s]."""
 
     def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module]) -> None:
@@ -36,7 +36,7 @@ class Stage(nn.Module):
         return self.run(self.downsample(x))
 
 
-class NHWCStage(Stage):
+class NHWCStage(PyramidStage):
     """One level of a pyramid whose blocks take maps with the channels last, [B, H, W, D]."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class NHWCStage(Stage):
         return self.run(self.downsample(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class TokenStage(Stage):
+class TokenStage(PyramidStage):
     """One level of a pyramid whose blocks are ``block(tokens [B, H*W, D], (H, W), *shared(size))``."""
 
     def shared(self, size: Size) -> tuple[Any, ...]:
@@ -63,7 +63,7 @@ class Pyramid(nn.Module):
 
     Args:
         stem: [B, in_chans, H, W] to the map that the first stage takes.
-        stages: modules over maps, each one coarser than the last (:class:`Stage`).
+        stages: modules over maps, each one coarser than the last (:class:`PyramidStage`).
         channels: of each stage's output.
         head_width: channels that the head takes where ``forward_head`` widens the features; else the last stage's.
         stride: of the first stage's output, pixels; each later stage halves the map once more.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Mapping
@@ -13,12 +12,13 @@ import timm
 from timm.models import model_entrypoint
 
 from ssl_vit.backbones import families
-from ssl_vit.backbones.anatomy import Anatomy, Argument, build, examine
+from ssl_vit.backbones.anatomy import Anatomy, Argument, build_model, examine
 from ssl_vit.backbones.backbone import BackboneInfo
 from ssl_vit.backbones.kinds import kind_of
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.backbones.variants import variants
 from ssl_vit.errors import UserError
+from ssl_vit.spelling import did_you_mean
 
 _FEW = 60  # names in a table whose models are looked at, at about a second each
 
@@ -61,7 +61,7 @@ def create_backbone(
         args["drop_path_rate"] = drop_path
     elif drop_path:
         raise UserError(f"drop_path is {drop_path}, but {name} has no stochastic depth; set drop_path to 0")
-    return TimmBackbone(build(name, args), anatomy, masked)
+    return TimmBackbone(build_model(name, args), anatomy, masked)
 
 
 def backbone_info(
@@ -88,7 +88,9 @@ def list_backbones(pattern: str = "*") -> list[BackboneRow]:
     _import_families()
     names: list[str] = timm.list_models(pattern)
     if not names:
-        raise UserError(f"{pattern}: no backbone has such a name; {_nearest(pattern.strip('*?'))}")
+        raise UserError(
+            f"{pattern}: no backbone has such a name; {did_you_mean(pattern.strip('*?'), timm.list_models(), 3)}"
+        )
     return [_row(name, looked_at=len(names) <= _FEW) for name in names]
 
 
@@ -106,7 +108,7 @@ def _row(name: str, looked_at: bool) -> BackboneRow:
 def _anatomy(name: str, image_size: int | tuple[int, int] | None, model_args: Mapping[str, Argument] | None) -> Anatomy:
     _import_families()
     if not timm.is_model(name):
-        raise UserError(f"{name}: no such backbone; {_nearest(name)}")
+        raise UserError(f"{name}: no such backbone; {did_you_mean(name, timm.list_models(), 3)}")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     args = {key: tuple(value) if isinstance(value, list) else value for key, value in (model_args or {}).items()}
     return examine(name, _family(name), size, tuple(sorted(args.items())))
@@ -116,11 +118,6 @@ def _family(name: str) -> str:
     """timm's module of a name."""
     module: str = model_entrypoint(name).__module__
     return module.rpartition(".")[2]
-
-
-def _nearest(name: str) -> str:
-    close = difflib.get_close_matches(name, timm.list_models(), 3, cutoff=0)
-    return f"did you mean {', '.join(close)}?"
 
 
 @cache

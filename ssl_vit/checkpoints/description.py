@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssl_vit.backbones.anatomy import Argument
+from ssl_vit.backbones.backbone import Colour
 from ssl_vit.backbones.layout import Size
 from ssl_vit.checkpoints.reader import METADATA, Document
 from ssl_vit.errors import UserError
 
 OURS = "ssl_vit"  # the entry of a run's checkpoint that says which of its weights are exported, and as what
-
-Colour = tuple[float, float, float]
 
 
 class Description(NamedTuple):
@@ -26,7 +25,7 @@ class Description(NamedTuple):
     std: Colour
 
 
-def described(file: Path, document: Document) -> Description | None:
+def read_description(file: Path, document: Document) -> Description | None:
     """From config.json beside the file, a safetensors' metadata or a run's checkpoint; None where none says it.
 
     Raises:

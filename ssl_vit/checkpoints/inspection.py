@@ -13,9 +13,10 @@ import timm
 import torch
 from torch import Tensor
 
-from ssl_vit.checkpoints.description import Colour, Description, described, prepared
+from ssl_vit.backbones.backbone import Colour
+from ssl_vit.checkpoints.description import Description, prepared, read_description
 from ssl_vit.checkpoints.layouts import IMAGENET, OF_IMAGENET, recognise
-from ssl_vit.checkpoints.reader import read
+from ssl_vit.checkpoints.reader import read_document
 from ssl_vit.checkpoints.vocabularies import to_timm
 from ssl_vit.errors import UserError
 
@@ -93,7 +94,7 @@ def inspect(path: str | Path) -> Inspection:
     Raises:
         UserError: unreadable, a pickle that asks for more than tensors and plain values, or no weights in it.
     """
-    file, document = read(path)
+    file, document = read_document(path)
     found = recognise(document)
     if found is None:
         entries = ", ".join(list(document)[:5]) or "nothing"
@@ -104,7 +105,7 @@ def inspect(path: str | Path) -> Inspection:
     if not state:
         raise UserError(f"{file}: {found.layout}, but no weight of a backbone; give the file that holds the backbone")
     left = [*found.left, *mapped.left, *beside]
-    return Inspection(file, found.layout, names, described(file, document), left, state, found.state)
+    return Inspection(file, found.layout, names, read_description(file, document), left, state, found.state)
 
 
 def of_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

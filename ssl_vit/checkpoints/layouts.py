@@ -12,7 +12,7 @@ from ssl_vit.checkpoints.description import OURS
 from ssl_vit.checkpoints.reader import Document, tensors
 
 
-class Layout(NamedTuple):
+class CheckpointLayout(NamedTuple):
     """One kind of checkpoint."""
 
     name: str
@@ -27,46 +27,56 @@ _TEACHER = ("teacher", "student")
 _OUR_RUN = "ssl_vit's checkpoint of a run"
 
 LAYOUTS = (  # the particular before the general
-    Layout("iBOT (arXiv 2111.07832)", _TEACHER, (_RANKS + r"backbone\.",), ("teacher", "ibot_loss")),
-    Layout("iBOT (arXiv 2111.07832)", ("state_dict", ""), ("",), (), (r"^masked_embed$",)),
-    Layout(
+    CheckpointLayout("iBOT (arXiv 2111.07832)", _TEACHER, (_RANKS + r"backbone\.",), ("teacher", "ibot_loss")),
+    CheckpointLayout("iBOT (arXiv 2111.07832)", ("state_dict", ""), ("",), (), (r"^masked_embed$",)),
+    CheckpointLayout(
         "EsViT (arXiv 2106.09785)", _TEACHER, (_RANKS + r"backbone\.", _RANKS), ("teacher",), (r"^\S*head_dense\.",)
     ),
-    Layout("DINO (arXiv 2104.14294)", _TEACHER, (_RANKS + r"backbone\.",), ("teacher", "dino_loss")),
-    Layout("EsViT (arXiv 2106.09785)", _TEACHER, (_RANKS,), ("teacher", "dino_loss")),
-    Layout("DINOv2 (arXiv 2304.07193)", ("teacher",), (r"backbone\.",), ("teacher",), (r"^(?:dino|ibot)_head\.",)),
-    Layout("DINOv2 (arXiv 2304.07193)", ("model", ""), ("",), (), (r"\bls1\.gamma$", r"^mask_token$")),
-    Layout("MoBY (arXiv 2105.04553)", ("model",), (_RANKS + r"encoder\.",), ("model",), (r"\bencoder_k\.",)),
-    Layout("BEiT, pretrained (arXiv 2106.08254)", ("model", ""), ("",), (), (r"^rel_pos_bias\.", r"^mask_token$")),
-    Layout("BEiT (arXiv 2106.08254)", ("model", "module", ""), ("",), (), (r"^blocks\.0\.attn\.q_bias$",)),
-    Layout(
+    CheckpointLayout("DINO (arXiv 2104.14294)", _TEACHER, (_RANKS + r"backbone\.",), ("teacher", "dino_loss")),
+    CheckpointLayout("EsViT (arXiv 2106.09785)", _TEACHER, (_RANKS,), ("teacher", "dino_loss")),
+    CheckpointLayout(
+        "DINOv2 (arXiv 2304.07193)", ("teacher",), (r"backbone\.",), ("teacher",), (r"^(?:dino|ibot)_head\.",)
+    ),
+    CheckpointLayout("DINOv2 (arXiv 2304.07193)", ("model", ""), ("",), (), (r"\bls1\.gamma$", r"^mask_token$")),
+    CheckpointLayout("MoBY (arXiv 2105.04553)", ("model",), (_RANKS + r"encoder\.",), ("model",), (r"\bencoder_k\.",)),
+    CheckpointLayout(
+        "BEiT, pretrained (arXiv 2106.08254)", ("model", ""), ("",), (), (r"^rel_pos_bias\.", r"^mask_token$")
+    ),
+    CheckpointLayout("BEiT (arXiv 2106.08254)", ("model", "module", ""), ("",), (), (r"^blocks\.0\.attn\.q_bias$",)),
+    CheckpointLayout(
         "DETReg (arXiv 2106.04550)", ("model",), (r"backbone\.0\.body\.",), ("model",), (r"^feature_embed\.layers\.",)
     ),
-    Layout("DETR or Deformable DETR", ("model",), (r"backbone\.0\.body\.",), ("model",), (r"^backbone\.0\.body\.",)),
-    Layout("MoCo v3 (arXiv 2104.02057)", ("state_dict",), (_RANKS + r"base_encoder\.",), (), (r"\bbase_encoder\.",)),
-    Layout("MAE (arXiv 2111.06377)", ("model", ""), ("",), (), (r"^decoder_blocks\.", r"^mask_token$")),
-    Layout(
+    CheckpointLayout(
+        "DETR or Deformable DETR", ("model",), (r"backbone\.0\.body\.",), ("model",), (r"^backbone\.0\.body\.",)
+    ),
+    CheckpointLayout(
+        "MoCo v3 (arXiv 2104.02057)", ("state_dict",), (_RANKS + r"base_encoder\.",), (), (r"\bbase_encoder\.",)
+    ),
+    CheckpointLayout("MAE (arXiv 2111.06377)", ("model", ""), ("",), (), (r"^decoder_blocks\.", r"^mask_token$")),
+    CheckpointLayout(
         "transformers",
         ("",),
         (r"(?:vit|dinov2|beit|swin|resnet|convnext|pvt_v2)\.", ""),
         marks=(r"\bembeddings\.patch_embeddings\.|\bembedder\.embedder\.|\bpatch_embedding\.layer_norm\.",),
     ),
-    Layout(
+    CheckpointLayout(
         "solo-learn",
         ("state_dict",),
         (r"backbone\.",),
         ("state_dict",),
         (r"^backbone\.", r"^(?:momentum_backbone|classifier|momentum_classifier)\."),
     ),
-    Layout("MMPretrain or MMDetection", ("state_dict",), (r"backbone\.",), ("state_dict", "meta"), (r"^backbone\.",)),
-    Layout(
+    CheckpointLayout(
+        "MMPretrain or MMDetection", ("state_dict",), (r"backbone\.",), ("state_dict", "meta"), (r"^backbone\.",)
+    ),
+    CheckpointLayout(
         "MMPretrain or MMDetection",
         ("state_dict",),
         (r"backbone\.",),
         ("state_dict",),
         (r"^backbone\.(?:layers\.0\.ln1|stages\.0\.blocks\.0\.attn\.w_msa|layers\.0\.1\.0\.attn\.attn)\b",),
     ),
-    Layout(
+    CheckpointLayout(
         "lightly",
         ("state_dict",),
         (r"teacher_backbone\.(?:vit\.)?", r"backbone\.(?:vit\.)?", r"student_backbone\.(?:vit\.)?"),
@@ -76,18 +86,18 @@ LAYOUTS = (  # the particular before the general
             r"^(?:\w+_)?(?:projection_head|prediction_head|head)\w*\.|^(?:\w+_)?backbone\.vit\.",
         ),
     ),
-    Layout(
+    CheckpointLayout(
         "Lightning",
         ("state_dict",),
         (r"(?:model|backbone|encoder|net)\.", ""),
         ("state_dict", "pytorch-lightning_version"),
     ),
-    Layout("torchvision", ("",), ("",), (), (r"^encoder\.layers\.encoder_layer_0\.|^features\.0\.0\.",)),
-    Layout("torchvision or timm", ("",), ("",), (), (r"^layer1\.0\.conv1\.", r"^fc\.")),
-    Layout(
+    CheckpointLayout("torchvision", ("",), ("",), (), (r"^encoder\.layers\.encoder_layer_0\.|^features\.0\.0\.",)),
+    CheckpointLayout("torchvision or timm", ("",), ("",), (), (r"^layer1\.0\.conv1\.", r"^fc\.")),
+    CheckpointLayout(
         "a larger model", ("state_dict", "model", ""), (r"(?:module\.)?backbone\.",), (), (r"^(?:module\.)?backbone\.",)
     ),
-    Layout("timm", ("state_dict", "model", ""), (_RANKS,)),
+    CheckpointLayout("timm", ("state_dict", "model", ""), (_RANKS,)),
 )
 
 OF_IMAGENET = {"DINO", "iBOT", "EsViT", "DINOv2", "MoBY", "MoCo v3", "MAE", "DETReg", "DETR or Deformable DETR"}
@@ -95,7 +105,7 @@ OF_IMAGENET = {"DINO", "iBOT", "EsViT", "DINOv2", "MoBY", "MoCo v3", "MAE", "DET
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-class Found(NamedTuple):
+class Recognised(NamedTuple):
     """A layout, the backbone's weights without their prefix, and the other names."""
 
     layout: str
@@ -103,7 +113,7 @@ class Found(NamedTuple):
     left: list[str]
 
 
-def recognise(document: Document) -> Found | None:
+def recognise(document: Document) -> Recognised | None:
     """The first layout that fits, and what it holds; None for a document without weights."""
     if isinstance(ours := document.get(OURS), dict) and isinstance(document.get("state_dict"), dict):
         return _under(re.compile(re.escape(str(ours.get("exported")))), tensors(document["state_dict"]), _OUR_RUN)
@@ -120,10 +130,10 @@ def recognise(document: Document) -> Found | None:
     return None
 
 
-def _under(prefix: re.Pattern[str], state: dict[str, Tensor], layout: str) -> Found | None:
+def _under(prefix: re.Pattern[str], state: dict[str, Tensor], layout: str) -> Recognised | None:
     """The weights whose names begin so, without that beginning."""
     found = {key[match.end() :]: value for key, value in state.items() if (match := prefix.match(key))}
-    return Found(layout, found, [key for key in state if not prefix.match(key)]) if found else None
+    return Recognised(layout, found, [key for key in state if not prefix.match(key)]) if found else None
 
 
 def _some(pattern: str, keys: Collection[str]) -> bool:

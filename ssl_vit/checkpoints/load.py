@@ -20,7 +20,7 @@ from ssl_vit.errors import UserError
 _log = logging.getLogger("ssl_vit")
 
 
-def load(backbone: TimmBackbone, path: str | Path) -> Inspection:
+def load_weights(backbone: TimmBackbone, path: str | Path) -> Inspection:
     """Load a checkpoint of any layout that :func:`inspect` knows, strictly; what was done to it goes to the log.
 
     Positions are resized to the backbone's grid; a head, a decoder or a projector is left over.
@@ -34,13 +34,13 @@ def load(backbone: TimmBackbone, path: str | Path) -> Inspection:
     return found
 
 
-def restore(path: str | Path, name: str | None = None) -> TimmBackbone:
+def backbone_of_file(path: str | Path, name: str | None = None) -> TimmBackbone:
     """The backbone that a file or folder holds; its info has the size, mean and deviation that it was trained with.
 
     name: timm's name of the architecture, where neither the file says it nor its weights are a published model's.
 
     Raises:
-        UserError: as :func:`load`, and for a file whose architecture is not known.
+        UserError: as :func:`load_weights`, and for a file whose architecture is not known.
     """
     found = inspect(path)
     said = found.description
@@ -60,13 +60,13 @@ def restore(path: str | Path, name: str | None = None) -> TimmBackbone:
 
 
 def put(backbone: TimmBackbone, found: Inspection) -> list[str]:
-    """Load what was found, strictly; what was changed, in words. UserError as :func:`fit`."""
-    state, notes = fit(backbone, found)
+    """Load what was found, strictly; what was changed, in words. UserError as :func:`fitted_weights`."""
+    state, notes = fitted_weights(backbone, found)
     backbone.model.load_state_dict(state, strict=True)
     return notes
 
 
-def fit(backbone: TimmBackbone, found: Inspection) -> tuple[dict[str, Tensor], list[str]]:
+def fitted_weights(backbone: TimmBackbone, found: Inspection) -> tuple[dict[str, Tensor], list[str]]:
     """The weights as the backbone wants them, and whose they were and what was changed, in words.
 
     The backbone is not changed, and may be on the meta device.

@@ -34,7 +34,7 @@ Document = dict[str, Any]
 METADATA = "__metadata__"  # the entry of a safetensors that holds no tensor, as in the file itself
 
 
-def read(path: str | Path) -> tuple[Path, Document]:
+def read_document(path: str | Path) -> tuple[Path, Document]:
     """The file of weights that `path` means, and all that is in it; nothing in it is run.
 
     path: a .safetensors, .pth, .pt, .ckpt or .bin file, a folder of timm's or transformers' with one, or a hub id.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ssl_vit.checkpoints.keymap import KeyMap, Mapped, Rule, table
+from ssl_vit.checkpoints.keymap import KeyMap, Mapped, Rule, renames
 from ssl_vit.checkpoints.names import openmmlab, torchvision, transformers
 
 State = dict[str, Tensor]
@@ -55,7 +55,7 @@ def _shared_bias(state: State) -> Mapped:
 
 _SEQUENTIAL = KeyMap(  # lightly's backbone is nn.Sequential(*resnet.children())
     Rule(("conv1.weight",), ("0.weight",)),
-    *table({"bn1.{n}": "1.{n}"}),
+    *renames({"bn1.{n}": "1.{n}"}),
     *(Rule((f"layer{stage}.{{any}}",), (f"{stage + 3}.{{any}}",)) for stage in range(1, 5)),
 )
 

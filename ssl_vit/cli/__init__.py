@@ -14,9 +14,10 @@ from ssl_vit.cli.export import export, inspect
 from ssl_vit.cli.listing import list_names
 from ssl_vit.cli.matrix import matrix
 from ssl_vit.cli.pack import pack
-from ssl_vit.cli.parser import Parser, nearest, new, say
+from ssl_vit.cli.parser import Parser, new, say
 from ssl_vit.cli.pretrain import pretrain
 from ssl_vit.errors import UserError
+from ssl_vit.spelling import did_you_mean
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +46,7 @@ def _dispatch(argv: list[str]) -> None:
     elif name in COMMANDS:
         COMMANDS[name](rest)
     else:
-        raise UserError(f"unknown command {name!r}; {nearest(name, list(COMMANDS))}; see ssl-vit --help")
+        raise UserError(f"unknown command {name!r}; {did_you_mean(name, COMMANDS)}; see ssl-vit --help")
 
 
 def demo(argv: list[str]) -> None:

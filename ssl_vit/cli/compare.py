@@ -19,8 +19,8 @@ def compare(argv: list[str]) -> None:
     parser.add_argument("--figure", type=new_file, metavar="FILE", help="draw the result there, a .png")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the result there too")
     args = parser.parse(argv)
-    from ssl_vit.data.files import write_whole
     from ssl_vit.eval.compare import compare as run
+    from ssl_vit.files import write_whole
 
     found = run(args.runs, args.train, args.val, kind=args.kind)
     if args.json is not None:
@@ -28,7 +28,7 @@ def compare(argv: list[str]) -> None:
         write_whole(args.json, lambda file: file.write(text.encode()))
     if args.figure is not None:
         from ssl_vit.report.compare import figure
-        from ssl_vit.report.figures import save
+        from ssl_vit.report.figures import save_figure
 
-        save(figure(found), args.figure)
+        save_figure(figure(found), args.figure)
     say(found.table())

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ssl_vit.cli.parser import Parser, add_weights, heard, images, nearest, new_file, one_of, say
+from ssl_vit.cli.parser import Parser, add_weights, heard, images, new_file, one_of, say
 from ssl_vit.errors import UserError
 from ssl_vit.eval.kinds import KINDS, POOLINGS, PRECISIONS, Option, layers
+from ssl_vit.spelling import did_you_mean
 
 FIGURES = {
     "robustness": "ssl_vit.report.robustness",
@@ -28,7 +29,7 @@ def evaluate(argv: list[str]) -> None:
         parser.parse(argv)
     name, *rest = argv
     if name not in KINDS:
-        raise UserError(f"unknown score {name!r}; {nearest(name, list(KINDS))}; see ssl-vit eval --help")
+        raise UserError(f"unknown score {name!r}; {did_you_mean(name, KINDS)}; see ssl-vit eval --help")
     kind = KINDS[name]
     parser = Parser(f"eval {name}", kind.help)
     add_weights(parser)
@@ -50,9 +51,9 @@ def evaluate(argv: list[str]) -> None:
     with heard():
         result = api.evaluate(name, args.pop("weights"), **args)
     if figure is not None:
-        from ssl_vit.report.figures import save
+        from ssl_vit.report.figures import save_figure
 
-        save(importlib.import_module(FIGURES[name]).figure(result), figure)
+        save_figure(importlib.import_module(FIGURES[name]).figure(result), figure)
     say(json.dumps({key: value for key, value in result.items() if key not in kind.quiet}, indent=2))
 
 

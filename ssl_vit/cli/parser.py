@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import itertools
 import logging
 import os
@@ -17,6 +16,7 @@ from typing import Any, NoReturn
 from ssl_vit.checkpoints.hub import is_hub_id
 from ssl_vit.config.paths import check_images, check_new
 from ssl_vit.errors import UserError
+from ssl_vit.spelling import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         for word in itertools.takewhile(lambda word: word != "--", argv):
             flag = word.partition("=")[0]
             if flag.startswith("--") and flag not in flags:
-                self.error(f"unknown flag {flag}; {nearest(flag, flags)}")
+                self.error(f"unknown flag {flag}; {did_you_mean(flag, flags)}")
         return self.parse_args(argv)
 
     def error(self, message: str) -> NoReturn:
@@ -99,16 +99,10 @@ def one_of(*names: str) -> Callable[[str], str]:
 
     def check(text: str) -> str:
         if text not in names:
-            raise argparse.ArgumentTypeError(f"unknown {text!r}; {nearest(text, list(names))}")
+            raise argparse.ArgumentTypeError(f"unknown {text!r}; {did_you_mean(text, list(names))}")
         return text
 
     return check
-
-
-def nearest(word: str, names: list[str]) -> str:
-    """What to type instead of a word that isn't one of the names."""
-    near = difflib.get_close_matches(word, names, n=1)
-    return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ssl_vit.config.document import KeyPath, dump_tree, read_file, read_text, scalar
-from ssl_vit.config.problems import describe, known_keys, takes_text
+from ssl_vit.config.problems import known_keys, mistakes, takes_text
 from ssl_vit.config.schema import RunConfig
 from ssl_vit.errors import ConfigError
 
@@ -52,7 +52,7 @@ def load_config(
     try:
         return RunConfig.model_validate(layers.tree)
     except ValidationError as error:
-        raise ConfigError(describe(error, layers.tree, layers.origins)) from error
+        raise ConfigError(mistakes(error, layers.tree, layers.origins)) from error
 
 
 def dump(config: RunConfig) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -14,6 +13,7 @@ from ssl_vit.config.document import KeyPath
 from ssl_vit.config.schema import DEFAULT_METHOD, RunConfig
 from ssl_vit.methods import config_class, list_methods
 from ssl_vit.methods.base_config import MayBeAuto
+from ssl_vit.spelling import closeness
 
 MAX_LINES = 50
 _NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
@@ -68,7 +68,7 @@ def takes_text(field: FieldInfo) -> bool:
     return str in parts(field.annotation)
 
 
-def describe(error: ValidationError, tree: Mapping[str, Any], origins: Mapping[KeyPath, str]) -> list[str]:
+def mistakes(error: ValidationError, tree: Mapping[str, Any], origins: Mapping[KeyPath, str]) -> list[str]:
     """One line for each key that is wrong; ``origins`` says where each key of ``tree`` is from."""
     method = tree.get("method")
     keys = known_keys(str(method.get("name", DEFAULT_METHOD)) if isinstance(method, dict) else DEFAULT_METHOD)
@@ -116,17 +116,17 @@ def _what(path: KeyPath, detail: Any, keys: Mapping[KeyPath, FieldInfo], tree: M
 
 
 def _nearest(path: KeyPath, keys: list[KeyPath]) -> str:
-    def closeness(key: KeyPath) -> float:
+    def nearness(key: KeyPath) -> float:
         same_section = 0.1 if key[:-1] == path[:-1] else 0.0
         if key[-1] == "".join(word[:1] for word in path[-1].lower().split("_")):  # learning_rate is lr
             return 1.0 + same_section
-        return difflib.SequenceMatcher(None, path[-1].lower(), key[-1]).ratio() + same_section
+        return closeness(path[-1].lower(), key[-1]) + same_section
 
     if tuple(path[-1].split(".")) in keys:
         *section, name = path[-1].split(".")
         return f"write {name} on a line of its own, indented, under {'.'.join(section)}:"
-    best = max(keys, key=closeness)
-    if closeness(best) >= 0.65:
+    best = max(keys, key=nearness)
+    if nearness(best) >= 0.65:
         return f"did you mean {'.'.join(best)}?"
     siblings = ", ".join(key[-1] for key in keys if key[:-1] == path[:-1])
     return f"{'.'.join(path[:-1]) or 'a configuration'} has {siblings}"

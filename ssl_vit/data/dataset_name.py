@@ -78,7 +78,7 @@ def require_library(text: str) -> None:
         raise UserError(f"{text}: reading it needs the library datasets; pip install 'ssl_vit[datasets]'")
 
 
-def described(images: Images) -> str:
+def images_name(images: Images) -> str:
     """The path, or a text that stands for an object: its class.
 
     >>> described("photos"), described([1])

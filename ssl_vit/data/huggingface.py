@@ -15,7 +15,7 @@ from ssl_vit.data.dataset_name import DatasetName, parse, require_library
 from ssl_vit.data.decode import read_bytes
 from ssl_vit.data.remote import is_url
 from ssl_vit.data.rows import RowSource, open_rows
-from ssl_vit.data.source import Found
+from ssl_vit.data.source import ImageFile
 from ssl_vit.errors import UserError
 
 _SAVED = ("dataset_dict.json", "dataset_info.json")  # what `save_to_disk` leaves for several splits, for one
@@ -123,7 +123,7 @@ def _column(features: Any, asked: str | None, root: str) -> str:
     return chosen
 
 
-def _files(dataset: Any, column: str, root: str) -> list[Found]:
+def _files(dataset: Any, column: str, root: str) -> list[ImageFile]:
     """Names and sizes, of which Arrow knows those of all rows without reading an image."""
     import pyarrow.compute as compute
 

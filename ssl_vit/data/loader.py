@@ -8,13 +8,10 @@ index), so batches do not depend on the number of workers, and a run resumed at 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,11 +28,12 @@ from ssl_vit.data.decode import MAX_PIXELS, BadImage, decode
 from ssl_vit.data.plan import ViewPlan
 from ssl_vit.data.sources import Source, require
 from ssl_vit.errors import RunFailed
+from ssl_vit.process import start_worker
 
 Item = tuple[int, int]  # (epoch, index of the image in the source)
 
 
-class Regions(Protocol):
+class RegionBoxes(Protocol):
     """Boxes that were proposed for each image of a source."""
 
     def __getitem__(self, index: int) -> NDArray[np.float32]:
@@ -145,7 +143,9 @@ class Loader:
     and where the workers die or hang.
     """
 
-    def __init__(self, loader: DataLoader[Batch], bad: BadList, regions: Regions | None = None, boxes: int = 0) -> None:
+    def __init__(
+        self, loader: DataLoader[Batch], bad: BadList, regions: RegionBoxes | None = None, boxes: int = 0
+    ) -> None:
         self._loader, self.bad, self._regions, self._count = loader, bad, regions, boxes
 
     def __len__(self) -> int:
@@ -161,7 +161,7 @@ class Loader:
             yield batch
 
 
-def _first_boxes(regions: Regions, index: Tensor, count: int) -> Tensor:
+def _first_boxes(regions: RegionBoxes, index: Tensor, count: int) -> Tensor:
     """The first boxes of images [B], float32 [B, count, 4], nan where an image has fewer."""
     boxes = torch.full((len(index), count, 4), torch.nan)
     for rows, image in zip(boxes, index.tolist(), strict=True):
@@ -186,7 +186,7 @@ def build_loader(
     max_bad: float = 0.05,
     bad_list: Path | None = None,
     max_pixels: float = MAX_PIXELS,
-    regions: Regions | None = None,
+    regions: RegionBoxes | None = None,
 ) -> Loader:
     """Everything between a Source and a training step.
 
@@ -233,23 +233,8 @@ def worker_options(workers: int, timeout: float) -> dict[str, Any]:
         "prefetch_factor": 4,
         "persistent_workers": True,
         "timeout": timeout,
-        "worker_init_fn": partial(_start_worker, os.getpid()),
+        "worker_init_fn": partial(start_worker, os.getpid()),
     }
-
-
-def _start_worker(main: int, _: int) -> None:
-    os.setpgid(0, 0)  # Ctrl-C and signals to the run's group are the main process's to handle: it finishes its step
-    torch.set_num_threads(1)
-    Thread(target=_end_with, args=(main,), daemon=True).start()
-
-
-def _end_with(main: int) -> None:
-    """Torch ends a worker with its parent; where that is a forkserver, it would outlive a killed main process."""
-    with suppress(ProcessLookupError):
-        while True:
-            os.kill(main, 0)
-            time.sleep(2)
-    os._exit(1)
 
 
 def watched(loader: DataLoader[Any]) -> Iterator[Any]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils import data
 
-from ssl_vit.data.dataset_name import Dataset, described
+from ssl_vit.data.dataset_name import Dataset, images_name
 from ssl_vit.data.decode import BadImage, decode
 from ssl_vit.data.huggingface import STREAM, open_dataset
 from ssl_vit.data.rows import RowSource, open_rows
@@ -32,7 +32,7 @@ def open_object(dataset: Dataset) -> RowSource:
 
     Labels are its ``targets`` (or ``labels``), whole numbers, and their names its ``classes``.
     """
-    root = described(dataset)
+    root = images_name(dataset)
     if any(kind.__module__ in _LIBRARY for kind in type(dataset).__mro__):
         return open_dataset(dataset, root)
     if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__") or isinstance(dataset, Mapping):

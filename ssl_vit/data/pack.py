@@ -22,11 +22,11 @@ from PIL import Image
 
 from ssl_vit.data.bad import BadFiles, BadList
 from ssl_vit.data.decode import BadImage, Place, Row, decode, image_size, image_type, read_bytes
-from ssl_vit.data.files import write_whole
 from ssl_vit.data.manifest import FORMAT, MANIFEST
-from ssl_vit.data.progress import Advance, progress
 from ssl_vit.data.source import Source
 from ssl_vit.errors import UserError
+from ssl_vit.files import write_whole
+from ssl_vit.progress import Advance, progress
 
 ARCHIVE = 256e6  # bytes that an archive has about, of files as they are
 MOST = 10_000  # images in one

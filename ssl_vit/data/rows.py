@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_vit.data.decode import Row, Rows
-from ssl_vit.data.source import Found, Source, build
+from ssl_vit.data.source import ImageFile, Source, build_source
 from ssl_vit.errors import UserError
 
 _UNNAMED = "unnamed"
@@ -35,7 +35,7 @@ class RowSource(Source):
 
 
 def open_rows(
-    rows: Rows, root: str, found: list[Found], labels: NDArray[np.int64] | None, classes: Sequence[str]
+    rows: Rows, root: str, found: list[ImageFile], labels: NDArray[np.int64] | None, classes: Sequence[str]
 ) -> RowSource:
     """A source of rows; found: each one's file name, which may be empty, and size in bytes.
 
@@ -44,7 +44,7 @@ def open_rows(
     """
     if not found:
         raise UserError(f"{root}: holds no images; check how it was made")
-    plain = vars(build(root, found, Counter()))
+    plain = vars(build_source(root, found, Counter()))
     types = {kind or _UNNAMED: count for kind, count in plain["types"].items()}
     names, numbers = _sorted(classes, labels) if labels is not None else ((), np.empty(0, np.int32))
     return RowSource(**plain | {"types": types, "classes": names, "_labels": numbers}, _rows=rows)

@@ -18,7 +18,7 @@ from ssl_vit.data.crops import Box, resize
 from ssl_vit.data.decode import MAX_PIXELS, BadImage, decode
 from ssl_vit.errors import UserError
 
-LAYOUTS = (("JPEGImages", "SegmentationClass"), ("images", "annotations"), ("images", "masks"))
+FOLDER_PAIRS = (("JPEGImages", "SegmentationClass"), ("images", "annotations"), ("images", "masks"))
 _PARTS = {
     "train": ("training", "train"),
     "val": ("validation", "val"),
@@ -53,14 +53,14 @@ def find_pairs(folder: Path, side: str) -> list[Pair]:
     Raises:
         UserError: no such layout, a mask without its image, nothing in it.
     """
-    for images, masks in LAYOUTS:
+    for images, masks in FOLDER_PAIRS:
         if (folder / images).is_dir() and (folder / masks).is_dir():
             places = [(folder / images / part, folder / masks / part) for part in ("", *_PARTS[side])]
             pictures, answers = next(
                 (place for place in reversed(places) if place[0].is_dir() and place[1].is_dir()), places[0]
             )
             return _paired(folder, pictures, answers, _listed(folder, side))
-    layouts = ", ".join(f"{images}/ and {masks}/" for images, masks in LAYOUTS)
+    layouts = ", ".join(f"{images}/ and {masks}/" for images, masks in FOLDER_PAIRS)
     raise UserError(f"--{side} {folder}: no images with masks; expected {layouts}")
 
 

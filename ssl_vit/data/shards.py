@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_vit.data.decode import Member
-from ssl_vit.data.files import write_whole
 from ssl_vit.data.remote import is_url, open_url, url_state
-from ssl_vit.data.source import EXTENSIONS, Source, build, extension
+from ssl_vit.data.source import EXTENSIONS, Source, build_source, extension
 from ssl_vit.data.tar import DamagedTar, entries
 from ssl_vit.errors import UserError
+from ssl_vit.files import write_whole
 
 log = logging.getLogger("ssl_vit")
 
@@ -72,7 +72,7 @@ def open_shards(files: Sequence[str], root: str) -> ShardSource:
     damage = tuple(f"{file}: {head.damage}" for file, head in zip(files, heads, strict=True) if head.damage)
     skipped = Counter({"other files in archives": others} if (others := sum(head.others for head in heads)) else {})
     return ShardSource(
-        **vars(build(root, found, skipped, damage, lost)),
+        **vars(build_source(root, found, skipped, damage, lost)),
         archives=tuple(files),
         _archive=archive,
         _offsets=np.concatenate([head.offsets for head in heads]),

@@ -15,7 +15,7 @@ from ssl_vit.errors import UserError
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
 
-Found = tuple[bytes, int]  # path relative to the root, size in bytes
+ImageFile = tuple[bytes, int]  # path relative to the root, size in bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +68,8 @@ def require(source: Source, batch_size: int) -> None:
         )
 
 
-def build(
-    root: str, found: list[Found], skipped: Counter[str], damage: tuple[str, ...] = (), lost: float = 0.0
+def build_source(
+    root: str, found: list[ImageFile], skipped: Counter[str], damage: tuple[str, ...] = (), lost: float = 0.0
 ) -> Source:
     """A Source of images that were found."""
     names = [name for name, _ in found]

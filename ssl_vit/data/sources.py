@@ -12,7 +12,7 @@ from ssl_vit.data.huggingface import is_saved, open_named, open_saved
 from ssl_vit.data.manifest import packed_archives
 from ssl_vit.data.patterns import expand, is_shards
 from ssl_vit.data.shards import open_shards
-from ssl_vit.data.source import EXTENSIONS, Found, Source, build, extension, require
+from ssl_vit.data.source import EXTENSIONS, ImageFile, Source, build_source, extension, require
 from ssl_vit.errors import UserError
 
 __all__ = ["EXTENSIONS", "Source", "open_source", "require"]
@@ -44,14 +44,14 @@ def open_source(images: Images, outside_links: bool = False) -> Source:
         if is_saved(path):
             return open_saved(path)
         archives = _archives(path)
-        return open_shards(archives, path) if archives else build(path, *_folder(path, outside_links))
+        return open_shards(archives, path) if archives else build_source(path, *_folder(path, outside_links))
     if is_shards(path):
         return open_shards(expand(path), path)
     if not os.path.lexists(path):
         raise UserError(f"{path}: no such folder; pass a folder of images or a text file that lists them")
     if not (os.path.isfile(path) and extension(os.fsencode(path)) in LISTS):
         raise UserError(f"{path}: neither a folder nor a list of images (.txt, .lst); pass one of them")
-    return build(os.path.dirname(path) or ".", _listed(path), Counter())
+    return build_source(os.path.dirname(path) or ".", _listed(path), Counter())
 
 
 def _archives(root: str) -> list[str]:
@@ -66,9 +66,9 @@ def _archives(root: str) -> list[str]:
     return found
 
 
-def _folder(root: str, outside_links: bool) -> tuple[list[Found], Counter[str]]:
+def _folder(root: str, outside_links: bool) -> tuple[list[ImageFile], Counter[str]]:
     """The images below a folder, sorted, and what was left out."""
-    images: list[Found] = []
+    images: list[ImageFile] = []
     skipped: Counter[str] = Counter()
     others: Counter[str] = Counter()
     for entry, relative in _walk(os.fsencode(root), outside_links, skipped):
@@ -131,7 +131,7 @@ def _within(top: bytes, path: bytes) -> bool:
     return real == top or real.startswith(top.rstrip(b"/") + b"/")
 
 
-def _listed(path: str) -> list[Found]:
+def _listed(path: str) -> list[ImageFile]:
     """The images that a text file names."""
     folder = os.fsencode(os.path.dirname(path) or ".")
     with open(path, "rb") as file:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_vit.data.files import PARTIAL, write_whole
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
+from ssl_vit.files import PARTIAL, write_whole
 
 MISSING, DONE, UNREADABLE = 0, 1, 2
 FEATURES, STATE, INDEX = "features.npy", "rows.npy", "index.json"

@@ -10,7 +10,7 @@ BLOCK = 512  # bytes; headers and files begin at multiples of it
 _LONGEST = 2**20  # bytes of a name that is too long for its header
 
 
-class Entry(NamedTuple):
+class TarMember(NamedTuple):
     """A regular file in an archive."""
 
     name: bytes
@@ -26,7 +26,7 @@ class DamagedTar(Exception):
         self.offset, self.reason = offset, reason
 
 
-def entries(file: BinaryIO, length: int) -> Iterator[Entry]:
+def entries(file: BinaryIO, length: int) -> Iterator[TarMember]:
     """The regular files of an archive of `length` bytes (ustar, GNU or pax, not compressed).
 
     Raises DamagedTar where a header is no header or the archive ends too early; what came before has been yielded. A
@@ -56,7 +56,7 @@ def entries(file: BinaryIO, length: int) -> Iterator[Entry]:
                 name = payload.rstrip(b"\0")
         else:
             if header.isreg():
-                yield Entry(header.name.encode("utf-8", "surrogateescape") if name is None else name, data, size)
+                yield TarMember(header.name.encode("utf-8", "surrogateescape") if name is None else name, data, size)
             name, real_size = None, None
         offset = data + -(-size // BLOCK) * BLOCK
     raise DamagedTar(min(offset, length), "it ends without an end mark: it was cut off")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.detectors.deformable_attention import DeformableAttention, Sizes
-from ssl_vit.detectors.detector import Detector, FrozenNorms, Mlp, Predictions, shares, shrink
-from ssl_vit.detectors.positions import sine_positions
+from ssl_vit.detectors.detector import Detector, FrozenNorms, Mlp, Predictions, shrink, sigmoid_shares
+from ssl_vit.detectors.positions import sine_position_map
 from ssl_vit.errors import UserError
 
 HEADS, POINTS, DROPOUT = 8, 4, 0.1  # of the official models
@@ -48,7 +48,7 @@ class Memory(NamedTuple):
         return torch.cat(centres, 1)[:, :, None] * self.valid[:, None]
 
 
-class EncoderLayer(nn.Module):
+class DeformableEncoderLayer(nn.Module):
     """Every cell looks around itself on all maps."""
 
     def __init__(self, dim: int, levels: int, hidden: int) -> None:
@@ -66,7 +66,7 @@ class EncoderLayer(nn.Module):
         return self.norm2(x + self.dropout(hidden))  # type: ignore[no-any-return]  # nn.Module's call has no type
 
 
-class DecoderLayer(nn.Module):
+class DeformableDecoderLayer(nn.Module):
     """Self-attention among the queries, then a look at the maps around each query's reference point."""
 
     def __init__(self, dim: int, levels: int, hidden: int) -> None:
@@ -96,14 +96,14 @@ class Layers(nn.Module):
         self.layers = nn.ModuleList(layers)
 
 
-class Transformer(nn.Module):
+class DeformableTransformer(nn.Module):
     """Encoder and decoder under the official names."""
 
     def __init__(self, dim: int, levels: int, hidden: int, depth: int) -> None:
         super().__init__()
         self.level_embed = nn.Parameter(torch.randn(levels, dim))
-        self.encoder = Layers([EncoderLayer(dim, levels, hidden) for _ in range(depth)])
-        self.decoder = Layers([DecoderLayer(dim, levels, hidden) for _ in range(depth)])
+        self.encoder = Layers([DeformableEncoderLayer(dim, levels, hidden) for _ in range(depth)])
+        self.decoder = Layers([DeformableDecoderLayer(dim, levels, hidden) for _ in range(depth)])
         self.reference_points = nn.Linear(dim, 2)
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1 and name != "level_embed":
@@ -120,7 +120,7 @@ class Transformer(nn.Module):
         """
         memory = self.remember(maps, paddings)
         places, start = queries.expand(maps[0].shape[0], -1, -1).chunk(2, dim=-1)
-        reference = shares(self.reference_points(places))
+        reference = sigmoid_shares(self.reference_points(places))
         on_maps = reference[:, :, None] * memory.valid[:, None]
         x, seen = start, []
         for layer in self.decoder.layers:
@@ -132,7 +132,7 @@ class Transformer(nn.Module):
         """The maps after the encoder."""
         dim = maps[0].shape[1]
         positions = [
-            sine_positions(padding, dim, centred=True).to(maps[0].dtype) + level[:, None, None]
+            sine_position_map(padding, dim, centred=True).to(maps[0].dtype) + level[:, None, None]
             for padding, level in zip(paddings, self.level_embed, strict=True)
         ]
         memory = Memory(
@@ -187,7 +187,7 @@ class DeformableDETR(FrozenNorms, Detector):
         for level in range(levels - len(channels)):
             projections.append(_projection(dim if level else channels[-1], dim, 2))
         self.input_proj = nn.ModuleList(projections)
-        self.transformer = Transformer(dim, levels, hidden, depth)
+        self.transformer = DeformableTransformer(dim, levels, hidden, depth)
         self.query_embed = nn.Embedding(queries, 2 * dim)
         self.bbox_embed = Mlp([dim, dim, dim, 4])
         self.bbox_embed.layers[-1] = _small_boxes(dim)
@@ -215,7 +215,7 @@ class DeformableDETR(FrozenNorms, Detector):
     def _boxes(self, x: Tensor, reference: Tensor) -> Tensor:
         """A box is told relative to the reference point."""
         raw: Tensor = self.bbox_embed(x)
-        return shares(torch.cat([raw[..., :2] + reference.logit(eps=1e-5), raw[..., 2:]], -1))
+        return sigmoid_shares(torch.cat([raw[..., :2] + reference.logit(eps=1e-5), raw[..., 2:]], -1))
 
     def forget_classes(self, num_classes: int) -> None:
         """A new class head, with random weights, under which everything is unlikely at first (arXiv 1708.02002)."""

@@ -22,7 +22,7 @@ class Predictions(NamedTuple):
     embeddings: Tensor | None = None  # [B, Q, E] where the detector was built to embed its objects
 
 
-class Found(NamedTuple):
+class Detections(NamedTuple):
     """The boxes of one image, best first."""
 
     boxes: Tensor  # [N, 4] pixels, (left, top, right, bottom)
@@ -92,7 +92,7 @@ class FrozenNorms(nn.Module):
         return [m for m in self.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
-def shares(raw: Tensor) -> Tensor:
+def sigmoid_shares(raw: Tensor) -> Tensor:
     """Shares of the image's sides, between 0 and 1; in bfloat16 they would come in steps of 0.004."""
     return raw.to(torch.promote_types(raw.dtype, torch.float32)).sigmoid()
 
@@ -107,7 +107,7 @@ def shrink(padding: Tensor | None, like: Tensor) -> Tensor:
 @torch.no_grad()
 def best(
     predictions: Predictions, sizes: Tensor, *, focal: bool, count: int = 100, looks: Tensor | None = None
-) -> list[Found]:
+) -> list[Detections]:
     """At most `count` boxes an image, as the official code chooses them; sizes: [B, 2] (height, width) in pixels.
 
     With a softmax each query gives its likeliest class; with sigmoids the best (query, class) pairs are taken, so that
@@ -125,4 +125,4 @@ def best(
     height, width = sizes.to(boxes).unbind(1)
     boxes = boxes * torch.stack([width, height, width, height], 1)[:, None]
     looked = [None] * len(boxes) if looks is None else [own[chosen] for own, chosen in zip(looks, query, strict=True)]
-    return [Found(*image[:3], looks=image[3]) for image in zip(boxes, scores, labels, looked, strict=True)]
+    return [Detections(*image[:3], looks=image[3]) for image in zip(boxes, scores, labels, looked, strict=True)]

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_vit.backbones.backbone import Backbone
-from ssl_vit.detectors.detector import Detector, FrozenNorms, Mlp, Predictions, shares, shrink
-from ssl_vit.detectors.positions import sine_positions
+from ssl_vit.detectors.detector import Detector, FrozenNorms, Mlp, Predictions, shrink, sigmoid_shares
+from ssl_vit.detectors.positions import sine_position_map
 
 HEADS, DROPOUT = 8, 0.1  # of the official models
 
@@ -58,7 +58,7 @@ class DecoderLayer(nn.Module):
         return self.norm3(x + self.dropout(hidden))  # type: ignore[no-any-return]  # nn.Module's call has no type
 
 
-class Encoder(nn.Module):
+class TransformerEncoder(nn.Module):
     """The encoder's layers."""
 
     def __init__(self, depth: int, dim: int, heads: int, hidden: int) -> None:
@@ -72,7 +72,7 @@ class Encoder(nn.Module):
         return x
 
 
-class Decoder(nn.Module):
+class TransformerDecoder(nn.Module):
     """The decoder's layers; each is looked at through the same last norm."""
 
     def __init__(self, depth: int, dim: int, heads: int, hidden: int) -> None:
@@ -94,15 +94,15 @@ class Transformer(nn.Module):
 
     def __init__(self, dim: int, heads: int, hidden: int, depth: int) -> None:
         super().__init__()
-        self.encoder = Encoder(depth, dim, heads, hidden)
-        self.decoder = Decoder(depth, dim, heads, hidden)
+        self.encoder = TransformerEncoder(depth, dim, heads, hidden)
+        self.decoder = TransformerDecoder(depth, dim, heads, hidden)
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
 
     def forward(self, map_: Tensor, padding: Tensor, queries: Tensor) -> list[Tensor]:
         """map_: [B, D, H, W]; padding: bool [B, H, W]; queries: [Q, D]. The queries [B, Q, D] after each layer."""
-        positions = sine_positions(padding, map_.shape[1]).to(map_.dtype).flatten(2).mT
+        positions = sine_position_map(padding, map_.shape[1]).to(map_.dtype).flatten(2).mT
         cells, hidden = map_.flatten(2).mT, padding.flatten(1)
         memory = self.encoder(cells, positions, hidden)
         seen: list[Tensor] = self.decoder(queries.expand(map_.shape[0], -1, -1), memory, positions, hidden)
@@ -145,7 +145,7 @@ class DETR(FrozenNorms, Detector):
         """images: [B, 3, H, W] normalised; padding: bool [B, H, W], True beside the image."""
         map_ = self.backbone.pyramid(images)[-1]
         seen = self.transformer(self.input_proj(map_), shrink(padding, map_), self.query_embed.weight)
-        said = [(self.class_embed(x), shares(self.bbox_embed(x))) for x in seen]
+        said = [(self.class_embed(x), sigmoid_shares(self.bbox_embed(x))) for x in seen]
         embeddings = None if self.feature_embed is None else self.feature_embed(seen[-1])
         return Predictions(*said[-1], tuple(said[:-1]), embeddings)
 

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 from safetensors.torch import save_file
 
 from ssl_vit.backbones.registry import create_backbone
-from ssl_vit.checkpoints.description import described
-from ssl_vit.checkpoints.reader import METADATA, read, tensors
+from ssl_vit.checkpoints.description import read_description
+from ssl_vit.checkpoints.reader import METADATA, read_document, tensors
 from ssl_vit.detectors.deformable_detr import DeformableDETR
 from ssl_vit.detectors.detr import DETR
 from ssl_vit.errors import UserError
@@ -25,7 +25,7 @@ FILE = "detector.safetensors"
 """The file's name in the export of a run."""
 
 
-def save(detector: Pretrainable, path: Path, config: Mapping[str, Any]) -> None:
+def save_detector(detector: Pretrainable, path: Path, config: Mapping[str, Any]) -> None:
     """All of a detector's weights; config: timm's, of its backbone."""
     said = {"name": detector.name, "num_classes": detector.num_classes, "settings": detector.settings}
     state = {name: value.detach().cpu().contiguous() for name, value in detector.state_dict().items()}
@@ -38,8 +38,8 @@ def detector_of(run: Path | str) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def load(path: Path | str, num_classes: int | None = None) -> Pretrainable:
-    """The detector in a file that :func:`save` has written.
+def load_detector(path: Path | str, num_classes: int | None = None) -> Pretrainable:
+    """The detector in a file that :func:`save_detector` has written.
 
     num_classes: make it ready to be fine-tuned on so many classes, with a new class head and without object embeddings,
     as the official code does (arXiv 2106.04550); all other weights are the file's, and none may be missing. The
@@ -48,8 +48,8 @@ def load(path: Path | str, num_classes: int | None = None) -> Pretrainable:
     Raises:
         UserError: no such file, another kind of file, or weights that are not the detector's that the file describes.
     """
-    file, document = read(path)
-    description, text = described(file, document), (document.get(METADATA) or {}).get("detector")
+    file, document = read_document(path)
+    description, text = read_description(file, document), (document.get(METADATA) or {}).get("detector")
     if description is None or text is None:
         raise UserError(f"{file}: holds no detector; give RUN/export/{FILE} of a run of detreg")
     backbone = create_backbone(description.name, image_size=description.size, model_args=description.model_args)

@@ -12,10 +12,10 @@ from ssl_vit.backbones.backbone import BackboneInfo
 from ssl_vit.data.augment import normalise
 from ssl_vit.data.detection import Scene
 from ssl_vit.detectors.deformable_detr import DeformableDETR
-from ssl_vit.detectors.detector import Detector, Found, best
+from ssl_vit.detectors.detector import Detections, Detector, best
 from ssl_vit.detectors.detr import DETR
 from ssl_vit.detectors.gaze import gaze
-from ssl_vit.detectors.losses import SetLoss, Target
+from ssl_vit.detectors.losses import GroundTruth, SetLoss
 
 
 class Finder(nn.Module):
@@ -27,11 +27,11 @@ class Finder(nn.Module):
         """Weighted parts, to be summed; in training mode."""
         raise NotImplementedError
 
-    def find(self, scenes: Sequence[Scene]) -> list[Found]:
+    def find(self, scenes: Sequence[Scene]) -> list[Detections]:
         """What is in each image, best first, in pixels of its canvas; in evaluation mode."""
         raise NotImplementedError
 
-    def look(self, scenes: Sequence[Scene]) -> list[Found]:
+    def look(self, scenes: Sequence[Scene]) -> list[Detections]:
         """The same, with the places that it looked at, if its queries look; for pictures."""
         return self.find(scenes)
 
@@ -56,11 +56,11 @@ class SetFinder(Finder):
         device = next(self.parameters()).device
         return self.loss(self.detector(*self._images(scenes)), [_target(scene, device) for scene in scenes])
 
-    def find(self, scenes: Sequence[Scene]) -> list[Found]:
+    def find(self, scenes: Sequence[Scene]) -> list[Detections]:
         """At most 100 boxes an image."""
         return best(self.detector(*self._images(scenes)), _extents(scenes), focal=self.detector.focal)
 
-    def look(self, scenes: Sequence[Scene]) -> list[Found]:
+    def look(self, scenes: Sequence[Scene]) -> list[Detections]:
         """With the attention of the last decoder layer; YOLOS has no decoder."""
         if not isinstance(self.detector, DETR | DeformableDETR):
             return self.find(scenes)
@@ -89,7 +89,7 @@ def _extents(scenes: Sequence[Scene]) -> Tensor:
     return torch.tensor([scene.extent for scene in scenes])
 
 
-def _target(scene: Scene, device: torch.device) -> Target:
+def _target(scene: Scene, device: torch.device) -> GroundTruth:
     height, width = scene.extent
     corners = scene.boxes / torch.tensor([width, height, width, height])
-    return Target(box_convert(corners, "xyxy", "cxcywh").to(device), scene.labels.to(device))
+    return GroundTruth(box_convert(corners, "xyxy", "cxcywh").to(device), scene.labels.to(device))

@@ -14,10 +14,10 @@ from torchvision.ops import box_convert, generalized_box_iou, generalized_box_io
 from ssl_vit.detectors.detector import Predictions
 from ssl_vit.errors import UserError
 
-Pairs = tuple[Tensor, Tensor]  # int64 [n] queries, int64 [n] the objects that they are matched with
+Matches = tuple[Tensor, Tensor]  # int64 [n] queries, int64 [n] the objects that they are matched with
 
 
-class Target(NamedTuple):
+class GroundTruth(NamedTuple):
     """The n objects of one image."""
 
     boxes: Tensor  # [n, 4] (centre x, centre y, width, height) in [0, 1]
@@ -46,7 +46,7 @@ class SetLoss:
         return cls(focal, class_weight=2.0 if focal else 1.0)
 
     def __call__(
-        self, predictions: Predictions, targets: Sequence[Target], last: list[Pairs] | None = None
+        self, predictions: Predictions, targets: Sequence[GroundTruth], last: list[Matches] | None = None
     ) -> dict[str, Tensor]:
         """Weighted parts, to be summed: "class", "l1" and "giou" over all decoder layers, "embedding" of the last.
 
@@ -68,7 +68,7 @@ class SetLoss:
         return parts
 
     def _layer(
-        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target], pairs: list[Pairs], count: Tensor
+        self, logits: Tensor, boxes: Tensor, targets: Sequence[GroundTruth], pairs: list[Matches], count: Tensor
     ) -> dict[str, Tensor]:
         logits, boxes = logits.float(), boxes.float()
         image = torch.cat([torch.full_like(query, i) for i, (query, _) in enumerate(pairs)])
@@ -97,7 +97,7 @@ class SetLoss:
         return F.cross_entropy(logits.flatten(0, 1), classes.flatten(), weight)
 
     @torch.no_grad()
-    def match(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> list[Pairs]:
+    def match(self, logits: Tensor, boxes: Tensor, targets: Sequence[GroundTruth]) -> list[Matches]:
         """The cheapest one-to-one matching of each image's queries with its objects (Hungarian algorithm)."""
         solve = _solver()
         costs = [self._costs(*image) for image in zip(logits.float(), boxes.float(), targets, strict=True)]
@@ -110,7 +110,7 @@ class SetLoss:
             pairs.append((torch.as_tensor(query, device=boxes.device), torch.as_tensor(own, device=boxes.device)))
         return pairs
 
-    def _costs(self, logits: Tensor, boxes: Tensor, target: Target) -> Tensor:
+    def _costs(self, logits: Tensor, boxes: Tensor, target: GroundTruth) -> Tensor:
         """[Q, n], the price of each pair of a query and an object of one image."""
         wanted = target.boxes.float()
         overlap: Tensor = generalized_box_iou(_corners(boxes), _corners(wanted))
@@ -140,7 +140,7 @@ def _corners(boxes: Tensor) -> Tensor:
     return corners
 
 
-def _objects(targets: Sequence[Target], like: Tensor) -> Tensor:
+def _objects(targets: Sequence[GroundTruth], like: Tensor) -> Tensor:
     """Objects a process has on average, at least one: gradients are averaged over the processes too."""
     count = torch.tensor(float(sum(len(target.labels) for target in targets)), device=like.device)
     if torch.distributed.is_initialized():
@@ -149,7 +149,7 @@ def _objects(targets: Sequence[Target], like: Tensor) -> Tensor:
     return count.clamp(min=1)
 
 
-def _embedding_loss(embeddings: Tensor, targets: Sequence[Target], pairs: list[Pairs], count: Tensor) -> Tensor:
+def _embedding_loss(embeddings: Tensor, targets: Sequence[GroundTruth], pairs: list[Matches], count: Tensor) -> Tensor:
     """DETReg's (arXiv 2106.04550): mean absolute difference over the matched queries."""
     apart = []
     for own, target, (query, index) in zip(embeddings.float(), targets, pairs, strict=True):

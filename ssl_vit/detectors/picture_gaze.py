@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from ssl_vit.backbones.backbone import Colour
 from ssl_vit.detectors.files import Pretrainable
 from ssl_vit.detectors.gaze import gaze, surest
-from ssl_vit.detectors.picture_regions import Colour, shown
+from ssl_vit.detectors.picture_regions import shown
 from ssl_vit.drawing import ACCENT, SECOND, STYLE, Image
-from ssl_vit.training.checkpoint import write_atomically
+from ssl_vit.files import write_atomically
 
 QUERIES = 4  # of each image
 _AREA = 60.0  # of the largest dot, in points squared

@@ -9,14 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssl_vit.backbones.backbone import Colour
 from ssl_vit.detectors.detector import best
 from ssl_vit.detectors.files import Pretrainable
 from ssl_vit.drawing import Boxed, boxes_figure
-from ssl_vit.training.checkpoint import write_atomically
+from ssl_vit.files import write_atomically
 
 SHOWN = 8  # boxes of each kind on an image: more can't be told apart
-
-Colour = tuple[float, float, float]
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def sine_positions(padding: Tensor, dim: int, *, centred: bool = False) -> Tensor:
+def sine_position_map(padding: Tensor, dim: int, *, centred: bool = False) -> Tensor:
     """[B, H, W] -> [B, dim, H, W]: half of the channels tell the row, half the column, each from 0 to 2 pi.
 
     padding: bool, True beside the image, whose cells count for nothing. centred: a cell's position is its centre

@@ -13,7 +13,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.data.detection import Scene
-from ssl_vit.detectors.detector import Found
+from ssl_vit.detectors.detector import Detections
 from ssl_vit.detectors.finder import Finder
 from ssl_vit.detectors.fpn import STRIDES, BackboneWithFPN
 
@@ -38,10 +38,10 @@ class RegionFinder(Finder):
         parts: dict[str, Tensor] = self.model(self._images(scenes), [self._target(scene) for scene in scenes])
         return parts
 
-    def find(self, scenes: Sequence[Scene]) -> list[Found]:
+    def find(self, scenes: Sequence[Scene]) -> list[Detections]:
         """At most 100 boxes an image; masks are those of the image, without the canvas beside it."""
         return [
-            Found(
+            Detections(
                 found["boxes"],
                 found["scores"],
                 found["labels"] - self.first,
@@ -72,13 +72,13 @@ class RegionFinder(Finder):
         return {name: value.to(device) for name, value in target.items()}
 
 
-def faster_rcnn(backbone: TimmBackbone, classes: int, size: int) -> RegionFinder:
+def build_faster_rcnn(backbone: TimmBackbone, classes: int, size: int) -> RegionFinder:
     """Faster R-CNN (arXiv 1506.01497) for canvases of `size` pixels a side."""
     body, options = _two_stages(backbone, classes, size)
     return RegionFinder(FasterRCNN(body, **options), first=1)
 
 
-def mask_rcnn(backbone: TimmBackbone, classes: int, size: int) -> RegionFinder:
+def build_mask_rcnn(backbone: TimmBackbone, classes: int, size: int) -> RegionFinder:
     """Mask R-CNN (arXiv 1703.06870): the same, and a mask for each object."""
     body, options = _two_stages(backbone, classes, size)
     width = body.out_channels
@@ -86,7 +86,7 @@ def mask_rcnn(backbone: TimmBackbone, classes: int, size: int) -> RegionFinder:
     return RegionFinder(MaskRCNN(body, mask_head=head, mask_predictor=predictor, **options), first=1)
 
 
-def retinanet(backbone: TimmBackbone, classes: int, size: int) -> RegionFinder:
+def build_retinanet(backbone: TimmBackbone, classes: int, size: int) -> RegionFinder:
     """RetinaNet (arXiv 1708.02002): one stage with the focal loss, on maps of stride 8 and coarser, of 4 if small."""
     body = BackboneWithFPN(backbone, _width(size), strides=STRIDES if size < SMALL else STRIDES[1:], convolved=True)
     octaves = tuple(tuple(round(4 * stride * 2 ** (i / 3)) for i in range(3)) for stride in body.strides)

@@ -8,7 +8,7 @@ from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.detectors.deformable_detr import DeformableDETR
 from ssl_vit.detectors.detr import DETR
 from ssl_vit.detectors.finder import Finder, SetFinder
-from ssl_vit.detectors.regions import faster_rcnn, mask_rcnn, retinanet
+from ssl_vit.detectors.regions import build_faster_rcnn, build_mask_rcnn, build_retinanet
 from ssl_vit.detectors.yolos import YOLOS
 
 Builder = Callable[[TimmBackbone, int, int], Finder]  # of (backbone, classes, pixels a side of the canvas)
@@ -38,9 +38,9 @@ def yolos(backbone: TimmBackbone, classes: int, size: int) -> SetFinder:
 
 
 BUILDERS: dict[str, Builder] = {
-    "faster_rcnn": faster_rcnn,
-    "retinanet": retinanet,
-    "mask_rcnn": mask_rcnn,
+    "faster_rcnn": build_faster_rcnn,
+    "retinanet": build_retinanet,
+    "mask_rcnn": build_mask_rcnn,
     "deformable_detr": deformable_detr,
     "detr": detr,
     "yolos": yolos,

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssl_vit.backbones.timm_adapter import TimmBackbone
-from ssl_vit.detectors.detector import Detector, Mlp, Predictions, shares
+from ssl_vit.detectors.detector import Detector, Mlp, Predictions, sigmoid_shares
 from ssl_vit.errors import UserError
 
 
@@ -105,7 +105,7 @@ class YOLOS(Detector):
     def forward(self, images: Tensor, padding: Tensor | None = None) -> Predictions:
         """images: [B, 3, H, W] normalised; padding is black to it, as to the official one."""
         x = self.backbone(images)
-        return Predictions(self.class_embed(x), shares(self.bbox_embed(x)))
+        return Predictions(self.class_embed(x), sigmoid_shares(self.bbox_embed(x)))
 
     def forget_classes(self, num_classes: int) -> None:
         """A new class head, with random weights."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import json as jsons
 from collections.abc import Callable
@@ -11,16 +10,14 @@ from typing import Any
 
 from ssl_vit.checkpoints.reader import weights_file
 from ssl_vit.data.dataset_name import Images
-from ssl_vit.data.files import write_whole
 from ssl_vit.errors import UserError
 from ssl_vit.eval import unfinished as unfinished_of
-from ssl_vit.eval import weights as weights_of
 from ssl_vit.eval.job import Job, Outcome
 from ssl_vit.eval.kinds import KINDS, POOLINGS, PRECISIONS, Kind
 from ssl_vit.eval.protocol import Protocol
 from ssl_vit.eval.readout import LAST
-
-load = weights_of.load
+from ssl_vit.files import write_whole
+from ssl_vit.spelling import did_you_mean
 
 
 def evaluate(
@@ -55,7 +52,7 @@ def evaluate(
         ``{kind: scores, …, "protocol": all that the numbers depend on}``; accuracies are in percent.
 
     Raises:
-        UserError: weights or images that can't be scored; see ``load`` too.
+        UserError: weights or images that can't be scored; see ``load_backbone`` too.
     """
     if json is not None and not Path(json).parent.is_dir():
         raise UserError(f"--json {json}: the folder {Path(json).parent} does not exist; create it first")
@@ -124,8 +121,7 @@ def score(entry: Kind, job: Job, options: dict[str, Any]) -> Outcome:
 
 def _entry(kind: str) -> Kind:
     if kind not in KINDS:
-        nearest = difflib.get_close_matches(kind, KINDS, n=1, cutoff=0.0)[0]
-        raise UserError(f"eval {kind}: unknown score; did you mean {nearest}? (known: {', '.join(KINDS)})")
+        raise UserError(f"eval {kind}: unknown score; {did_you_mean(kind, KINDS)}")
     return KINDS[kind]
 
 
@@ -144,5 +140,4 @@ def _split(kind: str, entry: Kind, others: dict[str, Any]) -> tuple[dict[str, Im
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        nearest = difflib.get_close_matches(value, known, n=1, cutoff=0.0)[0]
-        raise UserError(f"--{name} {value}: did you mean {nearest}? (known: {', '.join(known)})")
+        raise UserError(f"--{name} {value}: {did_you_mean(value, known)}")

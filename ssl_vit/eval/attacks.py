@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.evalset import EvalDataset, EvalLoader
-from ssl_vit.data.progress import progress
 from ssl_vit.data.sources import Source
 from ssl_vit.eval.features import evaluating
 from ssl_vit.eval.linear import LinearProbe
-from ssl_vit.eval.readout import Readout, read
+from ssl_vit.eval.readout import Readout, read_out
+from ssl_vit.progress import progress
 
 PGD_STEPS, PGD_REACH = 10, 2.5  # a step is the radius x reach / steps, as in arXiv 1706.06083's public challenge
 
@@ -43,7 +43,7 @@ def attacked(
     right = []
 
     def logits(images: Tensor) -> Tensor:
-        return read(backbone, (images - mean) / std, readout) @ weights + bias
+        return read_out(backbone, (images - mean) / std, readout) @ weights + bias
 
     with evaluating(backbone), progress(f"{'FGSM' if steps == 1 else 'PGD'} {255 * radius:g}/255", len(source)) as done:
         for batch in loader:

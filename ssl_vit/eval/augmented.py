@@ -16,12 +16,12 @@ from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.batch import to_views
 from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch, worker_count
 from ssl_vit.data.plan import View, ViewPlan
-from ssl_vit.data.progress import progress
 from ssl_vit.data.sources import Source
 from ssl_vit.eval.features import evaluating
 from ssl_vit.eval.job import Job, Outcome
-from ssl_vit.eval.linear import LinearProbe, Scaling, descend, percent, split
-from ssl_vit.eval.readout import Readout, read
+from ssl_vit.eval.linear import LinearProbe, Scaling, descend, hold_out, percent
+from ssl_vit.eval.readout import Readout, read_out
+from ssl_vit.progress import progress
 from ssl_vit.schedules import cosine
 
 SCALE = (0.08, 1.0)  # of the area
@@ -32,7 +32,7 @@ def score(job: Job, epochs: int, batch: int, lr: tuple[float, ...]) -> Outcome:
     train, val = job.labelled()
     clean = job.features(train, "train")
     rows = {name: i for i, name in enumerate(clean.files)}
-    fit, held_out = split(train.labels.astype(np.int64), job.seed) if len(lr) > 1 else (np.arange(len(train)), None)
+    fit, held_out = hold_out(train.labels.astype(np.int64), job.seed) if len(lr) > 1 else (np.arange(len(train)), None)
     probes = fit_augmented(job.backbone, train, job.readout, fit, lr, epochs, batch, job.seed, job.device)
     best, reached = probes[0], dict[str, float]()
     if held_out is not None:
@@ -99,7 +99,7 @@ def fit_augmented(
         for step, batch in enumerate(loader):
             kept = learnt[batch.index]
             with torch.inference_mode():
-                features = read(backbone, to_views(batch, readout.mean, readout.std, device)[0], readout)
+                features = read_out(backbone, to_views(batch, readout.mean, readout.std, device)[0], readout)
             x = torch.cat([features, torch.ones_like(features[:, :1])], 1)[kept.to(device)]
             if not step:
                 weights = torch.zeros(x.shape[1], len(rates), classes, device=device)

@@ -21,7 +21,7 @@ _Z = 1.959964  # 97.5 % quantile of the normal distribution
 
 
 @dataclass(frozen=True)
-class Entry:
+class ComparedRun:
     """One of the runs; everything in percent but p."""
 
     run: str
@@ -42,7 +42,7 @@ class Comparison:
     kind: str
     images: int
     protocol: str  # the hash that all share
-    entries: tuple[Entry, ...]
+    entries: tuple[ComparedRun, ...]
 
     def table(self) -> str:
         """One line a run."""
@@ -93,10 +93,10 @@ def compare(runs: Sequence[Path | str], train: Images, val: Images, *, kind: str
 
 def _entry(
     run: str, encoder: str, correct: NDArray[np.bool_], first: NDArray[np.bool_] | None, p: float | None
-) -> Entry:
+) -> ComparedRun:
     low, high = wilson(int(correct.sum()), len(correct))
-    more, least, most = difference(first, correct) if first is not None else (None, None, None)
-    return Entry(run, encoder, percent(correct), low, high, more, least, most, p)
+    more, least, most = paired_difference(first, correct) if first is not None else (None, None, None)
+    return ComparedRun(run, encoder, percent(correct), low, high, more, least, most, p)
 
 
 def wilson(right: int, images: int) -> tuple[float, float]:
@@ -107,7 +107,7 @@ def wilson(right: int, images: int) -> tuple[float, float]:
     return 100 * (centre - half), 100 * (centre + half)
 
 
-def difference(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> tuple[float, float, float]:
+def paired_difference(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> tuple[float, float, float]:
     """How much more of the same images b has right, and its 95 % interval, in percent."""
     each = b.astype(float) - a
     mean, half = float(each.mean()), _Z * float(each.std()) / math.sqrt(len(each))

@@ -16,19 +16,19 @@ from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.data.annotations import Annotations
 from ssl_vit.data.detection import JITTER, DetectionDataset, Scene, scenes_in_order, share_of
 from ssl_vit.data.loader import worker_count
-from ssl_vit.data.progress import progress
-from ssl_vit.detectors.detector import Found
-from ssl_vit.detectors.files import detector_of, load
+from ssl_vit.detectors.detector import Detections
+from ssl_vit.detectors.files import detector_of, load_detector
 from ssl_vit.detectors.finder import Finder, SetFinder
 from ssl_vit.detectors.table import BUILDERS
 from ssl_vit.eval.detection_data import canvas, check_outlines, fingerprint, numbered_alike, open_boxes
-from ssl_vit.eval.detection_loop import CLIP, WARMUP, WEIGHT_DECAY, Recipe, fit
+from ssl_vit.eval.detection_loop import CLIP, WARMUP, WEIGHT_DECAY, Recipe, train_detector
 from ssl_vit.eval.detection_summary import summary
 from ssl_vit.eval.job import Job, Outcome
 from ssl_vit.eval.mean_ap import MaskPrecision, check_installed, mean_average_precision
 from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.unfinished import Unfinished
 from ssl_vit.eval.weights import digest
+from ssl_vit.progress import progress
 
 WORDS = {"scratch": "from scratch", "backbone": "from the backbone's weights", "weights": "from the weights"}
 """With what a detector begins; "backbone" only where more than the backbone was pretrained (DETReg)."""
@@ -66,7 +66,7 @@ class Trial:
         torch.manual_seed(seed)
         if self.pretrained is None:
             return BUILDERS[self.detector](backbone, classes, self.size).to(self.job.device)
-        detector = load(self.pretrained, classes)
+        detector = load_detector(self.pretrained, classes)
         if arm != "weights":  # of the same sizes
             detector = type(detector)(backbone, classes, **detector.settings)
         detector.freeze_norms(False)  # as the table's
@@ -92,7 +92,7 @@ class Trial:
             data = DetectionDataset(self.train, self.size, training=True, seed=seed, masks=self.masks)
             finder = self.begin(arm, seed)
             title = f"{self.detector} {WORDS[arm]}, {share:g} %, seed {seed}"
-            fit(finder, data, chosen, recipe, checkpoint=unfinished.checkpoint(name), title=title)
+            train_detector(finder, data, chosen, recipe, checkpoint=unfinished.checkpoint(name), title=title)
             result = self.scored(finder)
             log.info("%s: mAP %.2f, mAP50 %.2f", title, result["scores"]["mAP"], result["scores"]["mAP50"])
             unfinished.finish(name, result)
@@ -106,7 +106,7 @@ class Trial:
         """
         data = DetectionDataset(self.val, self.size, training=False, masks=self.masks)
         loader = scenes_in_order(data, batch_size=self.batch, workers=worker_count(None, len(data)))
-        found, seen, examples = list[Found](), list[int](), list[dict[str, Any]]()
+        found, seen, examples = list[Detections](), list[int](), list[dict[str, Any]]()
         masks = MaskPrecision() if self.masks else None
         with torch.inference_mode(), progress("scoring", len(data)) as advance:
             for scenes in loader:
@@ -126,7 +126,7 @@ class Trial:
             scores |= {"mask_mAP": outlined.map, "mask_mAP50": outlined.map50, "mask_mAP75": outlined.map75}
         return {"scores": scores, "examples": examples, "read": len(seen)}
 
-    def _example(self, found: Found, index: int) -> dict[str, Any]:
+    def _example(self, found: Detections, index: int) -> dict[str, Any]:
         """Plain values, for the picture."""
         objects, classes, sure = self.val.objects[index], self.val.classes, found.scores > SURE
         said = zip(found.labels[sure].tolist(), found.scores[sure].tolist(), strict=True)
@@ -220,7 +220,7 @@ def _trial(
 def _pretrained(run: Path, detector: str) -> Path | None:
     """The detector that a run holds, if it is of the kind that is asked for; said where it is not."""
     file = detector_of(run)
-    if file is None or (kind := load(file).name) == detector:
+    if file is None or (kind := load_detector(file).name) == detector:
         return file
     log.warning(
         "%s: a pretrained %s, which %s can't begin with: its backbone's weights alone are scored; --detector %s",
@@ -239,12 +239,12 @@ def _steps(asked: int | str, images: int, batch: int) -> int:
     return min(LONGEST, max(LEAST, math.ceil(PASSES * images / batch)))
 
 
-def _original(found: Found, scene: Scene) -> Found:
+def _original(found: Detections, scene: Scene) -> Detections:
     """In pixels of the image as it was, without masks."""
     x, y = scene.scale
     looks = None if found.looks is None else found.looks.cpu() / torch.tensor([x, y, 1.0])
     boxes = found.boxes.cpu() / torch.tensor([x, y, x, y])
-    return Found(boxes, found.scores.cpu(), found.labels.cpu(), looks=looks)
+    return Detections(boxes, found.scores.cpu(), found.labels.cpu(), looks=looks)
 
 
 def _heaviest(looks: torch.Tensor) -> list[list[float]]:

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ssl_vit.data.detection import DetectionDataset, training_scenes
-from ssl_vit.data.files import write_whole
 from ssl_vit.data.loader import worker_count
-from ssl_vit.data.progress import progress
 from ssl_vit.detectors.finder import Finder
 from ssl_vit.errors import RunFailed
+from ssl_vit.files import write_whole
+from ssl_vit.progress import progress
 from ssl_vit.schedules import noise_seed, warmup_cosine
 
 WEIGHT_DECAY, CLIP = 0.05, 1.0  # of AdamW, for weights but not for biases and norms; largest norm of the gradients
@@ -39,7 +39,7 @@ class Recipe:
     seed: int
 
 
-def fit(
+def train_detector(
     finder: Finder,
     dataset: DetectionDataset,
     chosen: NDArray[np.int64],

@@ -13,12 +13,12 @@ import numpy as np
 from safetensors.numpy import save
 
 from ssl_vit.data.dataset_name import Images
-from ssl_vit.data.files import write_whole
 from ssl_vit.errors import UserError
 from ssl_vit.eval.features import FeatureSet
 from ssl_vit.eval.job import Job, Outcome
 from ssl_vit.eval.ranks import ranks
 from ssl_vit.eval.readout import LAST
+from ssl_vit.files import write_whole
 
 
 def embed(
@@ -39,7 +39,7 @@ def embed(
     it was stopped, the same command goes on where it was. Under torchrun the processes share the work.
 
     Raises:
-        UserError: ``out`` exists or has another ending; see ``load`` too.
+        UserError: ``out`` exists or has another ending; see ``load_backbone`` too.
     """
     out = Path(out)
     if out.suffix not in _WRITERS:

@@ -17,13 +17,13 @@ from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.augment import normalise
 from ssl_vit.data.evalset import Alteration, EvalBatch, EvalDataset, EvalLoader
 from ssl_vit.data.loader import worker_count
-from ssl_vit.data.progress import Advance, progress
 from ssl_vit.data.sources import Source
 from ssl_vit.data.store import DONE, UNREADABLE, Store
 from ssl_vit.errors import UserError
 from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.ranks import Ranks
-from ssl_vit.eval.readout import Readout, read
+from ssl_vit.eval.readout import Readout, read_out
+from ssl_vit.progress import Advance, progress
 
 _SAFE = 0.999  # least cosine similarity of bfloat16 features with float32 ones
 
@@ -103,7 +103,7 @@ def _open(backbone: Backbone, source: Source, readout: Readout, device: torch.de
     """The store, as wide as the features of an empty image are; the first process makes a folder."""
     grey = torch.zeros(1, 3, readout.image_size, readout.image_size, device=device)
     with evaluating(backbone), torch.inference_mode():
-        width = read(backbone, grey, readout).shape[1]
+        width = read_out(backbone, grey, readout).shape[1]
     if keep is None:
         return Store.open(None, source, width, {})
     made = _described(readout, backbone.info.name, keep.weights_sha256)
@@ -135,7 +135,7 @@ def _fill(
         features = torch.empty(0)
         if len(batch.index):
             images = normalise(batch.images.to(device, non_blocking=True), readout.mean, readout.std)
-            features = read(backbone, images, readout)
+            features = read_out(backbone, images, readout)
             if not checked:
                 _check_safe(backbone, images, features, readout)
                 checked = True
@@ -149,7 +149,7 @@ def _fill(
 
 def _check_safe(backbone: Backbone, images: Tensor, features: Tensor, readout: Readout) -> None:
     """UserError where the first batch in bfloat16 points elsewhere than in float32."""
-    exact = read(backbone, images, replace(readout, precision="float32"))
+    exact = read_out(backbone, images, replace(readout, precision="float32"))
     least = float(torch.nn.functional.cosine_similarity(features, exact).min())
     if not least >= _SAFE:  # not: NaN is no similarity either
         raise UserError(

@@ -28,13 +28,13 @@ def score(job: Job, shots: tuple[int, ...], share: tuple[float, ...], draws: int
         found = []
         for draw in range(draws):
             rows = drawn(bank.labels, wanted, job.seed + draw)
-            probe = fit(bank.features[rows], bank.labels[rows], int(bank.labels.max()) + 1)
+            probe = fit_probe(bank.features[rows], bank.labels[rows], int(bank.labels.max()) + 1)
             found.append(percent(probe.predict(tested.features) == tested.labels))
         scores[name] = {"mean": float(np.mean(found)), "half_interval": half_interval(found)}
     return Outcome(scores, {"classifier": f"logistic regression, C = {C}", "draws": draws}, seed=job.seed)
 
 
-def fit(features: NDArray[np.float32], labels: NDArray[np.int64], classes: int) -> LinearProbe:
+def fit_probe(features: NDArray[np.float32], labels: NDArray[np.int64], classes: int) -> LinearProbe:
     """On all that is given."""
     scaling = Scaling.of(features)
     weights = optimum(scaling(features).double(), torch.from_numpy(labels), C, classes)

@@ -18,7 +18,6 @@ from ssl_vit.data.augment import normalise
 from ssl_vit.data.batch import to_views
 from ssl_vit.data.evalset import EvalDataset, EvalLoader
 from ssl_vit.data.loader import steps_per_epoch
-from ssl_vit.data.progress import progress
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.eval.augmented import SCALE, crops
@@ -28,6 +27,7 @@ from ssl_vit.eval.labelled import check_every_class
 from ssl_vit.eval.linear import percent
 from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.readout import Readout
+from ssl_vit.progress import progress
 from ssl_vit.schedules import warmup_cosine
 
 WEIGHT_DECAY, SMOOTHING, WARMUP = 0.05, 0.1, 0.05  # the last: share of the steps

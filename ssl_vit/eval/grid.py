@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ssl_vit.eval.job import Job, Outcome
 from ssl_vit.eval.linear import CLASSIFIER, RATES, LinearProbe, percent, settle, trial
-from ssl_vit.eval.readout import Part, has_class_token, layer_count, parts
+from ssl_vit.eval.readout import LayerColumns, has_class_token, layer_columns, layer_count
 
 
 class Choice(NamedTuple):
@@ -29,7 +29,7 @@ def score(job: Job, depths: tuple[int, ...]) -> Outcome:
     pooling = "class+mean" if has_class_token(job.backbone) else "mean"
     job.readout = replace(job.readout, layers=tuple(range(-deepest, 0)), pooling=pooling)
     bank = job.features(train, "train")
-    choices = candidates(parts(job.backbone, job.readout), depths)
+    choices = candidates(layer_columns(job.backbone, job.readout), depths)
     best, probe, tried = fit_grid(bank.features, bank.labels, choices, job.seed, job.device, job.dtype)
     tested = job.features(val, "val")
     correct = probe.predict(tested.features[:, best.columns]) == tested.labels
@@ -46,7 +46,7 @@ def score(job: Job, depths: tuple[int, ...]) -> Outcome:
     )
 
 
-def candidates(found: list[Part], depths: tuple[int, ...]) -> list[Choice]:
+def candidates(found: list[LayerColumns], depths: tuple[int, ...]) -> list[Choice]:
     """For each depth the class tokens, the means of the patches, and both of the last so many layers, as they exist."""
     layers = sorted({part.layer for part in found})
     kinds = list(dict.fromkeys(part.pooling for part in found))

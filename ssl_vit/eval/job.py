@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ssl_vit.backbones.backbone import Backbone
-from ssl_vit.data.dataset_name import Images, described
+from ssl_vit.data.dataset_name import Images, images_name
 from ssl_vit.data.evalset import Alteration
 from ssl_vit.data.sources import Source, open_source
 from ssl_vit.errors import UserError
@@ -61,7 +61,7 @@ class Job:
     @cached_property
     def backbone(self) -> Backbone:
         """Loaded when it is first asked for, in evaluation mode, on the job's device."""
-        return weights_of.load(self.weights, self.name).eval().to(self.device)
+        return weights_of.load_backbone(self.weights, self.name).eval().to(self.device)
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -95,7 +95,7 @@ class Job:
         given = self.folders[side]
         if not isinstance(given, (str, os.PathLike)):
             raise UserError(
-                f"--{side} {described(given)}: this score reads files of more than images; give their folder"
+                f"--{side} {images_name(given)}: this score reads files of more than images; give their folder"
             )
         return Path(given)
 

@@ -107,7 +107,7 @@ def knn_sweep(
         got = f"k {list(ks)}, temperature {list(temperatures)}"
         raise UserError(f"k-NN: k and temperature must be positive; got {got}")
     used = {k: min(k, len(train_features)) for k in ks}
-    similarity, neighbours = nearest(train_features, test_features, max(used.values()))
+    similarity, neighbours = nearest_neighbours(train_features, test_features, max(used.values()))
     labels, classes = train_labels[neighbours], int(train_labels.max()) + 1
     del neighbours  # as large as the labels
     results = {}
@@ -122,7 +122,7 @@ def knn_sweep(
 Search = Callable[[NDArray[np.float32], NDArray[np.float32], int], tuple[NDArray[np.float32], NDArray[np.int64]]]
 
 
-def nearest(
+def nearest_neighbours(
     bank: NDArray[np.float32], queries: NDArray[np.float32], k: int, search: Search | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Cosine similarity and index of the k nearest rows of the bank [N, D], [M, k] each, nearest first.

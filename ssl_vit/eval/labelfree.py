@@ -13,7 +13,7 @@ from ssl_vit.data.crops import Box, make_views, resize, sample_rng
 from ssl_vit.data.plan import View, ViewPlan
 from ssl_vit.errors import UserError
 from ssl_vit.eval.job import Job, Outcome
-from ssl_vit.eval.knn import nearest, unit
+from ssl_vit.eval.knn import nearest_neighbours, unit
 
 PAIRS = 2048  # images between which distances are averaged
 SCALE = (0.4, 1.0)  # of the area, in LiDAR's crops; the paper takes the views that the model was trained with
@@ -35,7 +35,7 @@ def score(job: Job, k: int, views: int) -> Outcome:
     ]
     k = min(k, len(plain) - 1)
     scores = {
-        "rank": rank(plain),
+        "rank": rank_me(plain),
         "lidar": lidar(np.stack(crops)),
         "alignment": alignment(plain, moved),
         "uniformity": uniformity(plain, job.seed),
@@ -63,7 +63,7 @@ def cropped(seed: int, view: int, image: NDArray[np.uint8], index: int) -> NDArr
     return found
 
 
-def rank(features: NDArray[np.float32]) -> float:
+def rank_me(features: NDArray[np.float32]) -> float:
     """RankMe (arXiv 2210.02885): exp of the entropy of the singular values of features [N, D]; 1 is collapse."""
     values = np.linalg.svd(features.astype(np.float64), compute_uv=False)
     share = values / values.sum() + 1e-7
@@ -103,7 +103,7 @@ def shared_neighbours(a: NDArray[np.float32], b: NDArray[np.float32], k: int) ->
     rows = np.arange(len(a))[:, None]
     found = []
     for queries in (a, b):
-        near = nearest(a, queries, k + 1)[1]
+        near = nearest_neighbours(a, queries, k + 1)[1]
         own = near == rows
         own[:, -1] |= ~own.any(1)  # where the image itself is not among them the last goes
         found.append(near[~own].reshape(len(a), k))

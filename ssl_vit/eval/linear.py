@@ -154,7 +154,7 @@ def trial(
 ) -> dict[float, tuple[float, float]]:
     """What each rate reaches on the held-out part, the least the best: minus its accuracy in percent, its loss."""
     x, y = Scaling.of(features)(features, device), torch.from_numpy(labels).to(device)
-    fit, held_out = (torch.from_numpy(part).to(device) for part in split(labels, seed))
+    fit, held_out = (torch.from_numpy(part).to(device) for part in hold_out(labels, seed))
     weights = train(x[fit], y[fit], rates, int(labels.max()) + 1, epochs, batch_size, seed, dtype)
     x, y = x[held_out], y[held_out]
     found = {}
@@ -164,7 +164,7 @@ def trial(
     return found
 
 
-def split(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def hold_out(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices to fit on and indices held out: a tenth of each class, at least one of each class that has two.
 
     >>> fit, held_out = split(np.repeat([0, 1, 2], [20, 4, 1]), seed=0)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_vit.eval.job import Job, Outcome
-from ssl_vit.eval.linear import LinearProbe, Scaling, percent, split
+from ssl_vit.eval.linear import LinearProbe, Scaling, hold_out, percent
 
 STRENGTHS = tuple(10.0**power for power in range(-4, 3))  # C: how much the data count against the regulariser
 
@@ -51,7 +51,7 @@ def fit_logistic(
     """
     scaling, classes = Scaling.of(features), int(labels.max()) + 1
     x, y = scaling(features, device).double(), torch.from_numpy(labels).to(device)
-    fit, held_out = (torch.from_numpy(part).to(device) for part in split(labels, seed))
+    fit, held_out = (torch.from_numpy(part).to(device) for part in hold_out(labels, seed))
     found = {}
     for strength in strengths:
         weights = optimum(x[fit], y[fit], strength, classes)

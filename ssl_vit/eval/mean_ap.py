@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ssl_vit.data.annotations import Objects
-from ssl_vit.detectors.detector import Found
+from ssl_vit.detectors.detector import Detections
 from ssl_vit.errors import UserError
 
 
-class Scores(NamedTuple):
+class MeanAP(NamedTuple):
     """Percent; over IoU thresholds from 0.5 to 0.95, but where the name says one; nan without objects of the size."""
 
     map: float
@@ -29,7 +29,7 @@ def check_installed() -> None:
     _metric("bbox")
 
 
-def mean_average_precision(found: Sequence[Found], wanted: Sequence[Objects]) -> Scores:
+def mean_average_precision(found: Sequence[Detections], wanted: Sequence[Objects]) -> MeanAP:
     """Score the boxes found in N images, in pixels of the original images, at most 100 an image.
 
     Raises UserError where the packages of the extra `detection` are not installed.
@@ -49,14 +49,14 @@ class MaskPrecision:
     def __init__(self) -> None:
         self._metric = _metric("segm")
 
-    def add(self, found: Found, wanted: Objects, masks: Tensor) -> None:
+    def add(self, found: Detections, wanted: Objects, masks: Tensor) -> None:
         """masks: bool [n, H, W] of the n objects wanted, as large as those found."""
         assert found.masks is not None
         said = {"masks": found.masks.cpu(), "scores": found.scores.float().cpu(), "labels": found.labels.cpu()}
         target = {key: value for key, value in _target(wanted).items() if key != "boxes"}
         self._metric.update([said], [target | {"masks": masks}])
 
-    def scores(self) -> Scores:
+    def scores(self) -> MeanAP:
         """Of all images added."""
         return _scores(self._metric)
 
@@ -74,11 +74,11 @@ def _metric(kind: Literal["bbox", "segm"]) -> Any:
     return metric
 
 
-def _scores(metric: Any) -> Scores:
+def _scores(metric: Any) -> MeanAP:
     computed = metric.compute()
     keys = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
     values = [float(computed[key]) for key in keys]
-    return Scores(*(100 * value if value >= 0 else float("nan") for value in values))
+    return MeanAP(*(100 * value if value >= 0 else float("nan") for value in values))
 
 
 def _target(objects: Objects) -> dict[str, Tensor]:

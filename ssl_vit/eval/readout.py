@@ -50,10 +50,10 @@ class Readout:
         return f"shorter side to {short} bicubic antialiased, central crop {self.image_size}"
 
 
-def read(backbone: Backbone, images: Tensor, readout: Readout) -> Tensor:
+def read_out(backbone: Backbone, images: Tensor, readout: Readout) -> Tensor:
     """Features [B, D], float32, of normalised images [B, 3, S, S].
 
-    With several layers or "class+mean" the parts stand one after the other, see ``parts``.
+    With several layers or "class+mean" the parts stand one after the other, see ``layer_columns``.
 
     Raises:
         UserError: a layer or a class token that the backbone doesn't have.
@@ -62,13 +62,13 @@ def read(backbone: Backbone, images: Tensor, readout: Readout) -> Tensor:
         if readout.layers == LAST and readout.pooling == "model":
             pooled: Tensor = backbone(images).pooled
             return pooled.float()
-        found = parts(backbone, readout)
+        found = layer_columns(backbone, readout)
         layers = list(dict.fromkeys(part.layer for part in found))
         maps = dict(zip(layers, _intermediates(backbone, images, layers), strict=True))
     return torch.cat([_pool(*maps[part.layer], part.pooling) for part in found], 1)
 
 
-class Part(NamedTuple):
+class LayerColumns(NamedTuple):
     """Which columns of the features are one layer's, pooled in one way."""
 
     layer: int  # from 0
@@ -77,8 +77,8 @@ class Part(NamedTuple):
     stop: int
 
 
-def parts(backbone: Backbone, readout: Readout) -> list[Part]:
-    """What the columns of ``read`` are, where they are not the model's own pooled vector; layers as they were named.
+def layer_columns(backbone: Backbone, readout: Readout) -> list[LayerColumns]:
+    """The columns of ``read_out``, where they are not the model's own pooled vector; layers in the order named.
 
     Raises:
         UserError: a layer or a class token that the backbone doesn't have.
@@ -87,13 +87,13 @@ def parts(backbone: Backbone, readout: Readout) -> list[Part]:
     kinds = readout.pooling.split("+") if readout.pooling != "model" else [_like_the_head(backbone)]
     if "class" in kinds and not has_class_token(backbone):
         raise UserError(f"{backbone.info.name}: has no class token; use --pooling mean")
-    found, start = list[Part](), 0
+    found, start = list[LayerColumns](), 0
     for layer in readout.layers:
         if not -len(info) <= layer < len(info):
             raise UserError(f"{backbone.info.name}: has layers 0 to {len(info) - 1}; got layer {layer} (--layers)")
         width = int(info[layer]["num_chs"])
         for kind in kinds:
-            found.append(Part(layer % len(info), kind, start, start + width))
+            found.append(LayerColumns(layer % len(info), kind, start, start + width))
             start += width
     return found
 

@@ -5,7 +5,6 @@ It learns from clean images and is settled before an image of val is read; all t
 
 from __future__ import annotations
 
-import difflib
 from functools import partial
 from typing import Any
 
@@ -20,6 +19,7 @@ from ssl_vit.eval.corruptions import CORRUPTIONS, corrupt
 from ssl_vit.eval.job import Job, Outcome
 from ssl_vit.eval.linear import LinearProbe, percent
 from ssl_vit.eval.logistic import fit_logistic
+from ssl_vit.spelling import did_you_mean
 
 CELLS = 14  # a side of the grid that is hidden from: the patches of a ViT with patches of 16 pixels at 224
 
@@ -72,8 +72,7 @@ def _names(asked: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(CORRUPTIONS) if asked == ("all",) else ()
     for name in asked:
         if name not in CORRUPTIONS:
-            near = difflib.get_close_matches(name, CORRUPTIONS, n=1, cutoff=0.0)[0]
-            raise UserError(f"--corruptions {name}: did you mean {near}? (known: all, none, {', '.join(CORRUPTIONS)})")
+            raise UserError(f"--corruptions {name}: {did_you_mean(name, ('all', 'none', *CORRUPTIONS))}")
     return asked
 
 

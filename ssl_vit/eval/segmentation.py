@@ -17,15 +17,15 @@ from ssl_vit.data.augment import normalise
 from ssl_vit.data.bad import BadList
 from ssl_vit.data.crops import sample_rng
 from ssl_vit.data.loader import TIMEOUT, watched, worker_count, worker_options
-from ssl_vit.data.progress import progress
 from ssl_vit.data.segmentation import Pair, SegmentationDataset, Segmented, collate, find_pairs
 from ssl_vit.errors import UserError
 from ssl_vit.eval.features import evaluating
 from ssl_vit.eval.job import Job, Outcome
-from ssl_vit.eval.knn import nearest
+from ssl_vit.eval.knn import nearest_neighbours
 from ssl_vit.eval.linear import LinearProbe, fit_linear
 from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.readout import patch_maps
+from ssl_vit.progress import progress
 
 LINEAR_PATCHES, BANK = 200_000, 50_000  # patches of train that are learnt from, that are searched
 EPOCHS, K, TEMPERATURE = 10, 20, 0.07
@@ -65,11 +65,11 @@ def score(job: Job, ignore: tuple[int, ...]) -> Outcome:
         "knn": f"k {K}, temperature {TEMPERATURE}",
         "ignore": list(ignore),
     }
-    scores = {name: summary(table) for name, table in tables.items()}
+    scores = {name: iou_summary(table) for name, table in tables.items()}
     return Outcome(scores, settings, seed=job.seed, more={"lr": probe.rate})
 
 
-def summary(table: NDArray[np.int64]) -> dict[str, float]:
+def iou_summary(table: NDArray[np.int64]) -> dict[str, float]:
     """mIoU over the classes that are in the masks or in the answer, and pixel accuracy, in percent.
 
     table: [C, C] pixels by true and by found class.
@@ -109,7 +109,7 @@ def segment(scores: Tensor, shape: tuple[int, ...]) -> NDArray[np.int64]:
 
 def votes(bank: NDArray[np.float32], labels: NDArray[np.int64], patches: NDArray[np.float32], classes: int) -> Tensor:
     """The share [N, C] of each class among the nearest patches, weighted by exp(similarity / temperature)."""
-    similarity, near = nearest(bank, patches, min(K, len(bank)))
+    similarity, near = nearest_neighbours(bank, patches, min(K, len(bank)))
     weights = torch.from_numpy(similarity / TEMPERATURE).softmax(1)
     return torch.zeros(len(patches), classes).scatter_add_(1, torch.from_numpy(labels[near]), weights)
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ssl_vit.data.files import write_whole
 from ssl_vit.errors import UserError
+from ssl_vit.files import write_whole
 
 MADE, DONE = "made.json", "done.json"
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from ssl_vit.backbones.backbone import Backbone
-from ssl_vit.checkpoints.load import restore
+from ssl_vit.checkpoints.load import backbone_of_file
 from ssl_vit.checkpoints.reader import weights_file
-from ssl_vit.export.timm import CONFIG, SUMS, check_sums, read_config, sha256
+from ssl_vit.export.timm import CONFIG, SUMS, check_sums, read_config
+from ssl_vit.files import sha256
 
 
-def load(weights: Path | str, backbone: str | None = None) -> Backbone:
+def load_backbone(weights: Path | str, backbone: str | None = None) -> Backbone:
     """The backbone of a run folder, or of a file or folder of weights of any layout that ``ssl-vit inspect`` knows.
 
     Loading is strict and executes nothing. The info of the backbone has the mean, deviation and size that it was
@@ -22,8 +23,8 @@ def load(weights: Path | str, backbone: str | None = None) -> Backbone:
     for folder in (Path(weights) / "export", Path(weights)):
         if (folder / SUMS).is_file():
             check_sums(folder)
-            return restore(folder, backbone)
-    return restore(weights, backbone)
+            return backbone_of_file(folder, backbone)
+    return backbone_of_file(weights, backbone)
 
 
 def digest(weights: Path | str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,9 @@ from typing import Any, cast
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export import REFUSED, TARGETS, card, timm
-from ssl_vit.export.target import Pairs, Target, Verified
+from ssl_vit.export.target import ExportTarget, KeyPairs, Verified
+from ssl_vit.files import new_folder
+from ssl_vit.spelling import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,11 @@ def export(run: Path | str, to: str = "timm", out: Path | str | None = None) -> 
     if to in REFUSED:
         raise UserError(f"--to {to}: no target: {REFUSED[to]}")
     if to not in TARGETS:
-        nearest = difflib.get_close_matches(to, TARGETS, n=1, cutoff=0.0)[0]
-        raise UserError(f"--to {to}: unknown target; did you mean {nearest}? (known: {', '.join(TARGETS)})")
+        raise UserError(f"--to {to}: unknown target; {did_you_mean(to, TARGETS)}")
     source = Path(run) / "export"
     if not source.is_dir():
         raise UserError(f"{source}: not found; expected the folder of a run that has exported; finish or resume it")
-    backbone = timm.read(source)
+    backbone = timm.read_export(source)
     if to == "timm" and out is None:
         pairs = [(key, key) for key in backbone.model.state_dict()]
         return _result(source, timm.verify(source, backbone), timm.snippet(source, backbone), pairs)
@@ -64,8 +64,8 @@ def hand_over(backbone: TimmBackbone, folder: Path, to: str, description: Mappin
     Raises:
         UserError, RunFailed: as :func:`export`.
     """
-    target = cast(Target, importlib.import_module(f"ssl_vit.export.{TARGETS[to]}"))
-    with timm.new_folder(folder) as staging:
+    target = cast(ExportTarget, importlib.import_module(f"ssl_vit.export.{TARGETS[to]}"))
+    with new_folder(folder) as staging:
         pairs = target.write(backbone, staging, description)
         try:
             verified = target.verify(staging, backbone)
@@ -85,5 +85,5 @@ def says(verified: Verified) -> str:
     return f"verified in {verified.consumer}, outputs within {verified.max_difference:.1g} of the run's"
 
 
-def _result(folder: Path, verified: Verified, snippet: str, pairs: Pairs) -> ExportResult:
+def _result(folder: Path, verified: Verified, snippet: str, pairs: KeyPairs) -> ExportResult:
     return ExportResult(folder, verified.consumer, verified.max_difference, snippet, pairs)

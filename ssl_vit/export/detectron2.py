@@ -14,15 +14,15 @@ import torch
 
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.checkpoints.names.detectron2 import MAPS, NOT_THEIRS
-from ssl_vit.export.target import Pairs, Verified, rename, run_snippet, same_weights, weights_of
+from ssl_vit.export.target import KeyPairs, Verified, run_snippet, same_weights, to_library_names, weights_of
 
 FILE = "model.pkl"
 
 
-def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> Pairs:
+def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
     """model.pkl: numpy arrays under Detectron2's names, and the flag by which it matches them to any model."""
     family = backbone.info.family
-    mapped = rename(backbone, MAPS, "Detectron2", family, NOT_THEIRS.get(family, set()))
+    mapped = to_library_names(backbone, MAPS, "Detectron2", family, NOT_THEIRS.get(family, set()))
     arrays = {key: value.numpy() for key, value in mapped.state.items()}
     content = {"model": arrays, "__author__": "ssl_vit", "matching_heuristics": True}
     (folder / FILE).write_bytes(pickle.dumps(content))

@@ -13,13 +13,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export.outputs import Outputs, names, trace
-from ssl_vit.export.target import Pairs, Verified, probe, run_snippet, verified
+from ssl_vit.export.target import KeyPairs, Verified, probe, run_snippet, verified
 
 FILE = "model.onnx"
 _OPSET = 20
 
 
-def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> Pairs:
+def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
     """model.onnx: images [B, 3, H, W] -> pooled, patches, pyramid_0, …; B is free."""
     for package in ("onnx", "onnxruntime", "onnxscript"):
         if importlib.util.find_spec(package) is None:

@@ -15,17 +15,17 @@ from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.checkpoints.names.openmmlab import MAPS
 from ssl_vit.errors import UserError
 from ssl_vit.export import structure
-from ssl_vit.export.target import Pairs, Verified, rename, run_snippet, same_weights, weights_of
+from ssl_vit.export.target import KeyPairs, Verified, run_snippet, same_weights, to_library_names, weights_of
 
 FILE = "model.pth"
 _PREFIX = "backbone."
 
 
-def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> Pairs:
+def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
     """model.pth: a state_dict whose names start with ``backbone.``."""
     if backbone.info.family == "pvt_v2" and structure.pvt_v2(backbone).linear:
         raise UserError(f"{backbone.info.name}: MMDetection has no linear attention; use --to timm or --to onnx")
-    mapped = rename(backbone, MAPS, "MMDetection", backbone.info.family, set())
+    mapped = to_library_names(backbone, MAPS, "MMDetection", backbone.info.family, set())
     state = {_PREFIX + key: value.contiguous() for key, value in mapped.state.items()}
     torch.save({"state_dict": state}, folder / FILE)
     return [(ours, _PREFIX + theirs) for ours, theirs in mapped.pairs]

@@ -18,13 +18,13 @@ from ssl_vit.checkpoints.names.transformers import MAPS
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export import structure
 from ssl_vit.export.target import (
-    Pairs,
+    KeyPairs,
     Verified,
     frozen,
     probe,
-    rename,
     run_snippet,
     same_weights,
+    to_library_names,
     verified,
     weights_of,
 )
@@ -38,10 +38,10 @@ _ENCODERS = {(384, 12, 6, 4): "dinov2_windowed_small", (768, 12, 12, 4): "dinov2
 """RF-DETR's name, by width, depth, heads and the ratio of widths in a block."""
 
 
-def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> Pairs:
+def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
     """model.pth: a checkpoint that ``pretrain_weights`` takes; all but the encoder is still to be trained."""
     _encoder(backbone)
-    mapped = rename(backbone, {"vision_transformer": _MAP}, "RF-DETR", backbone.info.family, set())
+    mapped = to_library_names(backbone, {"vision_transformer": _MAP}, "RF-DETR", backbone.info.family, set())
     state = {_PREFIX + key: value for key, value in mapped.state.items()}
     state[_CLASSES] = torch.full((91,), -4.6)  # as it begins: COCO's classes, each with a probability of 0.01
     torch.save({"model": state}, folder / FILE)

@@ -12,13 +12,23 @@ import torch
 
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.export import timm
-from ssl_vit.export.target import WEIGHTS, Pairs, Verified, frozen, probe, run_snippet, save, verified, weights_of
+from ssl_vit.export.target import (
+    WEIGHTS,
+    KeyPairs,
+    Verified,
+    frozen,
+    probe,
+    run_snippet,
+    save_weights,
+    verified,
+    weights_of,
+)
 
 
-def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> Pairs:
+def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
     """model.safetensors whose metadata has timm's config.json and the description as JSON, under "config"."""
     config = timm.config(backbone, backbone.info.mean, backbone.info.std, description)
-    save(weights_of(backbone), folder, {"config": json.dumps(config)})
+    save_weights(weights_of(backbone), folder, {"config": json.dumps(config)})
     return [(key, key) for key in weights_of(backbone)]
 
 

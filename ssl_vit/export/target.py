@@ -22,7 +22,7 @@ TOLERANCE = 1e-4  # of the largest value: another library adds up in another ord
 
 _ROUNDINGS = 4  # float32 from float64, which two libraries may be from each other
 
-Pairs = list[tuple[str, str]]
+KeyPairs = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Verified:
     max_difference: float | None
 
 
-class Target(Protocol):
+class ExportTarget(Protocol):
     """A library that weights are written for; one file each."""
 
-    def write(self, backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> Pairs:
+    def write(self, backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
         """Fill an empty folder; which of timm's names became which. UserError for what the library has no place for.
 
         description: of the run that trained the weights, for targets that have a place for it.
@@ -55,7 +55,9 @@ class Target(Protocol):
         ...
 
 
-def rename(backbone: TimmBackbone, maps: Mapping[str, KeyMap], library: str, family: str, drop: set[str]) -> Mapped:
+def to_library_names(
+    backbone: TimmBackbone, maps: Mapping[str, KeyMap], library: str, family: str, drop: set[str]
+) -> Mapped:
     """The backbone's weights under the library's names; UserError where it has no such family or no such weight."""
     name = backbone.info.name
     if family not in maps:
@@ -72,7 +74,7 @@ def weights_of(backbone: TimmBackbone) -> dict[str, Tensor]:
     return {key: value.detach().cpu().clone().contiguous() for key, value in backbone.model.state_dict().items()}
 
 
-def save(state: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str] | None = None) -> None:
+def save_weights(state: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write model.safetensors."""
     tensors = {key: value.clone().contiguous() for key, value in state.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", **(metadata or {})})
@@ -113,14 +115,14 @@ def verified(
     for ours, theirs in zip(expected, found, strict=True):
         if ours.shape != theirs.shape:
             raise RunFailed(f"{consumer} gives an output of {tuple(theirs.shape)}, expected {tuple(ours.shape)}")
-    largest = max(difference(ours, theirs) for ours, theirs in zip(expected, found, strict=True))
-    rounding = max(map(difference, exact(), expected)) if exact is not None and largest > TOLERANCE else 0.0
+    largest = max(relative_difference(ours, theirs) for ours, theirs in zip(expected, found, strict=True))
+    rounding = max(map(relative_difference, exact(), expected)) if exact is not None and largest > TOLERANCE else 0.0
     if largest > max(TOLERANCE, _ROUNDINGS * rounding):
         raise RunFailed(f"outputs differ by {largest:.1e} of the largest after loading with {consumer}")
     return Verified(consumer, largest)
 
 
-def difference(expected: Tensor, found: Tensor) -> float:
+def relative_difference(expected: Tensor, found: Tensor) -> float:
     """Largest difference relative to the largest value; infinite for NaN."""
     apart = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-12))
     return math.inf if math.isnan(apart) else apart

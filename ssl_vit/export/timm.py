@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +14,17 @@ import torch
 from safetensors.torch import save_file
 
 from ssl_vit.backbones.timm_adapter import TimmBackbone
-from ssl_vit.checkpoints.load import restore
+from ssl_vit.checkpoints.load import backbone_of_file
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export.target import WEIGHTS as WEIGHTS
-from ssl_vit.export.target import Pairs, Verified, probe, run_snippet, weights_of
+from ssl_vit.export.target import KeyPairs, Verified, probe, run_snippet, weights_of
+from ssl_vit.files import sha256
 
 CONFIG, SUMS = "config.json", "SHA256SUMS"
 _TOLERANCE = 1e-5  # of the largest value
 
 
-def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> Pairs:
+def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
     """model.safetensors (timm's key names), config.json with the description under "ssl_vit", and SHA256SUMS."""
     settings = config(backbone, backbone.info.mean, backbone.info.std, description)
     save_file(weights_of(backbone), folder / WEIGHTS, metadata={"format": "pt"})
@@ -70,7 +67,7 @@ def config(
     }
 
 
-def read(folder: Path | str) -> TimmBackbone:
+def read_export(folder: Path | str) -> TimmBackbone:
     """The backbone of such a folder; its info has the mean, deviation and size that it was trained with.
 
     Raises:
@@ -79,7 +76,7 @@ def read(folder: Path | str) -> TimmBackbone:
     check_sums(Path(folder))
     if "architecture" not in read_config(Path(folder)):
         raise UserError(f"{Path(folder) / CONFIG}: architecture is missing; expected timm's hub layout; export again")
-    return restore(folder)
+    return backbone_of_file(folder)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -156,36 +153,3 @@ def check_sums(folder: Path) -> None:
     for name in (WEIGHTS, CONFIG):
         if sums.get(name) != sha256(folder / name):
             raise UserError(f"{folder / name}: damaged or changed after writing ({SUMS} disagrees); export again")
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def new_folder(folder: Path | str) -> Iterator[Path]:
-    """A staging folder that becomes ``folder`` when the block ends well, and vanishes when it doesn't."""
-    folder = Path(folder)
-    if folder.exists():
-        raise UserError(f"{folder}: exists already and is never overwritten; choose another folder or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    staging.mkdir()
-    try:
-        yield staging
-        for path in [*staging.iterdir(), staging]:
-            _fsync(path)
-        staging.rename(folder)
-        _fsync(folder.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)  # gone already when all went well
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,12 +10,12 @@ import torch
 
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.export.outputs import Outputs, trace
-from ssl_vit.export.target import Pairs, Verified, probe, run_snippet, verified
+from ssl_vit.export.target import KeyPairs, Verified, probe, run_snippet, verified
 
 FILE = "model.pt2"
 
 
-def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> Pairs:
+def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
     """model.pt2: images [B, 3, H, W] -> (pooled, patches, *pyramid); B is free."""
     torch.export.save(trace(backbone), folder / FILE)
     return []

@@ -12,15 +12,25 @@ import torchvision
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.checkpoints.names.torchvision import MAPS
 from ssl_vit.export import structure
-from ssl_vit.export.target import WEIGHTS, Pairs, Verified, frozen, probe, rename, run_snippet, save, verified
+from ssl_vit.export.target import (
+    WEIGHTS,
+    KeyPairs,
+    Verified,
+    frozen,
+    probe,
+    run_snippet,
+    save_weights,
+    to_library_names,
+    verified,
+)
 
 _MODELS = "torchvision.models."
 
 
-def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> Pairs:
+def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
     """model.safetensors with torchvision's names, without a classifier."""
-    mapped = rename(backbone, MAPS, "torchvision", backbone.info.family, set())
-    save(mapped.state, folder)
+    mapped = to_library_names(backbone, MAPS, "torchvision", backbone.info.family, set())
+    save_weights(mapped.state, folder)
     return mapped.pairs
 
 

@@ -16,7 +16,7 @@ from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.detectors.fpn import BackboneWithFPN
 from ssl_vit.errors import RunFailed
 from ssl_vit.export import timm
-from ssl_vit.export.target import Pairs, Verified, frozen, probe, run_snippet, verified
+from ssl_vit.export.target import KeyPairs, Verified, frozen, probe, run_snippet, verified
 
 _RATIOS = (0.5, 1.0, 2.0)  # height over width of anchors
 
@@ -27,7 +27,7 @@ def faster_rcnn(folder: Path | str, num_classes: int, **options: Any) -> FasterR
     num_classes: with the background as one of them; options: those of torchvision's FasterRCNN. It takes images in
     [0, 1] of any size, and gives boxes in pixels.
     """
-    backbone = timm.read(folder)
+    backbone = timm.read_export(folder)
     info, body = backbone.info, BackboneWithFPN(backbone)
     levels = len(body.strides)
     options.setdefault(
@@ -41,7 +41,7 @@ def faster_rcnn(folder: Path | str, num_classes: int, **options: Any) -> FasterR
     return FasterRCNN(body, num_classes, **options)
 
 
-def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> Pairs:
+def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
     """timm's folder, which ``faster_rcnn`` reads; the detector's names are timm's after ``backbone.body.``."""
     return [(key, f"backbone.body.{key}") for key, _ in timm.write(backbone, folder, description)]
 

@@ -16,10 +16,19 @@ from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.checkpoints.names.transformers import MAPS
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export import structure
-from ssl_vit.export.target import Pairs, Verified, frozen, probe, rename, run_snippet, save, verified
+from ssl_vit.export.target import (
+    KeyPairs,
+    Verified,
+    frozen,
+    probe,
+    run_snippet,
+    save_weights,
+    to_library_names,
+    verified,
+)
 
 
-def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> Pairs:
+def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
     """model.safetensors, config.json and preprocessor_config.json; no code of ours is needed to read them."""
     if importlib.util.find_spec("transformers") is None:
         raise UserError(
@@ -29,8 +38,8 @@ def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) 
     if kind not in _CONFIGS:
         raise UserError(f"{backbone.info.name}: transformers has no {kind} among {', '.join(_CONFIGS)}; use --to timm")
     config, architecture = _CONFIGS[kind](backbone)
-    mapped = rename(backbone, MAPS, "transformers", kind, set())
-    save(mapped.state, folder)
+    mapped = to_library_names(backbone, MAPS, "transformers", kind, set())
+    save_weights(mapped.state, folder)
     config |= {"model_type": kind, "architectures": [architecture], "torch_dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / "preprocessor_config.json").write_text(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from typing import TYPE_CHECKING
 
 from ssl_vit.errors import UserError
+from ssl_vit.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from ssl_vit.methods.base_config import MethodConfig
@@ -49,6 +49,4 @@ def _known(name: str) -> str:
     names = list_methods()
     if name in names:
         return name
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}"
-    raise UserError(f"unknown method {name!r}; {hint}")
+    raise UserError(f"unknown method {name!r}; {did_you_mean(name, names)}")

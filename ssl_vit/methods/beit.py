@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_vit.backbones.backbone import Backbone, BackboneInfo
-from ssl_vit.checkpoints.load import restore
+from ssl_vit.checkpoints.load import backbone_of_file
 from ssl_vit.data.masks import blockwise_masks
 from ssl_vit.methods.beit_config import Config
 from ssl_vit.methods.masked import Masked, hidden_rows, linear, with_pooled
@@ -91,5 +91,5 @@ def new_tokenizer(config: Config, cell: int, info: BackboneInfo) -> Tokenizer:
     assert config.tokenizer_weights is not None  # checked before
     if config.tokenizer == "dalle":
         return Dalle(config.tokenizer_weights, info.mean, info.std)
-    teacher = restore(config.tokenizer_weights, config.tokenizer_backbone)
+    teacher = backbone_of_file(config.tokenizer_weights, config.tokenizer_backbone)
     return VQ(config.codes, cell, config.tokenizer_steps, info.mean, info.std, teacher=teacher)

@@ -93,6 +93,6 @@ class Config(MaskedConfig):
 
             read_encoder(self.tokenizer_weights)
         else:
-            from ssl_vit.checkpoints.load import restore
+            from ssl_vit.checkpoints.load import backbone_of_file
 
-            restore(self.tokenizer_weights, self.tokenizer_backbone)
+            backbone_of_file(self.tokenizer_weights, self.tokenizer_backbone)

@@ -11,16 +11,16 @@ from torchvision.ops import box_convert, box_iou, roi_align
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.plan import ViewPlan
 from ssl_vit.detectors.detector import Predictions
-from ssl_vit.detectors.files import FILE, KINDS, Pretrainable, save
-from ssl_vit.detectors.losses import Pairs, SetLoss, Target
+from ssl_vit.detectors.files import FILE, KINDS, Pretrainable, save_detector
+from ssl_vit.detectors.losses import GroundTruth, Matches, SetLoss
 from ssl_vit.detectors.picture_gaze import draw_gaze
 from ssl_vit.detectors.picture_regions import draw_regions
+from ssl_vit.files import write_atomically
 from ssl_vit.methods.detreg_config import Config
 from ssl_vit.methods.method import Method, Progress, Step
 from ssl_vit.methods.workspace import Workspace
 from ssl_vit.proposals import create_prior
 from ssl_vit.proposals.propose import propose
-from ssl_vit.training.checkpoint import write_atomically
 
 log = logging.getLogger("ssl_vit")
 
@@ -74,7 +74,7 @@ class DETReg(Method):
     def artefacts(self, workspace: Workspace) -> None:
         """The detector, beside the backbone; and pictures of what was proposed, what it finds, what its queries see."""
         said = workspace.described(self.network.backbone)
-        write_atomically(workspace.folder / "export" / FILE, lambda path: save(self.network, path, said))
+        write_atomically(workspace.folder / "export" / FILE, lambda path: save_detector(self.network, path, said))
         images, boxes = workspace.views(next(iter(workspace.batches(1, workspace.seed))))
         colours, folder = (workspace.mean, workspace.std), workspace.folder
         draw_regions(self.network, images[:8], boxes[:8], colours, folder / "regions.png")
@@ -99,12 +99,12 @@ class DETReg(Method):
         return Step(loss, parts, vectors.detach())
 
     @torch.no_grad()
-    def targets(self, images: Tensor, boxes: Tensor) -> list[Target]:
+    def targets(self, images: Tensor, boxes: Tensor) -> list[GroundTruth]:
         """Each image's regions and what the backbone sees in them; boxes: [B, K, 4] corners as shares of the view."""
         regions = [rows[~rows.isnan().any(1)] for rows in boxes.float()]
         seen = self.look(images, regions)
         return [
-            Target(
+            GroundTruth(
                 box_convert(own, "xyxy", "cxcywh"), torch.zeros(len(own), dtype=torch.long, device=own.device), vectors
             )
             for own, vectors in zip(regions, torch.split(seen, [len(own) for own in regions]), strict=True)
@@ -119,7 +119,7 @@ class DETReg(Method):
         return torch.cat(seen) if len(crops) else images.new_empty(0, backbone.info.dim)
 
     @torch.no_grad()
-    def blind(self, said: Predictions, targets: list[Target]) -> dict[str, Tensor]:
+    def blind(self, said: Predictions, targets: list[GroundTruth]) -> dict[str, Tensor]:
         """The loss, and what is found, where each answer is given for another image: the next of the batch."""
         others = targets[1:] + targets[:1]
         matched = self.loss.match(said.logits, said.boxes, others)
@@ -144,7 +144,7 @@ class DETReg(Method):
 
 
 @torch.no_grad()
-def measured(said: Predictions, targets: list[Target], matched: list[Pairs]) -> dict[str, Tensor]:
+def measured(said: Predictions, targets: list[GroundTruth], matched: list[Matches]) -> dict[str, Tensor]:
     """ "regions" an image; where there are any, the mean "overlap" (IoU) of matched pairs, and the share "found"."""
     found = torch.cat([own[query] for own, (query, _) in zip(said.boxes, matched, strict=True)]).float()
     wanted = torch.cat([target.boxes[index] for target, (_, index) in zip(targets, matched, strict=True)])

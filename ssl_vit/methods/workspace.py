@@ -9,12 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ssl_vit.backbones.backbone import Backbone
+from ssl_vit.backbones.backbone import Backbone, Colour
 from ssl_vit.data.batch import Batch
-from ssl_vit.data.loader import Regions
+from ssl_vit.data.loader import RegionBoxes
 from ssl_vit.data.sources import Source
-
-Colour = tuple[float, float, float]
 
 
 class Workspace(Protocol):
@@ -29,7 +27,7 @@ class Workspace(Protocol):
     workers: int  # processes that read images
     max_bad: float  # share of unreadable images that is borne
     weights: str | None  # whose file the backbone began with; None where it began with random numbers
-    regions: Regions | None  # boxes of every image, set by a method whose plan asks for some
+    regions: RegionBoxes | None  # boxes of every image, set by a method whose plan asks for some
 
     def kept(self, name: str, make: Callable[[Path], object]) -> Path:
         """The file RUN/``name``, which ``make`` writes if it is not there: once a run, by the first process alone."""

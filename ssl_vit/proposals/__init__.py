@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from ssl_vit.errors import UserError
+from ssl_vit.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from ssl_vit.proposals.prior import Prior
@@ -27,16 +27,11 @@ def create_prior(name: str, **settings: Any) -> Prior:
     RandomBoxes(count=5, seed=1)
     """
     if name not in PRIORS:
-        raise UserError(f"unknown region prior {name!r}; {_instead(name, list(PRIORS))}")
+        raise UserError(f"unknown region prior {name!r}; {did_you_mean(name, list(PRIORS))}")
     module, _, attribute = PRIORS[name].partition(":")
     prior: type[Prior] = getattr(importlib.import_module(module), attribute)
     known = [field.name for field in dataclasses.fields(prior)]
     for key in settings:
         if key not in known:
-            raise UserError(f"the region prior {name!r} has no setting {key!r}; {_instead(key, known)}")
+            raise UserError(f"the region prior {name!r} has no setting {key!r}; {did_you_mean(key, known)}")
     return prior(**settings)
-
-
-def _instead(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ssl_vit.backbones.backbone import Backbone
-from ssl_vit.checkpoints.load import restore
+from ssl_vit.checkpoints.load import backbone_of_file
 from ssl_vit.checkpoints.reader import weights_file
 from ssl_vit.data.augment import normalise
 from ssl_vit.data.crops import Box, resize
@@ -64,7 +64,7 @@ class PatchRegions(Prior):
     def network(self) -> Backbone:
         """Read when it is first asked for, frozen."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return restore(self.weights, self.architecture).eval().requires_grad_(False).to(device)
+        return backbone_of_file(self.weights, self.architecture).eval().requires_grad_(False).to(device)
 
     @cached_property
     def size(self) -> tuple[int, int]:

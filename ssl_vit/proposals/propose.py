@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssl_vit.data.bad import BadFiles, BadList, note_damage
 from ssl_vit.data.decode import BadImage, decode
-from ssl_vit.data.files import alone
 from ssl_vit.data.loader import TIMEOUT, watched, worker_count, worker_options
-from ssl_vit.data.progress import progress
 from ssl_vit.data.sources import Source
 from ssl_vit.data.store import Store
+from ssl_vit.files import alone
+from ssl_vit.progress import progress
 from ssl_vit.proposals.prior import Boxes, Prior
 from ssl_vit.proposals.store import BOXES, Proposals
 

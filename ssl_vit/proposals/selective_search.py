@@ -40,11 +40,11 @@ class SelectiveSearch(Prior):
     def look(self, image: Pixels, index: int) -> Boxes:
         """Looks at the image alone, whatever its index and its aspect."""
         cells = resize(image, Box(0, 0, *image.shape[:2]), (_GRID, _GRID), "bilinear")
-        grown = grow(describe(cells.permute(1, 2, 0).numpy()))
+        grown = grow(cell_features(cells.permute(1, 2, 0).numpy()))
         return best_boxes(grown, (_GRID, _GRID), _LEAST, self.count)
 
 
-def describe(cells: Pixels) -> NDArray[np.float32]:
+def cell_features(cells: Pixels) -> NDArray[np.float32]:
     """Colour and texture of cells [H, W, 3] as float32 [H, W, 4]: L*, a*, b*, and the density of edges around."""
     colour = lab(cells)
     down, right = np.gradient(colour, axis=(0, 1))

@@ -17,7 +17,7 @@ from ssl_vit.data.decode import decode
 from ssl_vit.data.sources import Source
 from ssl_vit.drawing import ACCENT, FAINT, INK, SECOND, STYLE, Image
 from ssl_vit.eval.features import FeatureSet
-from ssl_vit.training.checkpoint import write_atomically
+from ssl_vit.files import write_atomically
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -109,12 +109,12 @@ def demo_figure(
         draw_rank(figure.add_subplot(grid[0, 2:4]), rows)
         draw_knn(figure.add_subplot(grid[0, 4:]), rows, k, pixels)
         for place, title, features in ((grid[1, :3], "before", before), (grid[1, 3:], "after pretraining", after)):
-            images, found = nearest(*features, sources, queries, count=7)
+            images, found = neighbours_figure(*features, sources, queries, count=7)
             draw_neighbours(figure.add_subplot(place), f"Nearest neighbours, {title}", images, found)
     return figure
 
 
-def nearest(
+def neighbours_figure(
     train: FeatureSet, val: FeatureSet, sources: tuple[Source, Source], queries: Sequence[int], count: int
 ) -> tuple[list[Image], list[list[tuple[Image, bool]]]]:
     """The queries' images, and for each its ``count`` nearest training images, and whether their class is its own."""
@@ -126,6 +126,6 @@ def nearest(
     return [decode(sources[1].path(query)) for query in queries], found
 
 
-def save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """PNG, whole or not at all."""
     write_atomically(path, lambda staged: figure.savefig(staged, format="png", dpi=150))

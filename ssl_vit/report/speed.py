@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from ssl_vit.drawing import ACCENT, INK, SECOND, STYLE
-from ssl_vit.training.checkpoint import write_atomically
+from ssl_vit.files import write_atomically
 
 Parts = dict[str, float]  # milliseconds an image
 

@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from ssl_vit.backbones.backbone import Colour
 from ssl_vit.data.decode import BadImage, decode
 from ssl_vit.data.scan import scan
 from ssl_vit.data.sources import Source
@@ -18,7 +19,6 @@ from ssl_vit.errors import UserError
 from ssl_vit.training.compiler import can_compile
 from ssl_vit.training.speed import bfloat16_is_fast
 
-Colour = tuple[float, float, float]  # red, green, blue of images in [0, 1]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

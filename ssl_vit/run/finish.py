@@ -14,10 +14,10 @@ from ssl_vit.checkpoints.hub import is_hub_id
 from ssl_vit.config import ResolvedConfig
 from ssl_vit.detectors.files import detector_of
 from ssl_vit.export.api import ExportResult, export, hand_over
+from ssl_vit.files import write_atomically
 from ssl_vit.methods.method import Method
 from ssl_vit.run.prepare import role
 from ssl_vit.run.workspace import RunWorkspace
-from ssl_vit.training.checkpoint import write_atomically
 from ssl_vit.training.health import Verdict
 from ssl_vit.training.looks.metrics import last_knn
 

@@ -21,8 +21,8 @@ from ssl_vit.config import ResolvedConfig, dump, load_config
 from ssl_vit.data.scan import scan
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
+from ssl_vit.files import write_atomically
 from ssl_vit.run.plan import Decision, table
-from ssl_vit.training.checkpoint import write_atomically
 
 log = logging.getLogger("ssl_vit")
 

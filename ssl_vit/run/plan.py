@@ -14,7 +14,7 @@ import torch
 from ssl_vit.backbones import backbone_info, create_backbone
 from ssl_vit.backbones.backbone import BackboneInfo
 from ssl_vit.checkpoints.inspection import Inspection, inspect
-from ssl_vit.checkpoints.load import fit
+from ssl_vit.checkpoints.load import fitted_weights
 from ssl_vit.config import ResolvedConfig, RunConfig, check_data
 from ssl_vit.data.sources import Source, open_source
 from ssl_vit.errors import UserError
@@ -77,7 +77,7 @@ def resolve_config(
     if weights is not None:
         with torch.device("meta"):
             backbone = create_backbone(part["name"], image_size=part["image_size"], model_args=part["args"])
-            _, notes = fit(backbone, weights)
+            _, notes = fitted_weights(backbone, weights)
         resolver.decisions.append(Decision("backbone.weights", weights.file, "; ".join(notes), "--weights FILE"))
     _choose_data(resolver, facts)  # last, as it decodes images: all that can be refused has been
     return ResolvedConfig.model_validate(resolver.tree), resolver.decisions

@@ -14,13 +14,14 @@ from lightning.fabric import Fabric
 
 from ssl_vit.checkpoints.inspection import Inspection
 from ssl_vit.config import ResolvedConfig, RunConfig, check_out, load_config
-from ssl_vit.data.dataset_name import Images, described, is_object
-from ssl_vit.data.files import alone
+from ssl_vit.data.dataset_name import Images, images_name, is_object
 from ssl_vit.data.loader import steps_per_epoch, worker_failure
 from ssl_vit.data.shards import ShardSource
 from ssl_vit.data.sources import Source, open_source, require
 from ssl_vit.errors import UserError
+from ssl_vit.files import alone
 from ssl_vit.methods.method import Method
+from ssl_vit.process import die_with_parent, keep_memory
 from ssl_vit.run.facts import gather_facts
 from ssl_vit.run.finish import RunResult, completed, finish
 from ssl_vit.run.folder import LOCK, check_same, clear, logged, open_folder
@@ -32,8 +33,8 @@ from ssl_vit.training.compiler import compiling
 from ssl_vit.training.fabric import new_fabric
 from ssl_vit.training.health import Verdict
 from ssl_vit.training.loop import train
-from ssl_vit.training.memory import enough_memory, keep_memory
-from ssl_vit.training.ranks import check_startable, die_with_parent, lost_rank, rank, same_images
+from ssl_vit.training.memory import enough_memory
+from ssl_vit.training.ranks import check_startable, lost_rank, rank, same_images
 from ssl_vit.training.step import Learner
 from ssl_vit.training.stop import StopSignals
 
@@ -73,9 +74,9 @@ def pretrain(
         if settings is not None or val is not None:
             raise UserError("a configuration is whole; put settings and val into it, or give a folder instead of it")
         return _pretrain(data, data.data.path, data.data.val, Path(out), resume, overwrite)
-    flags = {**(settings or {}), "data.path": described(data)}
+    flags = {**(settings or {}), "data.path": images_name(data)}
     if val is not None:
-        flags["data.val"] = described(val)
+        flags["data.val"] = images_name(val)
     config = load_config([Path(out) / "config.yaml"] if resume else [], flags=flags)
     return _pretrain(config, data, val if val is not None else config.data.val, Path(out), resume, overwrite)
 

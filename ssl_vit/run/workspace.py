@@ -14,11 +14,11 @@ from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.checkpoints.inspection import Inspection
 from ssl_vit.config import ResolvedConfig
 from ssl_vit.data.batch import Batch, to_views
-from ssl_vit.data.loader import Loader, Regions, build_loader
+from ssl_vit.data.loader import Loader, RegionBoxes, build_loader
 from ssl_vit.data.plan import ViewPlan
 from ssl_vit.data.sources import Source
 from ssl_vit.export import timm
-from ssl_vit.training.checkpoint import write_atomically
+from ssl_vit.files import write_atomically
 from ssl_vit.training.ranks import rank
 
 
@@ -36,7 +36,7 @@ class RunWorkspace:
     ) -> None:
         self.config, self.folder, self.images, self.plan, self.device = config, folder, images, plan, device
         self.weights = weights.layout if weights is not None else None
-        self.regions: Regions | None = None
+        self.regions: RegionBoxes | None = None
         self.seed, self.workers, self.max_bad = config.train.seed, config.data.workers, config.data.max_bad
         self.mean, self.std = config.data.mean, config.data.std
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_vit.checkpoints.reader import read, tensors
+from ssl_vit.checkpoints.reader import read_document, tensors
 from ssl_vit.errors import UserError
 from ssl_vit.tokenizers.tokenizer import Grid, Tokenizer
 
@@ -37,7 +37,7 @@ class Conv(nn.Module):
         return F.conv2d(x, self.w, self.b, padding=self.w.shape[-1] // 2)
 
 
-class Block(nn.Module):
+class DalleBlock(nn.Module):
     """Four convolutions beside a shortcut; ``gain`` keeps the sum of all blocks in bounds."""
 
     def __init__(self, inputs: int, outputs: int, kernels: Sequence[int], gain: float) -> None:
@@ -62,7 +62,7 @@ class _Coder(nn.Module):
 
     def __init__(self, first: Conv, widths: Sequence[int], kernels: Sequence[int], resize: nn.Module, out: int) -> None:
         super().__init__()
-        block = partial(Block, kernels=kernels, gain=1 / (2 * (len(widths) - 1)) ** 2)
+        block = partial(DalleBlock, kernels=kernels, gain=1 / (2 * (len(widths) - 1)) ** 2)
         parts: OrderedDict[str, nn.Module] = OrderedDict(input=first)
         for i, (inputs, outputs) in enumerate(pairwise(widths), start=1):
             group: OrderedDict[str, nn.Module] = OrderedDict(
@@ -80,7 +80,7 @@ class _Coder(nn.Module):
         return out
 
 
-class Encoder(_Coder):
+class DalleEncoder(_Coder):
     """Pixels in [0.1, 0.9] [B, 3, 8 h, 8 w] to logits of the words [B, 8192, h, w]; 53,786,240 parameters."""
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class Encoder(_Coder):
         super().__init__(Conv(3, 256, 7), widths, (3, 3, 3, 1), nn.MaxPool2d(2), CODES)
 
 
-class Decoder(_Coder):
+class DalleDecoder(_Coder):
     """Words one-hot [B, 8192, h, w] to logits of pixels and their scales [B, 6, 8 h, 8 w]; 43,829,766 parameters."""
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class Dalle(Tokenizer):
         """
         super().__init__(mean, std)
         with torch.device("meta"):
-            self.encoder = Encoder()
+            self.encoder = DalleEncoder()
         self.encoder.load_state_dict(read_encoder(weights), assign=True)
         self.requires_grad_(False)
 
@@ -124,8 +124,8 @@ class Dalle(Tokenizer):
 def read_encoder(path: str | Path) -> dict[str, Tensor]:
     """The encoder's weights in float32; UserError names the first that is missing, left over or misshapen."""
     with torch.device("meta"):
-        wanted = Encoder().state_dict()
-    file, document = read(Path(path))
+        wanted = DalleEncoder().state_dict()
+    file, document = read_document(Path(path))
     found = tensors(document)
     for name in (*wanted, *found):
         shapes = [list(side[name].shape) if name in side else None for side in (wanted, found)]

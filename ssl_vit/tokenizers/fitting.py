@@ -8,12 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ssl_vit.errors import RunFailed
+from ssl_vit.progress import progress_bar
 from ssl_vit.schedules import noise_seed, warmup_cosine
 from ssl_vit.tokenizers.tokenizer import Grid, Tokenizer
 from ssl_vit.training.looks.progress import memory_gb
@@ -34,9 +33,7 @@ def fit(
     for parameter in trained:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(trained, lr=LR, fused=True)
-    columns = (TextColumn("tokenizer {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.fields[numbers]}"))
-    console = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(compact=True), console=console, disable=not console.is_terminal) as bar:
+    with progress_bar("tokenizer {task.completed}/{task.total}") as bar:
         task = bar.add_task("", total=steps, numbers="")
         start, waited, ready = time.monotonic(), 0.0, time.monotonic()
         for step, batch in enumerate(images):

@@ -9,8 +9,8 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from ssl_vit.files import write_atomically
 from ssl_vit.tokenizers.tokenizer import Grid, Tokenizer
-from ssl_vit.training.checkpoint import write_atomically
 
 SIDE = 96  # pixels at which an image is drawn, at least
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.checkpoints.description import OURS
 from ssl_vit.errors import RunFailed
 from ssl_vit.export import timm
+from ssl_vit.files import sha256, write_atomically
 from ssl_vit.training.sharding import is_sharded, load_sharded, save_sharded
 
 if TYPE_CHECKING:
@@ -115,32 +115,9 @@ def _save(state: dict[str, Any], staged: Path) -> None:
             raise
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a sibling file, sync it and rename it over ``path``."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(staged)
-        with staged.open("rb+") as file:
-            os.fsync(file.fileno())
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def checksum_of(path: Path) -> Path:
     """Where a checkpoint's sha256 is kept."""
     return path.with_name(path.name + ".sha256")
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checksum(path: Path) -> str:

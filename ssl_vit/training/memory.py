@@ -1,9 +1,7 @@
-"""Memory that is kept, and what is said where it is too small, or nearly so."""
+"""What is said where memory is too small, or nearly so."""
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,21 +14,6 @@ LESS = (
     "more time), or lower train.batch_size"
 )
 _NEAR = 0.9  # of a GPU's memory
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
-_KEPT = 1 << 30  # bytes, of one piece
-_ONCE_KEPT = 1 << 25  # the most that glibc took before 2.35
-
-
-def keep_memory() -> None:
-    """What is freed stays with the process: the next step takes it again, and new pages cost 3 % of a step on a CPU.
-
-    Where the C library is glibc; others have no such setting.
-    """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if libc is not None and hasattr(libc, "mallopt"):
-        if not libc.mallopt(_MMAP_THRESHOLD, _KEPT):
-            libc.mallopt(_MMAP_THRESHOLD, _ONCE_KEPT)
-        libc.mallopt(_TRIM_THRESHOLD, _KEPT)
 
 
 @contextmanager

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
-import signal
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -21,12 +18,6 @@ from ssl_vit.errors import RunFailed, UserError
 def rank() -> int:
     """This process's place among all, as Lightning reads it from the environment."""
     return int(getattr(rank_zero_only, "rank", None) or 0)
-
-
-def die_with_parent() -> None:
-    """A rank that Lightning started must not outlive the first one (Linux)."""
-    if platform.system() == "Linux" and "TORCHELASTIC_RUN_ID" not in os.environ and "SLURM_PROCID" not in os.environ:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def check_startable(devices: int) -> None:

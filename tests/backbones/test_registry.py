@@ -45,7 +45,7 @@ def test_image_size_is_what_timm_needs_to_take_the_weights() -> None:
     ("kwargs", "says"),
     [
         ({"name": "vit_tiny_patch16_225"}, "vit_tiny_patch16_225: no such backbone; did you mean vit_tiny_patch16_224"),
-        ({"model_args": {"patchsize": 8}}, "model_args.patchsize: .* did you mean 'patch_size'"),
+        ({"model_args": {"patchsize": 8}}, "model_args.patchsize: .* did you mean patch_size"),
         ({"model_args": {"num_classes": 10}}, "model_args.num_classes: not for the user to set"),
         ({"model_args": {"drop_path_rate": 0.1}}, "use drop_path"),
         ({"model_args": {"embed_dim": 50}}, "timm can't build it with .*embed_dim=50"),

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from ssl_vit.checkpoints.inspection import inspect
-from ssl_vit.checkpoints.load import restore
+from ssl_vit.checkpoints.load import backbone_of_file
 from ssl_vit.cli import main
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -38,7 +38,7 @@ def test_a_model_of_timms_hub_is_restored_with_its_colours(hub_id: str, revision
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", num_classes=7, **SMALL).eval()
     timm.models.save_for_hf(model, snapshot(cache, revision, "0" * 40), model_args=SMALL)
-    found = restore(hub_id).eval()
+    found = backbone_of_file(hub_id).eval()
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(found(images).pooled, model.forward_head(model.forward_features(images), True))

@@ -11,7 +11,7 @@ from timm.models import model_entrypoint
 
 from ssl_vit.backbones.registry import create_backbone, list_backbones
 from ssl_vit.checkpoints.inspection import inspect
-from ssl_vit.checkpoints.load import load
+from ssl_vit.checkpoints.load import load_weights
 from ssl_vit.errors import UserError
 from tests.checkpoints.files import dino_head, filled, number, official, save, shapes_of, trainer
 from tests.golden.names import NAMES
@@ -251,7 +251,7 @@ LEFT = {  # names that must be said to be no backbone
 def test_each_weight_gets_to_its_place(case, tmp_path):
     write, layout, (name, args), official_name = CASES[case]
     backbone = create_backbone(name, model_args=args)
-    found = load(backbone, save(tmp_path, write()))
+    found = load_weights(backbone, save(tmp_path, write()))
     assert found.layout.split(" (")[0] == layout
     for key, value in backbone.model.state_dict().items():
         names = official_name(key) if case == "transformers" else [official_name(key)]
@@ -279,7 +279,7 @@ def test_a_wrong_one_is_refused_by_its_first_key_and_both_shapes(case, tmp_path)
     backbone = create_backbone(name, model_args=args)
     expected = tuple(backbone.model.state_dict()[key].shape)
     with pytest.raises(UserError, match=re.escape(f"{key} is (7,), {name} expects {expected}")) as refusal:
-        load(backbone, save(tmp_path, document))
+        load_weights(backbone, save(tmp_path, document))
     assert "\n" not in str(refusal.value)
 
 
@@ -301,7 +301,7 @@ def test_positions_are_resized_and_it_is_said(tmp_path, caplog):
     columns = torch.arange(14.0).repeat(14)[:, None].expand(196, 192)  # position = its column, 0 to 13
     state["pos_embed"] = torch.cat([torch.zeros(1, 192), columns])[None].clone()
     with caplog.at_level("INFO", "ssl_vit"):
-        load(backbone, save(tmp_path, state))
+        load_weights(backbone, save(tmp_path, state))
     grid = backbone.model.pos_embed[0, 1:, 0].detach().unflatten(0, (6, 6))
     assert torch.allclose(grid, grid[:1])  # the same in every row
     steps = grid[0].diff()  # 14 columns in 6: 14 / 6 apart, but for the edges
@@ -324,7 +324,7 @@ def smallest_of_each_family():
 def test_official_files_of_our_own_families(name, golden, tmp_path):
     backbone = create_backbone(name)
     state = dict.fromkeys(golden["buffers"], torch.zeros(3, 3)) | filled(golden["keys"])
-    found = load(backbone, save(tmp_path, {"state_dict": state}))
+    found = load_weights(backbone, save(tmp_path, {"state_dict": state}))
     values = {number(key) for key in golden["keys"]}
     for key, value in backbone.model.named_parameters():
         assert any(abs(float(value.detach().flatten()[0]) - each) < 1e-6 for each in values), key
@@ -335,7 +335,7 @@ def test_an_official_file_gives_the_official_outputs(tmp_path):
     golden = json.loads((GOLDEN / "cswin__CSWin_64_12211_tiny_224.json").read_text())
     weights = official_weights(golden)
     backbone = create_backbone("cswin_tiny_224").eval()
-    load(backbone, save(tmp_path, weights))
+    load_weights(backbone, save(tmp_path, weights))
     with torch.inference_mode():
         pooled = backbone(image_input(golden["input"])).pooled
     deviation, _ = compare(pooled @ weights["head.weight"].T + weights["head.bias"], golden)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.backbones.registry import create_backbone
 from ssl_vit.checkpoints.inspection import inspect
-from ssl_vit.checkpoints.load import load, restore
+from ssl_vit.checkpoints.load import backbone_of_file, load_weights
 from ssl_vit.errors import UserError
 from ssl_vit.methods import config_class, list_methods, method_class
 from ssl_vit.training.checkpoint import Checkpoints, checkpoint_path
@@ -49,7 +49,7 @@ def test_a_runs_checkpoint_gives_what_the_method_exports(method: str, tmp_path: 
             parameter.add_(torch.randn_like(parameter))
     run = resolved(method, "vision_transformer", **{"data.mean": MEAN, "data.std": STD, "train.precision": "32-true"})
     Checkpoints(tmp_path, 1).save(Learner(new_fabric(run.train), made, run, per_epoch=1, total=1), [], 1)
-    found = restore(checkpoint_path(tmp_path, 1))
+    found = backbone_of_file(checkpoint_path(tmp_path, 1))
     expected = made.exported()
     assert (found.info.size, found.info.mean, found.info.std) == ((32, 32), MEAN, STD)
     images = torch.randn(2, 3, 32, 32)
@@ -74,7 +74,7 @@ def test_weights_come_back_from_every_kind_of_file(
 ) -> None:
     backbone = create_backbone(NAME, image_size=32, model_args=VIT)
     with caplog.at_level("INFO", "ssl_vit"):
-        found = load(backbone, tmp_path / file)
+        found = load_weights(backbone, tmp_path / file)
     assert sorted(found.left) == ["head.bias", "head.weight"]
     assert "left over: head (2)" in caplog.text
     for key, value in backbone.model.state_dict().items():
@@ -82,22 +82,22 @@ def test_weights_come_back_from_every_kind_of_file(
 
 
 def test_timms_folder_says_all_that_is_needed(source: timm.models.VisionTransformer, tmp_path: Path) -> None:
-    found = restore(tmp_path / "folder").eval()
+    found = backbone_of_file(tmp_path / "folder").eval()
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         expected = source.eval().forward_head(source.forward_features(images), pre_logits=True)
         assert torch.equal(found(images).pooled, expected)
     with pytest.raises(UserError, match=r"--backbone resnet50: .* holds vit_tiny_patch16_224; leave --backbone out"):
-        restore(tmp_path / "folder", "resnet50")
+        backbone_of_file(tmp_path / "folder", "resnet50")
     with pytest.raises(UserError, match=r"weights of vit_tiny_patch16_224, expected resnet18; choose --backbone vit_"):
-        load(create_backbone("resnet18"), tmp_path / "folder")
+        load_weights(create_backbone("resnet18"), tmp_path / "folder")
 
 
 def test_a_classifier_by_the_name_that_timm_has_for_it(tmp_path: Path) -> None:
     source = timm.create_model("legacy_seresnet18", num_classes=3)  # its classifier is called last_linear
     torch.save(source.state_dict(), tmp_path / "a.pth")
     backbone = create_backbone("legacy_seresnet18")
-    load(backbone, tmp_path / "a.pth")
+    load_weights(backbone, tmp_path / "a.pth")
     assert torch.equal(backbone.model.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
 
 
@@ -106,12 +106,12 @@ def test_an_architecture_that_only_its_weights_tell(tmp_path: Path) -> None:
     expected = randomised(NAME)
     teacher = {f"backbone.{key}": value for key, value in expected.model.state_dict().items()} | dino_head("", 192)
     file = save(tmp_path, trainer(teacher=teacher, dino_loss={}))
-    found = restore(file)
+    found = backbone_of_file(file)
     same(found, expected)
     assert (found.info.name, found.info.mean) == (NAME, (0.485, 0.456, 0.406))
     assert create_backbone(NAME).info.mean == (0.5, 0.5, 0.5)
     with pytest.raises(UserError, match="add --backbone NAME"):
-        restore(save(tmp_path, filled(shapes_of(create_backbone(NAME, image_size=32, model_args=VIT)))))
+        backbone_of_file(save(tmp_path, filled(shapes_of(create_backbone(NAME, image_size=32, model_args=VIT)))))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from ssl_vit.backbones.registry import create_backbone
 from ssl_vit.checkpoints.inspection import inspect
-from ssl_vit.checkpoints.load import load
+from ssl_vit.checkpoints.load import load_weights
 from ssl_vit.cli import main
 from ssl_vit.errors import UserError
 from tests.checkpoints.files import filled, official, save, trainer
@@ -52,7 +52,7 @@ def test_a_malicious_pickle_is_not_run(tmp_path, vit, unchanged, monkeypatch, fo
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     marker = tmp_path / "run"
     file = save(tmp_path, trainer(model=filled(official("dino_vit")), extra=Malicious(marker)))
-    for action in (lambda: inspect(file), lambda: load(vit, file)):
+    for action in (lambda: inspect(file), lambda: load_weights(vit, file)):
         refused(action, "refused, nothing was run", "posix.mkdir", "state_dict alone")
     assert not marker.exists()
     torch.load(file, weights_only=False)  # the file is as bad as it is meant to be
@@ -68,7 +68,7 @@ def test_broken_files_are_named(tmp_path, vit, unchanged, harm, suffix):
     save_file(state, file) if suffix == ".safetensors" else torch.save(state, file)
     data = file.read_bytes()
     file.write_bytes({"truncated": data[: len(data) // 2], "zeros": bytes(4096), "empty": b"", "text": b"hello"}[harm])
-    for action in (lambda: inspect(file), lambda: load(vit, file)):
+    for action in (lambda: inspect(file), lambda: load_weights(vit, file)):
         refused(action, str(file))
 
 
@@ -91,13 +91,13 @@ def test_broken_files_are_named(tmp_path, vit, unchanged, harm, suffix):
 def test_the_first_key_that_does_not_fit_is_named_with_both_shapes(tmp_path, vit, unchanged, change, needles):
     state = filled(official("dino_vit"))
     change(state)
-    refused(lambda: load(vit, save(tmp_path, state)), *needles, "vit_tiny_patch16_224")
+    refused(lambda: load_weights(vit, save(tmp_path, state)), *needles, "vit_tiny_patch16_224")
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("other", ["esvit_swin", "beit_pretrain", "detreg", "moby"])
 def test_weights_of_another_model(tmp_path, vit, unchanged, other):
-    refused(lambda: load(vit, save(tmp_path, {"model": filled(official(other))})), "vit_tiny_patch16_224", "(")
+    refused(lambda: load_weights(vit, save(tmp_path, {"model": filled(official(other))})), "vit_tiny_patch16_224", "(")
 
 
 @pytest.mark.fault

@@ -11,7 +11,7 @@ from ssl_vit.detectors import deformable_detr, detr
 from ssl_vit.detectors.deformable_attention import sample
 from ssl_vit.detectors.deformable_detr import DeformableDETR
 from ssl_vit.detectors.detr import DETR
-from ssl_vit.detectors.losses import SetLoss, Target
+from ssl_vit.detectors.losses import GroundTruth, SetLoss
 from ssl_vit.detectors.yolos import YOLOS
 from ssl_vit.errors import UserError
 
@@ -39,8 +39,8 @@ def test_learns_one_scene_by_heart(kind, vit):
     model = small(kind, vit)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     targets = [
-        Target(torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.7, 0.6, 0.3, 0.5]]), torch.tensor([0, 2])),
-        Target(torch.tensor([[0.5, 0.5, 0.8, 0.4]]), torch.tensor([1])),
+        GroundTruth(torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.7, 0.6, 0.3, 0.5]]), torch.tensor([0, 2])),
+        GroundTruth(torch.tensor([[0.5, 0.5, 0.8, 0.4]]), torch.tensor([1])),
     ]
     loss, optimizer = SetLoss.of(model.focal), torch.optim.AdamW(model.parameters(), 5e-4)
     history = []
@@ -82,7 +82,7 @@ def test_detr_does_not_see_what_is_beside_the_image():
 
 def test_deformable_detr_does_not_see_what_is_beside_the_image():
     torch.manual_seed(0)
-    model = deformable_detr.Transformer(32, 2, 64, depth=2).eval()
+    model = deformable_detr.DeformableTransformer(32, 2, 64, depth=2).eval()
     for module in model.modules():  # offsets that depend on the query, and points that leave the map
         if isinstance(module, deformable_detr.DeformableAttention):
             torch.nn.init.normal_(module.sampling_offsets.weight, std=0.5)

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ssl_vit.backbones import create_backbone
-from ssl_vit.detectors.files import FILE, KINDS, detector_of, load, save
+from ssl_vit.detectors.files import FILE, KINDS, detector_of, load_detector, save_detector
 from ssl_vit.errors import UserError
 from ssl_vit.export import timm
 
@@ -27,7 +27,7 @@ def make(kind):
 def written(request, tmp_path):
     detector = make(request.param)
     (tmp_path / "export").mkdir()
-    save(detector, tmp_path / "export" / FILE, timm.config(detector.backbone, MEAN, STD, {}))
+    save_detector(detector, tmp_path / "export" / FILE, timm.config(detector.backbone, MEAN, STD, {}))
     return detector.eval(), tmp_path
 
 
@@ -35,7 +35,7 @@ def test_says_the_same_when_read_again(written):
     detector, run = written
     file = detector_of(run)
     assert file == run / "export" / FILE == detector_of(run / "export")
-    found = load(file).eval()
+    found = load_detector(file).eval()
     assert (found.backbone.info.mean, found.backbone.info.std) == (MEAN, STD)
     images = torch.randn(2, 3, 64, 64)
     for ours, theirs in zip(
@@ -46,7 +46,7 @@ def test_says_the_same_when_read_again(written):
 
 def test_fine_tuning_begins_with_all_but_the_class_head(written):
     detector, run = written
-    found = load(detector_of(run), num_classes=4)
+    found = load_detector(detector_of(run), num_classes=4)
     before, after = detector.state_dict(), found.state_dict()
     assert {name.split(".")[0] for name in before.keys() - after.keys()} == {"feature_embed"}
     assert not after.keys() - before.keys()
@@ -61,10 +61,10 @@ def test_other_files_are_refused(written, tmp_path):
     _, run = written
     assert detector_of(tmp_path / "nothing") is None
     with pytest.raises(UserError, match="no such file"):
-        load(tmp_path / "nothing")
+        load_detector(tmp_path / "nothing")
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"other.safetensors: holds no detector; give RUN/export/detector.safetensors"):
-        load(tmp_path / "other.safetensors")
+        load_detector(tmp_path / "other.safetensors")
     file = detector_of(run)
     state = load_file(file)
     del state["query_embed.weight"]
@@ -72,4 +72,4 @@ def test_other_files_are_refused(written, tmp_path):
         metadata = opened.metadata()
     save_file(state, tmp_path / "less.safetensors", metadata=metadata)
     with pytest.raises(UserError, match=r"less.safetensors: not the detector that it describes .*query_embed.weight"):
-        load(tmp_path / "less.safetensors")
+        load_detector(tmp_path / "less.safetensors")

@@ -10,7 +10,7 @@ from transformers.loss import loss_deformable_detr as hf_deformable
 from transformers.loss import loss_for_object_detection as hf
 
 from ssl_vit.detectors.detector import Predictions, best
-from ssl_vit.detectors.losses import SetLoss, Target
+from ssl_vit.detectors.losses import GroundTruth, SetLoss
 
 CLASSES, QUERIES = 5, 7
 
@@ -20,7 +20,7 @@ def make(seed=0, focal=True, counts=(3, 0, 4)):
     logits = torch.randn(len(counts), QUERIES, CLASSES + (not focal), generator=rng)
     boxes = _boxes(len(counts) * QUERIES, rng).view(len(counts), QUERIES, 4)
     earlier = ((torch.randn(logits.shape, generator=rng), _boxes(len(counts) * QUERIES, rng).view_as(boxes)),)
-    targets = [Target(_boxes(n, rng), torch.randint(CLASSES, (n,), generator=rng)) for n in counts]
+    targets = [GroundTruth(_boxes(n, rng), torch.randint(CLASSES, (n,), generator=rng)) for n in counts]
     return Predictions(logits.requires_grad_(), boxes, earlier), targets
 
 
@@ -65,7 +65,7 @@ def test_matching_is_the_cheapest_of_all(focal):
 
     def price(q, t):
         said = Predictions(logits[None, q : q + 1], boxes[None, q : q + 1])
-        target = Target(targets[0].boxes[t : t + 1], targets[0].labels[t : t + 1])
+        target = GroundTruth(targets[0].boxes[t : t + 1], targets[0].labels[t : t + 1])
         box = 5 * (said.boxes[0, 0] - target.boxes[0]).abs().sum() + _giou_price(said.boxes[0, 0], target.boxes[0])
         p = logits[q].sigmoid()[target.labels[0]] if focal else logits[q].softmax(0)[target.labels[0]]
         return float(box + (2 * (-0.25 * (1 - p) ** 2 * p.log() + 0.75 * p**2 * (1 - p).log()) if focal else -p))

@@ -1,4 +1,4 @@
-"""evaluate(), embed() and load() on real files; every mistake is one line that names it."""
+"""evaluate(), embed() and load_backbone() on real files; every mistake is one line that names it."""
 
 import json
 import os
@@ -17,8 +17,9 @@ from torchvision.datasets import FakeData, ImageFolder
 from ssl_vit.backbones.registry import create_backbone
 from ssl_vit.cli import main
 from ssl_vit.errors import UserError
-from ssl_vit.eval.api import evaluate, load
+from ssl_vit.eval.api import evaluate
 from ssl_vit.eval.embed import embed
+from ssl_vit.eval.weights import load_backbone
 from tests.eval.conftest import MEAN, STD, folder_of
 
 
@@ -76,11 +77,11 @@ def test_a_run_and_a_timm_folder_are_the_same_weights(run, vit, tmp_path):
     with torch.inference_mode():
         expected = vit(image).pooled
         for weights in (run, tmp_path / "folder"):
-            torch.testing.assert_close(load(weights).eval()(image).pooled, expected)
-    folder = load(tmp_path / "folder", backbone="vit_tiny_patch16_224")
+            torch.testing.assert_close(load_backbone(weights).eval()(image).pooled, expected)
+    folder = load_backbone(tmp_path / "folder", backbone="vit_tiny_patch16_224")
     assert folder.info.name == "vit_tiny_patch16_224"
     with pytest.raises(UserError, match="holds vit_tiny_patch16_224"):
-        load(tmp_path / "folder", backbone="resnet18")
+        load_backbone(tmp_path / "folder", backbone="resnet18")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -171,16 +172,16 @@ def test_weights_that_do_not_fit(run, vit, tmp_path):
     path = tmp_path / "weights.safetensors"
     save_file(vit.model.state_dict(), path)
     with pytest.raises(UserError, match=r"--backbone NAME"):
-        load(path)
+        load_backbone(path)
     with pytest.raises(UserError, match=r"cls_token.*48.*64|cls_token.*64.*48"):
-        load(path, backbone="test_vit")
+        load_backbone(path, backbone="test_vit")
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"weights\.safetensors"):
-        load(path, backbone="vit_tiny_patch16_224")
+        load_backbone(path, backbone="vit_tiny_patch16_224")
     with pytest.raises(UserError, match="no such file"):
-        load(tmp_path / "nowhere")
+        load_backbone(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"holds neither model\.safetensors"):
-        load(tmp_path)
+        load_backbone(tmp_path)
 
 
 def test_datasets_are_scored_as_their_folders(run, images, tmp_path):

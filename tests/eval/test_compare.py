@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from ssl_vit.cli import main
 from ssl_vit.errors import UserError
 from ssl_vit.eval.api import evaluate
-from ssl_vit.eval.compare import compare, difference, holm, mcnemar, wilson
+from ssl_vit.eval.compare import compare, holm, mcnemar, paired_difference, wilson
 from tests.eval.conftest import MEAN, STD
 from tests.export.conftest import TINY_VIT, randomised, written
 
@@ -45,7 +45,7 @@ def test_the_interval_of_a_difference_covers_as_often_as_it_says():
     for _ in range(2000):
         first = rng.random(300) < 0.6
         second = np.where(rng.random(300) < 0.25, True, first)  # 0.6 + 0.4 x 0.25
-        _, low, high = difference(first, second)
+        _, low, high = paired_difference(first, second)
         covered += low <= 10 <= high
     assert covered / 2000 == pytest.approx(0.95, abs=0.015)
 

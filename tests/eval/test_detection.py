@@ -18,7 +18,7 @@ from ssl_vit.backbones import create_backbone
 from ssl_vit.cli import main
 from ssl_vit.data.annotations import open_annotations
 from ssl_vit.data.detection import DetectionDataset
-from ssl_vit.detectors.detector import Found
+from ssl_vit.detectors.detector import Detections
 from ssl_vit.detectors.finder import Finder
 from ssl_vit.detectors.table import BUILDERS
 from ssl_vit.eval import detection, detection_loop
@@ -181,7 +181,7 @@ class Perfect(Finder):
 
     def find(self, scenes):
         return [
-            Found(
+            Detections(
                 torch.cat([scene.boxes, torch.tensor([[0.0, 0.0, 9.0, 9.0]])]),
                 torch.tensor([0.9] * len(scene.boxes) + [0.1]),
                 torch.cat([scene.labels, torch.tensor([0])]),
@@ -233,7 +233,7 @@ def test_the_backbone_learns_at_its_own_rate(sets):
     finder = BUILDERS["faster_rcnn"](create_backbone("resnet18", model_args=ARGS), 2, 64)
     before = {name: value.clone() for name, value in finder.named_parameters()}
     data = DetectionDataset(annotations, 64, training=True)
-    detection_loop.fit(finder, data, np.arange(8), detection_loop.Recipe(2, 2, 1e-3, 1e-9, 0))
+    detection_loop.train_detector(finder, data, np.arange(8), detection_loop.Recipe(2, 2, 1e-3, 1e-9, 0))
     trunk = {id(parameter) for parameter in finder.trunk().parameters()}
     for name, value in finder.named_parameters():
         change = (value - before[name]).abs().max()

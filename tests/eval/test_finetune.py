@@ -14,7 +14,7 @@ from ssl_vit.eval.augmented import crops, fit_augmented
 from ssl_vit.eval.features import evaluating
 from ssl_vit.eval.finetune import fitted, scored
 from ssl_vit.eval.job import Job
-from ssl_vit.eval.readout import Readout, read
+from ssl_vit.eval.readout import Readout, read_out
 from tests.eval.conftest import MEAN, STD
 
 READOUT, CPU = Readout(32, MEAN, STD), torch.device("cpu")
@@ -35,7 +35,7 @@ def test_a_head_on_crops_equals_torchs_own_sgd(vit, images):
         for batch in crops(source, 32, 2, 24, 3, CPU):
             kept = torch.from_numpy(np.isin(batch.index.numpy(), fit))
             with torch.no_grad():
-                x = read(vit, to_views(batch, MEAN, STD, CPU)[0], READOUT)[kept]
+                x = read_out(vit, to_views(batch, MEAN, STD, CPU)[0], READOUT)[kept]
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(x), labels[batch.index][kept]).backward()
             optimizer.step()

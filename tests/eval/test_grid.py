@@ -5,10 +5,15 @@ import pytest
 
 from ssl_vit.eval.grid import candidates, fit_grid
 from ssl_vit.eval.linear import fit_linear
-from ssl_vit.eval.readout import Part
+from ssl_vit.eval.readout import LayerColumns
 from tests.eval.test_linear import clusters
 
-PARTS = [Part(8, "class", 0, 24), Part(8, "mean", 24, 48), Part(9, "class", 48, 72), Part(9, "mean", 72, 96)]
+PARTS = [
+    LayerColumns(8, "class", 0, 24),
+    LayerColumns(8, "mean", 24, 48),
+    LayerColumns(9, "class", 48, 72),
+    LayerColumns(9, "mean", 72, 96),
+]
 
 
 def test_every_depth_has_each_pooling_and_both():

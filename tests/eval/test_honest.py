@@ -14,7 +14,7 @@ from ssl_vit.eval.api import evaluate
 from ssl_vit.eval.features import extract
 from ssl_vit.eval.online import OnlineScore
 from ssl_vit.eval.readout import Readout
-from ssl_vit.eval.weights import load
+from ssl_vit.eval.weights import load_backbone
 
 
 def test_a_backbone_in_train_mode_gives_the_same_features(vit, images):
@@ -38,7 +38,7 @@ def test_nothing_can_ask_for_augmentation_or_for_another_mode():
     assert not {"mode", "training", "transform", "augment"} & set(inspect.signature(extract).parameters)
 
 
-@pytest.mark.parametrize("fit", [linear.fit_linear, logistic.fit_logistic, fewshot.fit, grid.fit_grid])
+@pytest.mark.parametrize("fit", [linear.fit_linear, logistic.fit_logistic, fewshot.fit_probe, grid.fit_grid])
 def test_what_is_chosen_is_chosen_without_a_test_set(fit):
     names = set(inspect.signature(fit).parameters)
     assert {"features", "labels"} <= names
@@ -78,7 +78,7 @@ def test_val_is_read_once_the_classifier_is_settled(kind, run, images, monkeypat
 
 def test_online_is_offline_to_the_last_digit(run, images):
     offline = evaluate("knn", run, train=images / "train", val=images / "val")
-    backbone = load(run)
+    backbone = load_backbone(run)
     score = OnlineScore(open_source(images / "train"), open_source(images / "val"), Readout.of(backbone.info))
     with torch.random.fork_rng():
         online, protocol = score(backbone.train())

@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.eval import knn as module
-from ssl_vit.eval.knn import PLAIN, knn, knn_sweep, nearest, on_gpu
+from ssl_vit.eval.knn import PLAIN, knn, knn_sweep, nearest_neighbours, on_gpu
 
 
 def clusters(count, classes=12, dim=48, noise=2.5, seed=0):
@@ -113,7 +113,7 @@ def test_all_temperatures_in_one_pass_and_the_plain_vote(monkeypatch):
     train, train_labels = clusters(800, seed=1)
     test, test_labels = clusters(300, seed=2)
     calls = []
-    monkeypatch.setattr(module, "nearest", lambda *args: calls.append(1) or nearest(*args))
+    monkeypatch.setattr(module, "nearest_neighbours", lambda *args: calls.append(1) or nearest_neighbours(*args))
     found = knn_sweep(train, train_labels, test, test_labels, (5, 15), (0.07, 0.5, PLAIN))
     assert len(calls) == 1
     for temperature in (0.07, 0.5):
@@ -129,7 +129,7 @@ def test_blocks_change_nothing(monkeypatch, search):
     monkeypatch.setattr(module, "_BANK", 70)
     monkeypatch.setattr(module, "_ASKED", 50)
     train, test = clusters(500, seed=1)[0], clusters(120, seed=2)[0]
-    similarity, neighbours = nearest(train, test, 100, search)
+    similarity, neighbours = nearest_neighbours(train, test, 100, search)
     exact = NearestNeighbors(n_neighbors=100, algorithm="brute", metric="cosine").fit(train.astype(float))
     distances, expected = exact.kneighbors(test.astype(float))
     np.testing.assert_allclose(similarity, 1 - distances, atol=1e-6)

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from ssl_vit.errors import UserError
-from ssl_vit.eval.linear import fit_linear, split
+from ssl_vit.eval.linear import fit_linear, hold_out
 
 
 def clusters(count, noise, seed, classes=8, dim=24):
@@ -100,10 +100,10 @@ def test_the_best_rate_of_the_held_out_part_is_taken():
 
 def test_the_held_out_part_is_stratified_and_seeded():
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(5), [100, 50, 30, 3, 1]))
-    fit, held_out = split(labels, seed=1)
+    fit, held_out = hold_out(labels, seed=1)
     assert sorted([*fit, *held_out]) == list(range(184))
     assert np.bincount(labels[held_out], minlength=5).tolist() == [10, 5, 3, 1, 0]
-    np.testing.assert_array_equal(held_out, split(labels, seed=1)[1])
-    assert set(held_out) != set(split(labels, seed=2)[1])
+    np.testing.assert_array_equal(held_out, hold_out(labels, seed=1)[1])
+    assert set(held_out) != set(hold_out(labels, seed=2)[1])
     with pytest.raises(UserError, match="single training image"):
-        split(np.arange(4), seed=0)
+        hold_out(np.arange(4), seed=0)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ssl_vit.data.annotations import Objects
-from ssl_vit.detectors.detector import Found
-from ssl_vit.eval.mean_ap import Scores, mean_average_precision
+from ssl_vit.detectors.detector import Detections
+from ssl_vit.eval.mean_ap import MeanAP, mean_average_precision
 
 # pycocotools on `scene()`, stats 0 to 5 (main of this file prints them)
 PYCOCOTOOLS = (
@@ -34,7 +34,7 @@ def scene(images=40, classes=4):
         said = np.concatenate([np.where(rng.random(n) < 0.9, labels, 0)[kept], rng.integers(classes, size=4)])
         scores = np.concatenate([0.3 + 0.7 * rng.random(kept.sum()), 0.6 * rng.random(4)])
         corners = np.concatenate([near[kept], extra])
-        found.append(Found(torch.from_numpy(corners), torch.from_numpy(scores), torch.from_numpy(said)))
+        found.append(Detections(torch.from_numpy(corners), torch.from_numpy(scores), torch.from_numpy(said)))
     return found, wanted
 
 
@@ -86,7 +86,9 @@ def _one(boxes, scores, wanted):
     areas = (objects[:, 2] - objects[:, 0]) * (objects[:, 3] - objects[:, 1])
     n = len(objects)
     truth = Objects(objects, np.zeros(n, np.int64), np.zeros(n, bool), areas, (None,) * n)
-    found = Found(torch.tensor(boxes).reshape(-1, 4), torch.tensor(scores), torch.zeros(len(scores), dtype=torch.int64))
+    found = Detections(
+        torch.tensor(boxes).reshape(-1, 4), torch.tensor(scores), torch.zeros(len(scores), dtype=torch.int64)
+    )
     return mean_average_precision([found], [truth])
 
 
@@ -101,7 +103,7 @@ def test_one_object_of_two_found():
     """Precision 1 up to a recall of one half: 51 of COCO's 101 points."""
     scores = _one([[0.0, 0.0, 50.0, 50.0]], [0.9], [[0, 0, 50, 50], [60, 60, 90, 90]])
     assert scores.map == pytest.approx(100 * 51 / 101, abs=1e-4)
-    assert isinstance(scores, Scores)
+    assert isinstance(scores, MeanAP)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from ssl_vit.data.sources import open_source
 from ssl_vit.errors import UserError
 from ssl_vit.eval import features
 from ssl_vit.eval.kinds import layers
-from ssl_vit.eval.readout import Readout, parts, read
+from ssl_vit.eval.readout import Readout, layer_columns, read_out
 from tests.eval.conftest import MEAN, STD
 
 
@@ -29,11 +29,11 @@ def test_the_last_four_class_tokens_are_dinos(run, vit):
             outputs.append(model.norm(x))
         count = min(4, len(outputs))
         expected = torch.cat([tokens[:, 0] for tokens in outputs[-count:]], 1)
-        torch.testing.assert_close(read(vit, images, readout(f"last{count}", "class")), expected)
+        torch.testing.assert_close(read_out(vit, images, readout(f"last{count}", "class")), expected)
         both = torch.cat([outputs[0][:, 0], outputs[0][:, 1:].mean(1)], 1)
-        torch.testing.assert_close(read(vit, images, readout("0", "class+mean")), both)
-        torch.testing.assert_close(read(vit, images, readout()), vit(images).pooled)
-        torch.testing.assert_close(read(vit, images, readout("-1", "class")), vit(images).pooled)
+        torch.testing.assert_close(read_out(vit, images, readout("0", "class+mean")), both)
+        torch.testing.assert_close(read_out(vit, images, readout()), vit(images).pooled)
+        torch.testing.assert_close(read_out(vit, images, readout("-1", "class")), vit(images).pooled)
 
 
 def test_stages_of_a_hierarchical_model():
@@ -41,17 +41,17 @@ def test_stages_of_a_hierarchical_model():
     images = torch.randn(2, 3, 64, 64)
     chosen = Readout(64, MEAN, STD, layers("last2"), "mean")
     with torch.inference_mode():
-        found = read(backbone, images, chosen)
+        found = read_out(backbone, images, chosen)
         maps = backbone.model.forward_intermediates(images, indices=2, intermediates_only=True)
     torch.testing.assert_close(found, torch.cat([level.mean((2, 3)) for level in maps], 1))
-    assert [part.stop - part.start for part in parts(backbone, chosen)] == [level.shape[1] for level in maps]
+    assert [part.stop - part.start for part in layer_columns(backbone, chosen)] == [level.shape[1] for level in maps]
 
 
 def test_what_is_not_there_is_named(vit):
     with pytest.raises(UserError, match=r"has layers 0 to \d+; got layer 99"):
-        read(vit, torch.zeros(1, 3, 32, 32), readout("99"))
+        read_out(vit, torch.zeros(1, 3, 32, 32), readout("99"))
     with pytest.raises(UserError, match="has no class token"):
-        read(create_backbone("test_resnet"), torch.zeros(1, 3, 64, 64), readout(pooling="class"))
+        read_out(create_backbone("test_resnet"), torch.zeros(1, 3, 64, 64), readout(pooling="class"))
 
 
 def test_bfloat16_is_near_or_refused(vit, images, monkeypatch):

@@ -46,7 +46,7 @@ def slow(*args):
     time.sleep(0.25)
     return read(*args)
 features.read = slow
-backbone = weights.load(sys.argv[1])
+backbone = weights.load_backbone(sys.argv[1])
 readout = Readout(32, backbone.info.mean, backbone.info.std, batch_size=8)
 keep = features.Keep(Path(sys.argv[3]))
 features.extract(backbone, open_source(sys.argv[2]), readout, device="cpu", keep=keep)

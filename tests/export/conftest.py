@@ -8,6 +8,7 @@ import torch
 
 from ssl_vit.backbones.registry import create_backbone
 from ssl_vit.export import timm
+from ssl_vit.files import new_folder
 
 TINY_VIT = {"patch_size": 8, "img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
@@ -33,6 +34,6 @@ def written(backbone, folder, *, mean, std, description):
     """A folder as a run exports it, without the model card."""
     backbone = copy.copy(backbone)
     backbone.info = replace(backbone.info, mean=mean, std=std)
-    with timm.new_folder(folder) as staging:
+    with new_folder(folder) as staging:
         timm.write(backbone, staging, description)
     return folder

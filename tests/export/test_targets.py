@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ssl_vit.checkpoints.inspection import inspect
-from ssl_vit.checkpoints.load import load
+from ssl_vit.checkpoints.load import load_weights
 from ssl_vit.cli import main
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export import TARGETS
@@ -155,7 +155,7 @@ def test_what_went_out_comes_back(run_of, name, target):
     folder = export(run_of(name), target).folder
     file = folder / ("model.pth" if target == "mmdet" else "model.safetensors")
     backbone = fresh(name)
-    found = load(backbone, file)
+    found = load_weights(backbone, file)
     assert found.left == []
     for key, value in model(name).model.state_dict().items():
         assert torch.equal(backbone.model.state_dict()[key], value), key
@@ -255,14 +255,14 @@ def test_what_transformers_saves_is_recognised(run_of):
 def test_an_export_that_gives_other_features_never_appears(run_of, monkeypatch):
     from ssl_vit.export import torchvision as target
 
-    real = target.save
+    real = target.save_weights
 
     def spoil(state, folder):
         state = {key: value.clone() for key, value in state.items()}
         state["encoder.ln.bias"] += 1e-2
         real(state, folder)
 
-    monkeypatch.setattr(target, "save", spoil)
+    monkeypatch.setattr(target, "save_weights", spoil)
     run = run_of("ViT")
     with pytest.raises(RunFailed, match=r"--to torchvision: outputs differ by .* nothing was written"):
         export(run, "torchvision")

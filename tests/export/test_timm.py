@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ssl_vit.errors import RunFailed, UserError
-from ssl_vit.export.timm import read, snippet, verify
+from ssl_vit.export.timm import read_export, snippet, verify
 from tests.export.conftest import TINY_VIT, randomised, written
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
@@ -48,7 +48,7 @@ def test_plain_timm_loads_what_was_written(case, tmp_path):
     image = torch.rand(1, 3, *backbone.info.size)
     with torch.inference_mode():
         torch.testing.assert_close(loaded(image), backbone(image).pooled)
-        torch.testing.assert_close(read(folder).eval()(image).pooled, backbone(image).pooled)
+        torch.testing.assert_close(read_export(folder).eval()(image).pooled, backbone(image).pooled)
 
 
 def test_the_snippet_runs_where_ssl_vit_cannot_be_imported(vit, folder, tmp_path):
@@ -105,7 +105,7 @@ def test_the_config_claims_nothing_of_others(folder):
 
 
 def test_reading_gives_mean_deviation_and_size_of_the_training(folder, vit):
-    info = read(folder).info
+    info = read_export(folder).info
     assert (info.mean, info.std, info.size) == (MEAN, STD, (32, 32))
 
 
@@ -140,7 +140,7 @@ def test_harmed_files_are_named(folder, vit, name, harm):
     else:
         data[-20] ^= 1
         path.write_bytes({"flip": data, "truncate": data[: len(data) // 2], "empty": b""}[harm])
-    for action in (lambda: verify(folder, vit), lambda: read(folder)):
+    for action in (lambda: verify(folder, vit), lambda: read_export(folder)):
         with pytest.raises(UserError, match=name) as caught:
             action()
         assert "\n" not in str(caught.value)
@@ -165,7 +165,7 @@ def test_a_missing_key_is_refused(folder, vit):
     with pytest.raises(RunFailed, match=r"blocks\.0\.attn\.proj\.bias"):
         verify(folder, vit)
     with pytest.raises(UserError, match=r"blocks\.0\.attn\.proj\.bias"):
-        read(folder)
+        read_export(folder)
 
 
 @pytest.mark.fault
@@ -175,7 +175,7 @@ def test_another_architecture_is_refused_with_key_and_shapes(folder):
     config["model_args"]["embed_dim"] = 96
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"cls_token.*\(?1, 1, 48\)?.*\(?1, 1, 96\)?|cls_token.*96.*48"):
-        read(folder)
+        read_export(folder)
 
 
 @pytest.mark.fault
@@ -184,4 +184,4 @@ def test_a_config_that_is_not_timms_is_named(folder, text):
     (folder / "SHA256SUMS").unlink()
     (folder / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config\.json"):
-        read(folder)
+        read_export(folder)

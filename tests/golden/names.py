@@ -63,7 +63,7 @@ NAMES: dict[str, dict[str, Entry]] = {
             *(f"se_cotnetd_{depth}" for depth in (50, 101, 152)),
         )
     },
-    "dalle": {"dalle_encoder": dalle.Encoder, "dalle_decoder": dalle.Decoder},
+    "dalle": {"dalle_encoder": dalle.DalleEncoder, "dalle_decoder": dalle.DalleDecoder},
     "detr": {"detr_resnet50": detectors.detr},
     "detreg": {
         "detreg_pretrain_defdetr": partial(detectors.deformable, 512),

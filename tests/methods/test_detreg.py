@@ -10,7 +10,7 @@ import torch
 
 from ssl_vit.backbones import create_backbone
 from ssl_vit.detectors.detector import Predictions
-from ssl_vit.detectors.losses import Target
+from ssl_vit.detectors.losses import GroundTruth
 from ssl_vit.errors import UserError
 from ssl_vit.methods.base_config import Situation
 from ssl_vit.methods.detreg import DETReg, measured
@@ -112,8 +112,8 @@ def test_not_to_look_costs_what_the_same_answers_cost_for_other_images():
     step = learner(same, START)
     assert step.parts["blind_loss"].item() == pytest.approx(step.loss.item(), rel=1e-5)
     targets = [
-        Target(torch.tensor([[0.25, 0.25, 0.3, 0.3]]), torch.tensor([0]), torch.ones(1, 2)),
-        Target(torch.tensor([[0.75, 0.75, 0.3, 0.3]]), torch.tensor([0]), torch.zeros(1, 2)),
+        GroundTruth(torch.tensor([[0.25, 0.25, 0.3, 0.3]]), torch.tensor([0]), torch.ones(1, 2)),
+        GroundTruth(torch.tensor([[0.75, 0.75, 0.3, 0.3]]), torch.tensor([0]), torch.zeros(1, 2)),
     ]
     seeing = Predictions(
         torch.zeros(2, 1, 1), torch.stack([t.boxes for t in targets]), (), torch.stack([t.embeddings for t in targets])
@@ -126,8 +126,8 @@ def test_not_to_look_costs_what_the_same_answers_cost_for_other_images():
 
 def test_what_is_found_of_matched_pairs():
     targets = [
-        Target(torch.tensor([[0.5, 0.5, 0.4, 0.4]]), torch.tensor([0])),
-        Target(torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.5, 0.5, 0.2, 0.2]]), torch.tensor([0, 0])),
+        GroundTruth(torch.tensor([[0.5, 0.5, 0.4, 0.4]]), torch.tensor([0])),
+        GroundTruth(torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.5, 0.5, 0.2, 0.2]]), torch.tensor([0, 0])),
     ]
     said = torch.tensor([[[0.5, 0.5, 0.4, 0.2001], [0.0] * 4], [[0.6, 0.5, 0.2, 0.2], [0.2, 0.2, 0.2, 0.2]]])
     pairs = [(torch.tensor([0]), torch.tensor([0])), (torch.tensor([0, 1]), torch.tensor([1, 0]))]

@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw
 from torchvision.ops import box_iou
 
 from ssl_vit.proposals import create_prior
-from ssl_vit.proposals.selective_search import describe, lab
+from ssl_vit.proposals.selective_search import cell_features, lab
 
 OBJECTS = ((20, 30, 60, 90), (100, 100, 180, 140), (190, 20, 230, 70))  # of 256 x 160 pixels
 
@@ -66,7 +66,7 @@ def test_colours_are_those_of_the_cie():
 def test_texture_is_the_density_of_edges_and_plain_areas_have_none():
     cells = np.full((20, 30, 3), 128, np.uint8)
     cells[:, 20:] = np.where(np.arange(10) // 2 % 2, 255, 0)[None, :, None]  # stripes two cells wide
-    described = describe(cells)
+    described = cell_features(cells)
     assert described.shape == (20, 30, 4)
     assert described[:, :16, 3].max() == 0
     # Half the difference of both sides, 50 of 100 in lightness, at every cell; twice that is the weight.

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from ssl_vit.errors import UserError
-from ssl_vit.tokenizers.dalle import Dalle, Encoder
+from ssl_vit.tokenizers.dalle import Dalle, DalleEncoder
 from tests.golden import verify
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "dalle__dalle_encoder.json").read_text())
@@ -23,7 +23,7 @@ def test_words_are_the_likeliest_on_pixels_squeezed_into_the_open_interval(tmp_p
     torch.save({name: value.half() for name, value in weights.items()}, tmp_path / "encoder.pth")
     tokenizer = Dalle(tmp_path / "encoder.pth", (0.5,) * 3, (0.25,) * 3)
     pixels = torch.rand(1, 3, 32, 32)
-    plain = Encoder()
+    plain = DalleEncoder()
     plain.load_state_dict({name: value.half().float() for name, value in weights.items()})
     with torch.no_grad():
         expected = plain(0.8 * pixels + 0.1).argmax(1)

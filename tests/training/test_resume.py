@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ssl_vit.cli import main
-from ssl_vit.data.files import alone
+from ssl_vit.files import alone
 from ssl_vit.training.checkpoint import newest_checkpoint
 from tests.runs import STEPS, Trap, command, files, finish, losses, rows, steps_done, wait_for, weights
 

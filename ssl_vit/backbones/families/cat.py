@@ -19,7 +19,7 @@ from timm.layers.helpers import to_2tuple
 from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import PatchEmbed, register_variants, rename, resize_positions, to_map
+from ssl_vit.backbones.layers import PatchEmbed, register_variants, rename_keys, resize_positions, to_map
 from ssl_vit.backbones.pyramid import SwinLayout
 from ssl_vit.backbones.windows import MapBlock, WindowAttention, from_windows, to_windows
 
@@ -83,7 +83,7 @@ class CAT(SwinLayout):
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names of a checkpoint of linhezheng19/CAT to ours."""
     places = {"pre_ipsa": 0, "cpsa": 1, "post_ipsa": 2}
-    return rename(
+    return rename_keys(
         {name: weight for name, weight in weights.items() if not name.endswith("relative_position_index")},
         (r"^ape$", "stem.pos_embed"),
         (r"^patch_embed\.", "stem."),

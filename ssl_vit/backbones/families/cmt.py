@@ -22,7 +22,7 @@ from ssl_vit.backbones.layers import (
     merge_heads,
     pad_to_multiple,
     register_variants,
-    rename,
+    rename_keys,
     split_heads,
     to_map,
     to_tokens,
@@ -178,7 +178,7 @@ class CMT(Pyramid):
 
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A checkpoint of the authors' code, under our names."""
-    return rename(
+    return rename_keys(
         state_dict,
         (r"^stem_conv(\d)\.", lambda m: f"stem.{3 * int(m[1]) - 3}."),
         (r"^stem_norm(\d)\.", lambda m: f"stem.{3 * int(m[1]) - 1}."),

@@ -18,8 +18,8 @@ from timm.layers.drop import DropPath
 from timm.layers.split_attn import SplitAttn
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import Size, register_variants, rename
-from ssl_vit.backbones.pyramid import Pyramid, Stage, drop_path_rates
+from ssl_vit.backbones.layers import Size, register_variants, rename_keys
+from ssl_vit.backbones.pyramid import Pyramid, PyramidStage, drop_path_rates
 
 SHARE = 8  # channels that share a kernel
 WIDTHS = (64, 128, 256, 512)  # of the bottlenecks of each stage
@@ -161,7 +161,7 @@ class CoTNet(Pyramid):
                 shortcut = shortcut_of(in_dim, dim, stride, pooled=hybrid) if j == 0 else nn.Identity()
                 blocks.append(Bottleneck(in_dim, width, dim, mixer, shortcut, rate, before, after))
                 in_dim = dim
-            stages.append(Stage(nn.Identity(), blocks))
+            stages.append(PyramidStage(nn.Identity(), blocks))
         super().__init__(stem, stages, [width * EXPANSION for width in WIDTHS], in_chans=in_chans, **head)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -183,7 +183,7 @@ def shortcut_of(in_dim: int, dim: int, stride: int, pooled: bool) -> nn.Module:
 
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A checkpoint of the authors' code, under our names."""
-    return rename(
+    return rename_keys(
         state_dict,
         (r"^(conv1|bn1)\.", r"stem.\1."),
         (r"^layer(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks."),

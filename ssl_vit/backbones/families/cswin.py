@@ -18,7 +18,7 @@ from timm.layers.drop import DropPath
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import conv_norm, register_variants, rename
+from ssl_vit.backbones.layers import conv_norm, register_variants, rename_keys
 from ssl_vit.backbones.pyramid import SwinLayout
 from ssl_vit.backbones.windows import even_windows
 
@@ -91,7 +91,7 @@ class CSWin(SwinLayout):
 
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names of a checkpoint of microsoft/CSWin-Transformer to ours."""
-    return rename(
+    return rename_keys(
         weights,
         (r"^stage1_conv_embed\.0", "stem.0"),
         (r"^stage1_conv_embed\.2", "stem.1"),

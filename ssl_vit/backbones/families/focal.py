@@ -23,7 +23,7 @@ from timm.layers.norm import LayerNorm2d
 from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import PatchEmbed, Size, merge_heads, register_variants, rename, split_heads
+from ssl_vit.backbones.layers import PatchEmbed, Size, merge_heads, register_variants, rename_keys, split_heads
 from ssl_vit.backbones.pyramid import SwinLayout
 from ssl_vit.backbones.windows import MapBlock, RelativePositionBias, from_windows, to_windows
 
@@ -247,7 +247,7 @@ class Focal(SwinLayout):
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names of a checkpoint of microsoft/Focal-Transformer to ours."""
     buffers = re.compile(r"attn\.(relative_position_index|valid_ind|topk_|window_coords)")
-    return rename(
+    return rename_keys(
         {name: weight for name, weight in weights.items() if not buffers.search(name)},
         (r"^patch_embed\.", "stem."),
         (r"^layers\.(\d)\.downsample", lambda match: f"stages.{int(match[1]) + 1}.downsample"),

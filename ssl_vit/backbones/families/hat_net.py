@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import Size, init_linear, register_variants, rename
-from ssl_vit.backbones.pyramid import Pyramid, Stage, drop_path_rates
+from ssl_vit.backbones.layers import Size, init_linear, register_variants, rename_keys
+from ssl_vit.backbones.pyramid import Pyramid, PyramidStage, drop_path_rates
 from ssl_vit.backbones.windows import even_windows
 
 
@@ -192,7 +192,7 @@ class HATNet(Pyramid):
                 attn = Attention(dim, head_dim, grids[i], reductions[i], first)
                 conv = InvertedResidual(dim, expansions[i] * dim, kernels[i], first)
                 blocks.append(Block(attn, conv, rate))
-            stages.append(Stage(Downsample(dims[i - 1], dim, first) if i else nn.Identity(), blocks))
+            stages.append(PyramidStage(Downsample(dims[i - 1], dim, first) if i else nn.Identity(), blocks))
         stem = nn.Sequential(
             *(nn.Conv2d(in_chans, 16, 3, stride=2, padding=1), norm_of(16, first), nn.SiLU()),
             nn.Conv2d(16, dims[0], 3, stride=2, padding=1),
@@ -203,7 +203,7 @@ class HATNet(Pyramid):
 
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A checkpoint of the authors' code, of either version, under our names."""
-    return rename(
+    return rename_keys(
         state_dict,
         (r"^patch_embed\.", "stem."),
         (r"^ds(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.downsample."),

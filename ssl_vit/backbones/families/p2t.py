@@ -20,7 +20,7 @@ from ssl_vit.backbones.layers import (
     init_linear,
     merge_heads,
     register_variants,
-    rename,
+    rename_keys,
     split_heads,
     to_map,
     to_tokens,
@@ -129,7 +129,7 @@ class P2T(Pyramid):
 
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A checkpoint of the authors' code, under our names."""
-    return rename(
+    return rename_keys(
         state_dict,
         (r"^patch_embed1\.", "stem."),
         (r"^patch_embed(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.downsample."),

@@ -15,7 +15,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import PatchEmbed, merge_heads, register_variants, rename, split_heads
+from ssl_vit.backbones.layers import PatchEmbed, merge_heads, register_variants, rename_keys, split_heads
 from ssl_vit.backbones.pyramid import SwinLayout
 from ssl_vit.backbones.windows import MapBlock, from_windows, to_windows
 
@@ -78,7 +78,7 @@ def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     It has no classifier; build the model with ``num_classes=0`` to load it.
     """
-    return rename(
+    return rename_keys(
         {name: weight for name, weight in weights.items() if name.split(".")[0] not in ("norm0", "norm1", "norm2")},
         (r"^norm3\.", "norm."),
         (r"^stages\.0\.transform\.", "stem."),

@@ -24,7 +24,7 @@ from ssl_vit.backbones.layers import (
     Size,
     init_linear,
     register_variants,
-    rename,
+    rename_keys,
     resize_positions,
     to_map,
     to_tokens,
@@ -148,7 +148,7 @@ class PVT(Pyramid):
 
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A checkpoint of the authors' code, under our names."""
-    return rename(
+    return rename_keys(
         state_dict,
         (r"^patch_embed1\.", "stem."),
         (r"^patch_embed(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.downsample."),

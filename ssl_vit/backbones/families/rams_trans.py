@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import register_variants, rename, split_heads
+from ssl_vit.backbones.layers import register_variants, rename_keys, split_heads
 from ssl_vit.backbones.plain import PlainViT
 
 THRESHOLD = 1.2  # times the mean score; the official code's
@@ -135,7 +135,7 @@ OFFICIAL = (  # pattern of official names -> ours
 
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names of the official checkpoints to ours; query, key and value become one matrix."""
-    ours = rename(state_dict, *OFFICIAL)
+    ours = rename_keys(state_dict, *OFFICIAL)
     for name in [name for name in ours if ".attn.query." in name]:
         parts = [ours.pop(name.replace(".query.", f".{part}.")) for part in ("query", "key", "value")]
         ours[name.replace(".query.", ".qkv.")] = torch.cat(parts)

@@ -21,7 +21,7 @@ from timm.layers.mlp import Mlp
 from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import merge_heads, register_variants, rename, split_heads
+from ssl_vit.backbones.layers import merge_heads, register_variants, rename_keys, split_heads
 from ssl_vit.backbones.plain import WiredViT, stem_embed
 
 STRIDE = 16
@@ -172,7 +172,7 @@ OFFICIAL = (  # pattern of official names -> ours
 
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names of the official checkpoints to ours."""
-    return rename(state_dict, *OFFICIAL)
+    return rename_keys(state_dict, *OFFICIAL)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -19,7 +19,7 @@ from timm.layers.norm import LayerNorm2d
 from timm.models import checkpoint
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import init_linear, pad_to_multiple, register_variants, rename
+from ssl_vit.backbones.layers import init_linear, pad_to_multiple, register_variants, rename_keys
 from ssl_vit.backbones.pyramid import Pyramid, drop_path_rates
 from ssl_vit.backbones.windows import RelativePositionBias, from_windows, to_windows
 
@@ -227,7 +227,7 @@ class RegionViT(Pyramid):
 
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names of a checkpoint of IBM/RegionViT to ours; norms over maps are kept as vectors, offsets in Swin's order."""
-    renamed = rename(
+    renamed = rename_keys(
         weights,
         (r"\.proj_cls\.", ".proj."),  # two names of one tensor
         (r"^patch_embed\.proj", "stem.local"),

@@ -15,7 +15,7 @@ from timm.layers.mlp import Mlp
 from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import PreNormBlock, ReducedAttention, Size, init_linear, register_variants, rename
+from ssl_vit.backbones.layers import PreNormBlock, ReducedAttention, Size, init_linear, register_variants, rename_keys
 from ssl_vit.backbones.pyramid import Pyramid, TokenStage, drop_path_rates
 
 
@@ -103,7 +103,7 @@ class ResT(Pyramid):
 
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A checkpoint of the authors' code, under our names."""
-    return rename(
+    return rename_keys(
         state_dict,
         (r"^stem\.(conv|norm)(\d)\.", lambda m: f"stem.{3 * int(m[2]) - 3 + (m[1] == 'norm')}."),
         (r"^stem\.pos\.", "stem.7."),

@@ -17,8 +17,8 @@ from timm.layers.drop import DropPath
 from timm.layers.mlp import ConvMlp
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import init_linear, pad_to_multiple, register_variants, rename
-from ssl_vit.backbones.pyramid import Pyramid, Stage, drop_path_rates
+from ssl_vit.backbones.layers import init_linear, pad_to_multiple, register_variants, rename_keys
+from ssl_vit.backbones.pyramid import Pyramid, PyramidStage, drop_path_rates
 from ssl_vit.backbones.windows import RelativePositionBias, even_windows
 
 HEAD_DIM = 32
@@ -117,7 +117,7 @@ class ShuffleTransformer(Pyramid):
         stages = []
         for i, [rate] in enumerate(drop_path_rates(drop_path_rate, [1] * 4)):  # one a stage, as in the official code
             blocks = [Block(dims[i], heads[i], spread=j % 2 == 1, drop_path=rate) for j in range(depths[i])]
-            stages.append(Stage(PatchMerging(dims[i - 1], dims[i]) if i else nn.Identity(), blocks))
+            stages.append(PyramidStage(PatchMerging(dims[i - 1], dims[i]) if i else nn.Identity(), blocks))
         stem = nn.Sequential(
             nn.Conv2d(in_chans, 32, 3, 2, 1),
             nn.BatchNorm2d(32),
@@ -133,7 +133,7 @@ class ShuffleTransformer(Pyramid):
 
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names of a checkpoint of mulinmeng/Shuffle-Transformer to ours."""
-    return rename(
+    return rename_keys(
         {name: weight for name, weight in weights.items() if not name.endswith("relative_position_index")},
         (r"^to_token\.conv1\.", "stem."),
         (r"^to_token\.conv2\.(\d)", lambda match: f"stem.{int(match[1]) + 3}"),

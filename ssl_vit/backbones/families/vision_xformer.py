@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ssl_vit.backbones.attention import ATTENTIONS
-from ssl_vit.backbones.layers import register_variants, rename
+from ssl_vit.backbones.layers import register_variants, rename_keys
 from ssl_vit.backbones.plain import PlainViT, stem_embed
 
 
@@ -43,7 +43,7 @@ class VisionXFormer(PlainViT):
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A checkpoint of the authors' FNet or hybrid FNet, under our names; their attention layers differ from ours."""
     hybrid = "to_patch_embedding.0.weight" in state_dict
-    renamed = rename(
+    renamed = rename_keys(
         state_dict,
         (r"^to_patch_embedding\.", "patch_embed.stem.")
         if hybrid

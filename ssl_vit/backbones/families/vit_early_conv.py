@@ -14,7 +14,7 @@ from typing import Any
 from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import register_variants, rename
+from ssl_vit.backbones.layers import register_variants, rename_keys
 from ssl_vit.backbones.plain import PlainViT, stem_embed
 
 
@@ -47,7 +47,7 @@ class EarlyConvViT(PlainViT):
 
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A checkpoint of pycls, under our names."""
-    renamed = rename(
+    renamed = rename_keys(
         state_dict,
         (r"^stem\.patchify\.", "patch_embed.proj."),
         (r"^stem\.cstem_last_conv\.", "patch_embed.stem.last."),

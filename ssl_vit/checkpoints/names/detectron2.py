@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssl_vit.checkpoints.keymap import KeyMap, Rule, table
+from ssl_vit.checkpoints.keymap import KeyMap, Rule, renames
 
 _SWIN_BLOCK = {
     "norm1.{p}": "norm1.{p}",
@@ -16,7 +16,7 @@ _SWIN_BLOCK = {
 
 
 def _resnet() -> list[Rule]:
-    rules = table({"conv1.weight": "stem.conv1.weight", "bn1.{n}": "stem.conv1.norm.{n}"})
+    rules = renames({"conv1.weight": "stem.conv1.weight", "bn1.{n}": "stem.conv1.norm.{n}"})
     for stage in range(1, 5):
         block = {
             "conv{c}.weight": "conv{c}.weight",
@@ -24,24 +24,24 @@ def _resnet() -> list[Rule]:
             "downsample.0.weight": "shortcut.weight",
             "downsample.1.{n}": "shortcut.norm.{n}",
         }
-        rules += table(block, f"layer{stage}.{{b}}.", f"res{stage + 1}.{{b}}.")
+        rules += renames(block, f"layer{stage}.{{b}}.", f"res{stage + 1}.{{b}}.")
     return rules
 
 
 def _vit() -> list[Rule]:
     names: tuple[str, ...] = ("pos_embed", "patch_embed.proj.{p}", "blocks.{i}.norm{j}.{p}", "blocks.{i}.mlp.fc{j}.{p}")
     names += ("blocks.{i}.attn.qkv.{p}", "blocks.{i}.attn.proj.{p}")
-    return table({name: "backbone.net." + name for name in names})
+    return renames({name: "backbone.net." + name for name in names})
 
 
 def _swin() -> list[Rule]:
-    rules = table({"patch_embed.proj.{p}": "patch_embed.proj.{p}", "patch_embed.norm.{p}": "patch_embed.norm.{p}"})
+    rules = renames({"patch_embed.proj.{p}": "patch_embed.proj.{p}", "patch_embed.norm.{p}": "patch_embed.norm.{p}"})
     block = "layers.{s}.blocks.{b}."
-    rules += table(_SWIN_BLOCK, block, block)
+    rules += renames(_SWIN_BLOCK, block, block)
     for stage in range(3):  # theirs downsamples where a stage ends, timm where the next one begins
         names = {"reduction.weight": "reduction.weight", "norm.{p}": "norm.{p}"}
-        rules += table(names, f"layers.{stage + 1}.downsample.", f"layers.{stage}.downsample.")
-    return rules + table({"norm.{p}": "norm3.{p}"})  # a norm for each stage; timm has the last one alone
+        rules += renames(names, f"layers.{stage + 1}.downsample.", f"layers.{stage}.downsample.")
+    return rules + renames({"norm.{p}": "norm3.{p}"})  # a norm for each stage; timm has the last one alone
 
 
 MAPS = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ssl_vit.checkpoints.keymap import KeyMap, Rule, join, table
+from ssl_vit.checkpoints.keymap import KeyMap, Rule, join, renames
 from ssl_vit.checkpoints.names.torchvision import RESNET, flat
 
 _VIT = {
@@ -56,15 +56,15 @@ def _from_unfold(weights: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def _swin() -> list[Rule]:
-    rules = table(
+    rules = renames(
         {"patch_embed.proj.{p}": "patch_embed.projection.{p}", "patch_embed.norm.{p}": "patch_embed.norm.{p}"}
     )
-    rules += table(_SWIN_BLOCK, "layers.{s}.blocks.{b}.", "stages.{s}.blocks.{b}.")
+    rules += renames(_SWIN_BLOCK, "layers.{s}.blocks.{b}.", "stages.{s}.blocks.{b}.")
     for stage in range(3):  # theirs downsamples where a stage ends, timm where the next one begins
         for name in ("reduction.weight", "norm.{p}"):
             ours, theirs = f"layers.{stage + 1}.downsample.{name}", f"stages.{stage}.downsample.{name}"
             rules.append(Rule((ours,), (theirs,), _to_unfold, _from_unfold))
-    return rules + table({"norm.{p}": "norm3.{p}"})  # a norm for each stage; timm has the last one alone
+    return rules + renames({"norm.{p}": "norm3.{p}"})  # a norm for each stage; timm has the last one alone
 
 
 def _kernels(weights: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -80,21 +80,21 @@ def _apart(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
 
 def _pvt_v2() -> list[Rule]:
     ours, theirs = "stages.{s}.blocks.{b}.", "layers.{s}.1.{b}."
-    rules = table(_PVT_BLOCK, ours, theirs)
+    rules = renames(_PVT_BLOCK, ours, theirs)
     for left, right in (("fc1", "0"), ("fc2", "4")):
         rules.append(Rule((f"{ours}mlp.{left}.weight",), (f"{theirs}ffn.layers.{right}.weight",), _kernels, flat))
     for kind in ("weight", "bias"):
         query_and_pair = (f"{ours}attn.q.{kind}", f"{ours}attn.kv.{kind}")
         rules.append(Rule(query_and_pair, (f"{theirs}attn.attn.in_proj_{kind}",), join, _apart))
     embedding = {"proj.{p}": "projection.{p}", "norm.{p}": "norm.{p}"}
-    rules += table({"stages.{s}.norm.{p}": "layers.{s}.2.{p}"})
-    rules += table(embedding, "patch_embed.", "layers.0.0.")
-    return rules + table(embedding, "stages.{s}.downsample.", "layers.{s}.0.")
+    rules += renames({"stages.{s}.norm.{p}": "layers.{s}.2.{p}"})
+    rules += renames(embedding, "patch_embed.", "layers.0.0.")
+    return rules + renames(embedding, "stages.{s}.downsample.", "layers.{s}.0.")
 
 
 MAPS = {
-    "resnet": KeyMap(*table(RESNET)),
-    "vision_transformer": KeyMap(*table(_VIT), *table(_VIT_BLOCK, "blocks.{i}.", "layers.{i}.")),
+    "resnet": KeyMap(*renames(RESNET)),
+    "vision_transformer": KeyMap(*renames(_VIT), *renames(_VIT_BLOCK, "blocks.{i}.", "layers.{i}.")),
     "swin_transformer": KeyMap(*_swin()),
     "pvt_v2": KeyMap(*_pvt_v2()),
 }

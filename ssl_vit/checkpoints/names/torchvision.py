@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ssl_vit.checkpoints.keymap import KeyMap, Rule, table
+from ssl_vit.checkpoints.keymap import KeyMap, Rule, renames
 
 RESNET = {
     "conv1.weight": "conv1.weight",
@@ -61,26 +61,26 @@ def _with_index(tables: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def _swin() -> list[Rule]:
-    rules = table({"patch_embed.proj.{p}": "features.0.0.{p}", "patch_embed.norm.{p}": "features.0.2.{p}"})
+    rules = renames({"patch_embed.proj.{p}": "features.0.0.{p}", "patch_embed.norm.{p}": "features.0.2.{p}"})
     for stage in range(4):
         ours, theirs = f"layers.{stage}.blocks.{{b}}.", f"features.{2 * stage + 1}.{{b}}."
         bias = "attn.relative_position_bias_table"
         index = theirs + "attn.relative_position_index"
-        rules += table(_SWIN_BLOCK, ours, theirs)
+        rules += renames(_SWIN_BLOCK, ours, theirs)
         rules.append(Rule((ours + bias,), (theirs + bias, index), _with_index, lambda tensors: tensors[:1]))
-        rules += table({"reduction.weight": "reduction.weight", "norm.{p}": "norm.{p}"}, *_downsample(stage))
-    return rules + table({"norm.{p}": "norm.{p}"})
+        rules += renames({"reduction.weight": "reduction.weight", "norm.{p}": "norm.{p}"}, *_downsample(stage))
+    return rules + renames({"norm.{p}": "norm.{p}"})
 
 
 def _convnext() -> list[Rule]:
-    rules = table({"stem.{i}.{p}": "features.0.{i}.{p}", "head.norm.{p}": "classifier.0.{p}"})
+    rules = renames({"stem.{i}.{p}": "features.0.{i}.{p}", "head.norm.{p}": "classifier.0.{p}"})
     for stage in range(4):
         ours, theirs = f"stages.{stage}.blocks.{{b}}.", f"features.{2 * stage + 1}.{{b}}."
-        rules += table(_CONVNEXT_BLOCK, ours, theirs)
+        rules += renames(_CONVNEXT_BLOCK, ours, theirs)
         for left, right in (("mlp.fc1.weight", "block.3.weight"), ("mlp.fc2.weight", "block.5.weight")):
             rules.append(Rule((ours + left,), (theirs + right,), flat))
         rules.append(Rule((ours + "gamma",), (theirs + "layer_scale",), lambda t: [t[0][:, None, None]], flat_scale))
-        rules += table({"{i}.{p}": "{i}.{p}"}, *_downsample(stage, "stages"))
+        rules += renames({"{i}.{p}": "{i}.{p}"}, *_downsample(stage, "stages"))
     return rules
 
 
@@ -99,8 +99,10 @@ def flat_scale(weights: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 MAPS = {
-    "resnet": KeyMap(*table(RESNET)),
-    "vision_transformer": KeyMap(*table(_VIT), *table(_VIT_BLOCK, "blocks.{i}.", "encoder.layers.encoder_layer_{i}.")),
+    "resnet": KeyMap(*renames(RESNET)),
+    "vision_transformer": KeyMap(
+        *renames(_VIT), *renames(_VIT_BLOCK, "blocks.{i}.", "encoder.layers.encoder_layer_{i}.")
+    ),
     "swin_transformer": KeyMap(*_swin()),
     "convnext": KeyMap(*_convnext()),
 }

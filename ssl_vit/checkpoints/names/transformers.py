@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssl_vit.checkpoints.keymap import KeyMap, Rule, fused, table
+from ssl_vit.checkpoints.keymap import KeyMap, Rule, fused, renames
 from ssl_vit.checkpoints.names.torchvision import flat
 
 _EMBEDDINGS = {
@@ -52,7 +52,7 @@ def _qkv(ours: str, theirs: str, kind: str = "{p}") -> Rule:
 
 
 def _swin() -> list[Rule]:
-    rules = table(
+    rules = renames(
         {
             "patch_embed.proj.{p}": "embeddings.patch_embeddings.projection.{p}",
             "patch_embed.norm.{p}": "embeddings.norm.{p}",
@@ -61,24 +61,24 @@ def _swin() -> list[Rule]:
     )
     bias = {"attn.relative_position_bias_table": "attention.self.relative_position_bias_table"}
     ours, theirs = "layers.{s}.blocks.{b}.", "encoder.layers.{s}.blocks.{b}."
-    rules += [*table(_MLP | bias, ours, theirs), _qkv(ours, theirs + "attention.self.")]
+    rules += [*renames(_MLP | bias, ours, theirs), _qkv(ours, theirs + "attention.self.")]
     for stage in range(3):  # theirs downsamples where a stage ends, timm where the next one begins
         names = {"reduction.weight": "reduction.weight", "norm.{p}": "norm.{p}"}
-        rules += table(names, f"layers.{stage + 1}.downsample.", f"encoder.layers.{stage}.downsample.")
+        rules += renames(names, f"layers.{stage + 1}.downsample.", f"encoder.layers.{stage}.downsample.")
     return rules
 
 
 def _resnet() -> list[Rule]:
-    rules = table(
+    rules = renames(
         {"conv1.weight": "embedder.embedder.convolution.weight", "bn1.{n}": "embedder.embedder.normalization.{n}"}
     )
     for stage in range(4):
         ours, theirs = f"layer{stage + 1}.{{b}}.", f"encoder.stages.{stage}.layers.{{b}}."
         for conv in range(3):
             names = {f"conv{conv + 1}.weight": "convolution.weight", f"bn{conv + 1}.{{n}}": "normalization.{n}"}
-            rules += table(names, ours, f"{theirs}layer.{conv}.")
+            rules += renames(names, ours, f"{theirs}layer.{conv}.")
         names = {"downsample.0.weight": "convolution.weight", "downsample.1.{n}": "normalization.{n}"}
-        rules += table(names, ours, theirs + "shortcut.")
+        rules += renames(names, ours, theirs + "shortcut.")
     return rules
 
 
@@ -92,11 +92,11 @@ def _convnext() -> list[Rule]:
         "gamma": "layer_scale_parameter",
     }
     return [
-        *table({"stem.0.{p}": "embeddings.patch_embeddings.{p}", "stem.1.{p}": "embeddings.layernorm.{p}"}),
-        *table(block, ours, theirs),
+        *renames({"stem.0.{p}": "embeddings.patch_embeddings.{p}", "stem.1.{p}": "embeddings.layernorm.{p}"}),
+        *renames(block, ours, theirs),
         *(Rule((f"{ours}mlp.fc{i}.weight",), (f"{theirs}pwconv{i}.weight",), flat) for i in (1, 2)),
-        *table({"stages.{s}.downsample.{i}.{p}": "encoder.stages.{s}.downsampling_layer.{i}.{p}"}),
-        *table({"head.norm.{p}": "layernorm.{p}"}),
+        *renames({"stages.{s}.downsample.{i}.{p}": "encoder.stages.{s}.downsampling_layer.{i}.{p}"}),
+        *renames({"head.norm.{p}": "layernorm.{p}"}),
     ]
 
 
@@ -104,19 +104,19 @@ def _pvt_v2() -> list[Rule]:
     ours, theirs = "stages.{s}.blocks.{b}.", "encoder.layers.{s}.blocks.{b}."
     embedding = {"proj.{p}": "proj.{p}", "norm.{p}": "layer_norm.{p}"}
     rules = [
-        *table(_PVT, ours, theirs),
+        *renames(_PVT, ours, theirs),
         fused(ours + "attn.kv.{p}", theirs + "attention.key.{p}", theirs + "attention.value.{p}"),
-        *table({"stages.{s}.norm.{p}": "encoder.layers.{s}.layer_norm.{p}"}),
-        *table(embedding, "patch_embed.", "encoder.layers.0.patch_embedding."),
+        *renames({"stages.{s}.norm.{p}": "encoder.layers.{s}.layer_norm.{p}"}),
+        *renames(embedding, "patch_embed.", "encoder.layers.0.patch_embedding."),
     ]
-    return rules + table(embedding, "stages.{s}.downsample.", "encoder.layers.{s}.patch_embedding.")
+    return rules + renames(embedding, "stages.{s}.downsample.", "encoder.layers.{s}.patch_embedding.")
 
 
-VIT = KeyMap(*table(_EMBEDDINGS), *table(_MLP, _OURS, _THEIRS), _qkv(_OURS, _THEIRS + "attention.attention."))
-DINOV2 = KeyMap(*table(_EMBEDDINGS), *table(_DINOV2, _OURS, _THEIRS), _qkv(_OURS, _THEIRS + "attention.attention."))
+VIT = KeyMap(*renames(_EMBEDDINGS), *renames(_MLP, _OURS, _THEIRS), _qkv(_OURS, _THEIRS + "attention.attention."))
+DINOV2 = KeyMap(*renames(_EMBEDDINGS), *renames(_DINOV2, _OURS, _THEIRS), _qkv(_OURS, _THEIRS + "attention.attention."))
 BEIT = KeyMap(
-    *table(_EMBEDDINGS | {"fc_norm.{p}": "pooler.layernorm.{p}"}),
-    *table(_BEIT, _OURS, _THEIRS),
+    *renames(_EMBEDDINGS | {"fc_norm.{p}": "pooler.layernorm.{p}"}),
+    *renames(_BEIT, _OURS, _THEIRS),
     _qkv(_OURS, _THEIRS + "attention.attention.", "weight"),
 )
 MAPS = {  # by transformers' model_type

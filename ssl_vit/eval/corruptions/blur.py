@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ssl_vit.eval.corruptions.filters import Pixels, enlarged, moved, smoothed
+from ssl_vit.eval.corruptions.filters import FloatPixels, enlarged, moved, smoothed
 
 
-def defocus_blur(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> Pixels:
+def defocus_blur(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> FloatPixels:
     """The mean over a disk with a soft edge."""
     radius, soft = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))[severity - 1]
     reach = max(8, radius)
@@ -19,13 +19,13 @@ def defocus_blur(image: NDArray[np.uint8], severity: int, rng: np.random.Generat
     disk = smoothed(disk / disk.sum(), soft, edge="reflect", truncate=taps / soft)
     planes = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[:, None]
     padded = torch.nn.functional.pad(planes, (reach,) * 4, mode="reflect")
-    blurred: Pixels = (
+    blurred: FloatPixels = (
         torch.nn.functional.conv2d(padded, torch.from_numpy(disk).float()[None, None])[:, 0].permute(1, 2, 0).numpy()
     )
     return blurred
 
 
-def glass_blur(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> Pixels:
+def glass_blur(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> FloatPixels:
     """Smoothed, pixels scattered, smoothed again.
 
     The paper says that pixels are exchanged; its code overwrites each by a neighbour, and so does this.
@@ -44,13 +44,13 @@ def glass_blur(image: NDArray[np.uint8], severity: int, rng: np.random.Generator
     return 255 * smoothed(soft.reshape(-1, 3)[came_from].reshape(image.shape) / 255, sigma)
 
 
-def motion_blur(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> Pixels:
+def motion_blur(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> FloatPixels:
     """The camera moves within 45 degrees of the horizontal."""
     radius, sigma = ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))[severity - 1]
     return moved(image.astype(np.float32), radius, sigma, rng.uniform(-45, 45))
 
 
-def zoom_blur(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> Pixels:
+def zoom_blur(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> FloatPixels:
     """The mean of the image and of more and more enlarged ones."""
     end, step = ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))[severity - 1]
     pixels, factors = image.astype(np.float32), np.arange(1, end, step)

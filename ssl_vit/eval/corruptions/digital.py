@@ -9,18 +9,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ssl_vit.eval.corruptions.filters import Pixels, smoothed
+from ssl_vit.eval.corruptions.filters import FloatPixels, smoothed
 
 
-def contrast(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> Pixels:
+def contrast(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> FloatPixels:
     """Every channel nearer to its mean."""
     x = image / 255
     mean = x.mean((0, 1), keepdims=True)
-    flat: Pixels = 255 * ((x - mean) * (0.4, 0.3, 0.2, 0.1, 0.05)[severity - 1] + mean)
+    flat: FloatPixels = 255 * ((x - mean) * (0.4, 0.3, 0.2, 0.1, 0.05)[severity - 1] + mean)
     return flat
 
 
-def elastic_transform(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> Pixels:
+def elastic_transform(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> FloatPixels:
     """Small parts are pushed to and fro."""
     strength = 250 * (0.05, 0.065, 0.085, 0.1, 0.12)[severity - 1]
     height, width = image.shape[:2]
@@ -42,11 +42,11 @@ def elastic_transform(image: NDArray[np.uint8], severity: int, rng: np.random.Ge
     sampled = torch.nn.functional.grid_sample(
         planes, torch.from_numpy(grid)[None], mode="bilinear", padding_mode="reflection", align_corners=False
     )
-    warped: Pixels = sampled[0].permute(1, 2, 0).numpy()
+    warped: FloatPixels = sampled[0].permute(1, 2, 0).numpy()
     return warped
 
 
-def pixelate(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> Pixels:
+def pixelate(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> FloatPixels:
     """Shrunk, and enlarged again in blocks."""
     height, width = image.shape[:2]
     share = (0.6, 0.5, 0.4, 0.3, 0.25)[severity - 1]
@@ -54,7 +54,7 @@ def pixelate(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) 
     return np.asarray(small.resize((width, height), Image.Resampling.NEAREST), dtype=np.float32)
 
 
-def jpeg_compression(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> Pixels:
+def jpeg_compression(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> FloatPixels:
     """Saved as a small JPEG."""
     with io.BytesIO() as file:
         Image.fromarray(image).save(file, "JPEG", quality=(25, 18, 15, 10, 7)[severity - 1])

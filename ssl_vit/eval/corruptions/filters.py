@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-Pixels = NDArray[np.floating]
+FloatPixels = NDArray[np.floating]
 
 
-def smoothed(x: Pixels, sigma: float | tuple[float, float], edge: str = "edge", truncate: float = 4.0) -> Pixels:
+def smoothed(
+    x: FloatPixels, sigma: float | tuple[float, float], edge: str = "edge", truncate: float = 4.0
+) -> FloatPixels:
     """Gaussian smoothing of the first two axes, cut off at `truncate` deviations; edge: numpy's name of the padding."""
     for axis, deviation in enumerate(sigma if isinstance(sigma, tuple) else (sigma, sigma)):
         radius = int(truncate * deviation + 0.5)
@@ -26,7 +28,7 @@ def smoothed(x: Pixels, sigma: float | tuple[float, float], edge: str = "edge", 
     return x
 
 
-def moved(x: Pixels, radius: int, sigma: float, angle: float) -> Pixels:
+def moved(x: FloatPixels, radius: int, sigma: float, angle: float) -> FloatPixels:
     """A motion towards `angle`, in degrees, that fades as half a Gaussian; beyond the border its last pixel goes on."""
     height, width = x.shape[:2]
     weights = np.exp(-np.square(np.arange(2 * radius + 1)) / (2 * sigma**2))
@@ -42,13 +44,13 @@ def moved(x: Pixels, radius: int, sigma: float, angle: float) -> Pixels:
     return found
 
 
-def enlarged(x: Pixels, factor: float) -> Pixels:
+def enlarged(x: FloatPixels, factor: float) -> FloatPixels:
     """The central part of [H, W, C], enlarged bilinearly, corner on corner, to at least the size it had."""
     part = [math.ceil(side / factor) for side in x.shape[:2]]
     top, left = ((side - kept) // 2 for side, kept in zip(x.shape[:2], part, strict=True))
     pixels = torch.from_numpy(x[top : top + part[0], left : left + part[1]].copy()).permute(2, 0, 1)[None]
     size = [round(kept * factor) for kept in part]
-    found: Pixels = (
+    found: FloatPixels = (
         torch.nn.functional.interpolate(pixels, size, mode="bilinear", align_corners=True)[0].permute(1, 2, 0).numpy()
     )
     return found

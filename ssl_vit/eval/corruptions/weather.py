@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_vit.eval.corruptions.filters import Pixels, enlarged, moved, smoothed
+from ssl_vit.eval.corruptions.filters import FloatPixels, enlarged, moved, smoothed
 
 _LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # ITU-R 601
 
 
-def snow(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> Pixels:
+def snow(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> FloatPixels:
     """Flakes that fall from two sides, over an image that is whitened."""
     mean, deviation, zoom, least, radius, sigma, kept = (
         (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
@@ -30,13 +30,13 @@ def snow(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> P
     return 255 * (kept * x + (1 - kept) * whitened + falling + np.rot90(falling, 2))
 
 
-def frost(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> Pixels:
+def frost(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> FloatPixels:
     """Ice over a darkened image."""
     kept, ice = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[severity - 1]
     return kept * image.astype(np.float32) + ice * crystals(image.shape[0], image.shape[1], rng)[..., None]
 
 
-def crystals(height: int, width: int, rng: np.random.Generator) -> Pixels:
+def crystals(height: int, width: int, rng: np.random.Generator) -> FloatPixels:
     """A picture of ice [H, W], about 0 to 255: needles in all directions, denser here and thinner there.
 
     Its deviation, and the range of its mean, are those of ImageNet-C's five photographs of frost.
@@ -50,18 +50,18 @@ def crystals(height: int, width: int, rng: np.random.Generator) -> Pixels:
         needles = np.maximum(needles, moved(seeds, max(4, side // 12), max(2, side / 24), angle))
     needles = smoothed(needles, side / 250)[margin : margin + height, margin : margin + width]
     ice = needles / needles.max() + 0.6 * plasma(side, 1.8, rng)[:height, :width]
-    picture: Pixels = 29 * (ice - ice.mean()) / ice.std() + rng.uniform(113, 204)
+    picture: FloatPixels = 29 * (ice - ice.mean()) / ice.std() + rng.uniform(113, 204)
     return picture
 
 
-def fog(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> Pixels:
+def fog(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> FloatPixels:
     """A cloud of plasma; the brightest stays as bright."""
     thick, decay = ((1.5, 2), (2.0, 2), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4))[severity - 1]
     height, width = image.shape[:2]
     x = image / 255
     brightest = x.max()
     clouded = x + thick * plasma(max(height, width), decay, rng)[:height, :width, None]
-    seen: Pixels = 255 * clouded * brightest / (brightest + thick)
+    seen: FloatPixels = 255 * clouded * brightest / (brightest + thick)
     return seen
 
 
@@ -93,9 +93,9 @@ def plasma(side: int, decay: float, rng: np.random.Generator) -> NDArray[np.floa
     return found
 
 
-def brightness(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> Pixels:
+def brightness(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> FloatPixels:
     """The value of HSV is raised; hue and saturation stay."""
     value = image.max(2, keepdims=True) / 255
     raised = np.minimum(value + (0.1, 0.2, 0.3, 0.4, 0.5)[severity - 1], 1)
-    coloured: Pixels = image * raised / np.where(value > 0, value, 1)
+    coloured: FloatPixels = image * raised / np.where(value > 0, value, 1)
     return np.where(value > 0, coloured, 255 * raised)

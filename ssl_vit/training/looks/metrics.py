@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_vit.training.checkpoint import write_atomically
+from ssl_vit.files import write_atomically
 from ssl_vit.training.looks.look import Look
 from ssl_vit.training.step import Outcome
 

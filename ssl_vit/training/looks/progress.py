@@ -7,13 +7,11 @@ import sys
 import time
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ssl_vit.progress import LOG_EVERY, progress_bar
 from ssl_vit.training.looks.look import Look
 from ssl_vit.training.step import Learner, Outcome
 
-LOG_EVERY = 30.0  # seconds between lines where there is no terminal
 SMOOTH = 0.95  # weight of the past in the running means of times
 
 
@@ -22,15 +20,8 @@ class ProgressLine(Look):
 
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
-        console = Console(stderr=True)
-        self._terminal = console.is_terminal
-        self._bar = Progress(
-            TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(compact=True),
-            console=console,
-        )
+        self._bar = progress_bar("step {task.completed}/{task.total}")
+        self._terminal = not self._bar.disable
         self._wait = self._busy = 0.0  # running means, seconds a step
         self._mark = self._spoken = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""What a person watches while features are made or a network learns: images a second and the time left."""
+"""What a person watches meanwhile: a bar on a terminal, else a plain line now and then."""
 
 from __future__ import annotations
 
@@ -15,6 +15,23 @@ log = logging.getLogger("ssl_vit")
 LOG_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
+def progress_bar(label: str, *, transient: bool = False) -> Progress:
+    """A bar on stderr with a label, the task's field ``numbers`` and the time left; off a terminal it shows nothing.
+
+    label: rich's template of a task; transient: whether the bar leaves when it is full.
+    """
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn(label),
+        BarColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        transient=transient,
+        disable=not console.is_terminal,
+    )
+
+
 class Advance(Protocol):
     """Called with the images that were done since the last call, and the seconds of it spent waiting for them."""
 
@@ -25,16 +42,7 @@ class Advance(Protocol):
 @contextmanager
 def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
     """A bar on a terminal, which leaves when it is full, else a line in the log now and then. Counts images."""
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description} {task.completed}/{task.total}"),
-        BarColumn(),
-        TextColumn("{task.fields[numbers]}"),
-        TimeRemainingColumn(compact=True),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    bar = progress_bar("{task.description} {task.completed}/{task.total}", transient=True)
     started = spoken = time.monotonic()
     first, idle = done, 0.0
 
@@ -47,7 +55,7 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
         if idle:
             numbers += f" · data wait {100 * idle / max(now - started, 1e-9):.0f} %"
         bar.update(task, advance=images, numbers=numbers)
-        if not console.is_terminal and now - spoken > LOG_EVERY:
+        if bar.disable and now - spoken > LOG_EVERY:
             spoken = now
             minutes = (total - done) / max(rate, 1e-9) / 60
             log.info("%s %d/%d · %s · %.1f min left", what, done, total, numbers, minutes)

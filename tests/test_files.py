@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ssl_vit.data.files import alone
+from ssl_vit.files import alone
 from tests.runs import wait_for
 
 

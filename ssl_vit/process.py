@@ -1,0 +1,84 @@
+"""Everything that changes a process as a whole, and how each of it is switched off. Needs no torch.
+
+In the process that calls ``pretrain`` or ``bench``:
+
+- freed memory is kept until the process ends, pieces of up to 1 GB (``SSL_VIT_KEEP_MEMORY=0``: left to the C library).
+
+In the ranks that a run starts, one for each device but the first:
+
+- Linux kills them when the first one dies (``SSL_VIT_DIE_TOGETHER=0``: they end by themselves, or hang).
+
+In the processes that read images (``data.workers=0``: there are none):
+
+- they leave the group of processes that Ctrl-C reaches (``SSL_VIT_OWN_GROUP=0``: they stay in it);
+- they end within two seconds of the main process (``SSL_VIT_WATCH_MAIN=0``: as torch and Python end them);
+- torch has one thread.
+
+While a run trains, SIGINT and SIGTERM are its own too: see ``ssl_vit.training.stop``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from threading import Thread
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
+_KEPT = 1 << 30  # bytes, of one piece
+_ONCE_KEPT = 1 << 25  # the most that glibc took before 2.35
+_PDEATHSIG = 1  # of prctl
+
+
+def wanted(effect: str) -> bool:
+    """Whether an effect is not switched off by ``SSL_VIT_EFFECT=0`` in the environment."""
+    return os.environ.get(f"SSL_VIT_{effect}") != "0"
+
+
+def keep_memory() -> None:
+    """Let what is freed stay with the process: the next step takes it again, and new pages cost 3 % of a step on a CPU.
+
+    It lasts until the process ends, and only glibc has such a setting. ``SSL_VIT_KEEP_MEMORY=0`` leaves the C library
+    as it is.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" and wanted("KEEP_MEMORY") else None
+    if libc is not None and hasattr(libc, "mallopt"):
+        if not libc.mallopt(_MMAP_THRESHOLD, _KEPT):
+            libc.mallopt(_MMAP_THRESHOLD, _ONCE_KEPT)
+        libc.mallopt(_TRIM_THRESHOLD, _KEPT)
+
+
+def die_with_parent() -> None:
+    """Have Linux kill this process when its parent dies, so that a rank that a run has started never outlives it.
+
+    Nothing is done under torchrun or Slurm, which end their processes themselves, nor with ``SSL_VIT_DIE_TOGETHER=0``.
+    """
+    launched = {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & os.environ.keys()
+    if sys.platform == "linux" and not launched and wanted("DIE_TOGETHER"):
+        ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
+
+
+def start_worker(main: int, _: int) -> None:
+    """Make this process a reader of images for the process `main`: one thread, a group of its own, and it ends with it.
+
+    Ctrl-C and signals to the run's group are the main process's to handle, which finishes its step first. Torch ends a
+    worker with its parent; where that is a forkserver, it would outlive a killed main process.
+    """
+    import torch  # the worker has it; a configuration error must not wait for it
+
+    if wanted("OWN_GROUP"):
+        os.setpgid(0, 0)
+    torch.set_num_threads(1)
+    if wanted("WATCH_MAIN"):
+        Thread(target=_end_with, args=(main,), daemon=True).start()
+
+
+def _end_with(main: int) -> None:
+    with suppress(ProcessLookupError):
+        while True:
+            os.kill(main, 0)
+            time.sleep(2)
+    os._exit(1)
