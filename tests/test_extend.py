@@ -41,7 +41,10 @@ SMALL = {
     "data.workers": "0",
     "health.every": "5",
 }
-NARROW = {"backbone.args": "{patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}"}
+NARROW = {
+    "backbone.name": "vit_tiny_patch16_224",
+    "backbone.args": "{patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}",
+}
 
 
 class Block(NamedTuple):
@@ -61,10 +64,10 @@ def blocks(kind: str) -> Iterator[Block]:
             yield block
 
 
-def commands(inside: bool) -> list[str]:
-    """The page's commands; those of scores and targets work in the package alone, and there nothing is a plugin."""
-    lines = [line for block in blocks("run") if inside or not block.place for line in block.code.splitlines()]
-    return [re.sub(r" --plugin \S+", "", line) if inside else line for line in lines]
+def commands(place: str) -> list[str]:
+    """The page's commands for one place, "outside" or "in this package", where nothing is a plugin."""
+    lines = [line for block in blocks("run") if block.place in ("", place) for line in block.code.splitlines()]
+    return lines if place == "outside" else [re.sub(r" --plugin \S+", "", line) for line in lines]
 
 
 def write_outside(folder: Path) -> None:
@@ -116,9 +119,9 @@ def small(line: str) -> str:
     """A command with settings that make its run short, where it begins one."""
     if " pretrain " not in line or "--resume" in line:
         return line
-    settings = SMALL | ({"method.width": "16"} if "vicreg" in line else {"method.out_dim": "64"})
+    settings = SMALL | ({"method.width": "16"} if "vicreg" in line else {"method.hidden_dim": "32"})
     if "--backbone" not in line:
-        settings |= NARROW | {"backbone.name": "vit_tiny_patch16_224"}
+        settings |= NARROW
     return shlex.join([*shlex.split(line), *(word for pair in settings.items() for word in ("--set", "=".join(pair)))])
 
 
@@ -150,7 +153,7 @@ def outside(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     """Where the page's commands for files of one's own have been run, and what they said."""
     folder = workplace(tmp_path_factory.mktemp("extend") / "outside", pictures)
     write_outside(folder)
-    return folder, run(map(small, commands(inside=False)), folder, ROOT)
+    return folder, run(map(small, commands("outside")), folder, ROOT)
 
 
 def test_a_method_of_ones_own_is_like_ours(outside: tuple[Path, str]) -> None:
@@ -161,6 +164,15 @@ def test_a_method_of_ones_own_is_like_ours(outside: tuple[Path, str]) -> None:
     assert re.search(r"runs/vicreg/export-safetensors: verified in safetensors [\d.]+, outputs within", said)
     assert "my_vicreg.py" in (folder / "runs" / "vicreg" / "config.yaml").read_text()
     assert all(np.isfinite(losses(folder / "runs" / "vicreg")))
+
+
+def test_a_backbone_of_ones_own_is_like_ours(outside: tuple[Path, str]) -> None:
+    folder, said = outside
+    assert f"plugin {folder / 'my_backbone.py'} (sha256 " in said
+    kept = (folder / "runs" / "mine" / "config.yaml").read_text()
+    assert "my_backbone.py" in kept
+    assert "depth: 2" in kept
+    assert re.search(r"runs/mine/export-safetensors: verified in .*my_backbone.py.*, outputs within", said)
 
 
 def test_an_installed_package_needs_no_plugin(tmp_path: Path, outside: tuple[Path, str]) -> None:
@@ -182,11 +194,12 @@ def test_all_of_it_moves_into_the_package(tmp_path: Path, pictures: Path, outsid
     new = write_inside(folder)
     style = [sys.executable, "-m", "ruff", "check", "--config", str(ROOT / "pyproject.toml"), *map(str, new)]
     assert subprocess.run(style, capture_output=True).returncode == 0, "ruff check"
-    said = run(map(small, commands(inside=True)), folder, folder)
+    said = run(map(small, commands("in this package")), folder, folder)
     assert "plugin" not in said
     assert losses(folder / "runs" / "vicreg") == losses(outside[0] / "runs" / "vicreg")
     assert "top1" in said
     assert re.search(r"runs/vicreg/export-npz: verified in numpy [\d.]+, outputs within 0", said)
+    assert "tiny" in (folder / "runs" / "tiny" / "config.yaml").read_text()
 
 
 NO_TORCH = """
