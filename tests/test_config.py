@@ -415,18 +415,6 @@ def test_a_key_of_older_versions_is_taken_where_it_changes_nothing(tmp_path: Pat
         load_config([old])
 
 
-RECIPES = Path(__file__).parents[1] / "configs"
-
-
-@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_ready_recipes_load(recipe: Path) -> None:
-    base = [RECIPES / "dino_vit_small_100ep.yaml"]
-    files = base if recipe in base else [*base, recipe]
-    config = load_config(files, flags={"data.path": "images"})
-    lr = 0.03 if config.optim.optimizer == "sgd" else {"vit_base_patch16_224": 7.5e-4}.get(config.backbone.name, 5e-4)
-    assert config.optim.lr == pytest.approx(lr * config.train.batch_size / 256)  # the official linear rule
-
-
 def test_words_written_out_find_their_initials() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(sets=["optim.learning_rate=0.1", "optim.weight_decays=0.1"], flags={"data.path": "images"})

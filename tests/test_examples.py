@@ -1,0 +1,21 @@
+"""The examples run as they stand, each in a process of its own."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def test_pretraining_on_one_screen(pictures: Path) -> None:
+    file = EXAMPLES / "one_screen.py"
+    assert len(file.read_text().splitlines()) <= 66, "one screen"
+    call = [sys.executable, str(file), str(pictures / "train"), str(pictures / "val"), "5"]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    said = re.findall(r"^step (\d+): (?:loss (\d\.\d{3}), )?k-NN (\d+\.\d) %$", done.stdout, re.MULTILINE)
+    assert [int(step) for step, _, _ in said] == [0, 3, 6, 9, 12, 15]
+    losses = [float(loss) for _, loss, _ in said[1:]]
+    assert losses[-1] < losses[0], "it learns"
+    assert all(float(top1) > 100 / 3 for _, _, top1 in said), "better than chance of three classes"
