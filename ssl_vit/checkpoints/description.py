@@ -27,7 +27,7 @@ class Description(NamedTuple):
 
 
 def read_description(file: Path, document: Document) -> Description | None:
-    """From config.json beside the file, a safetensors' metadata or a run's checkpoint; None where none says it.
+    """Read it from config.json beside the file, a safetensors' metadata or a run's checkpoint; None where none says it.
 
     Raises:
         UserError: something that begins like timm's config.json and doesn't go on like it.

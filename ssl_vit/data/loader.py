@@ -97,7 +97,7 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 class Views(Dataset[Batch]):
-    """The dataset turns (epoch, index) of images into their views; a bad one is replaced, as (seed, epoch, index) says."""
+    """The dataset turns (epoch, index) of images into views; (seed, epoch, index) names what replaces a bad one."""
 
     def __init__(self, source: Source, plan: ViewPlan, seed: int, max_pixels: float = MAX_PIXELS) -> None:
         self.source, self.plan, self.seed, self.max_pixels = source, plan, seed, max_pixels
