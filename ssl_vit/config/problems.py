@@ -1,4 +1,4 @@
-"""Every mistake in a configuration as one line: the key, what was expected, what was found, and where."""
+"""Every mistake in a configuration becomes one line: the key, what was expected, what was found, and where."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
 def known_keys(method: str = DEFAULT_METHOD) -> dict[KeyPath, FieldInfo]:
-    """Every key of a run with this method, sections before what is in them."""
+    """List every key of a run with this method, sections before what is in them."""
     name = method if method in list_methods() else DEFAULT_METHOD
     keys: dict[KeyPath, FieldInfo] = {}
     for section, field in RunConfig.model_fields.items():
@@ -31,7 +31,7 @@ def known_keys(method: str = DEFAULT_METHOD) -> dict[KeyPath, FieldInfo]:
 
 
 def expected(annotation: Any, metadata: Iterable[Any] = ()) -> str:
-    """A type in plain words.
+    """Describe a type in plain words.
 
     >>> expected(Annotated[int, FieldInfo(ge=1)] | Literal["auto"])
     'an integer ≥ 1 or auto'
@@ -54,7 +54,7 @@ def expected(annotation: Any, metadata: Iterable[Any] = ()) -> str:
 
 
 def takes_text(field: FieldInfo) -> bool:
-    """Whether a field takes any text, so that what is typed for it must not be read as a number."""
+    """Tell whether a field takes any text, so that what is typed for it must not be read as a number."""
 
     def parts(annotation: Any) -> list[Any]:
         found = [part for each in get_args(annotation) for part in parts(each)]
@@ -64,7 +64,7 @@ def takes_text(field: FieldInfo) -> bool:
 
 
 def mistakes(error: ValidationError, tree: Mapping[str, Any], origins: Mapping[KeyPath, str]) -> list[str]:
-    """One line for each key that is wrong; ``origins`` says where each key of ``tree`` is from."""
+    """Write one line for each key that is wrong; ``origins`` says where each key of ``tree`` is from."""
     method = tree.get("method")
     keys = known_keys(str(method.get("name", DEFAULT_METHOD)) if isinstance(method, dict) else DEFAULT_METHOD)
     wrong: dict[KeyPath, Any] = {}

@@ -1,4 +1,4 @@
-"""Pictures of boxes: what a detector found beside what is there."""
+"""Pictures show the boxes that a detector found beside what is there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLUMNS = 4
 
 
 class Boxed(NamedTuple):
-    """An image with its true boxes and those that were found; corners in pixels (left, top, right, bottom)."""
+    """An image has its true boxes and those that were found; corners are pixels (left, top, right, bottom)."""
 
     image: Image  # [H, W, 3]
     true: NDArray[np.float32]  # [n, 4]
@@ -30,7 +30,7 @@ class Boxed(NamedTuple):
 
 
 def boxes_figure(images: Sequence[Boxed], title: str, through: str = "what is there") -> Figure:
-    """A grid of images; true boxes (or what `through` says) drawn through, found ones dashed, each with its name."""
+    """Draw a grid of images: true boxes (or what `through` says) drawn through, found ones dashed, each named."""
     columns = min(COLUMNS, len(images))
     rows = math.ceil(len(images) / columns)
     with mpl.rc_context(cast(Any, STYLE)):
@@ -45,7 +45,7 @@ def boxes_figure(images: Sequence[Boxed], title: str, through: str = "what is th
 
 
 def draw_boxes(axes: Axes, boxed: Boxed) -> None:
-    """One image of the grid."""
+    """Draw one image of the grid."""
     axes.imshow(boxed.image)
     axes.set(autoscale_on=False)
     for index, places in enumerate(boxed.looks):
@@ -71,7 +71,7 @@ def draw_boxes(axes: Axes, boxed: Boxed) -> None:
 
 
 def figure(result: Mapping[str, Any]) -> Figure:
-    """The picture of ``ssl-vit eval detection``: images of val, and what the detector found that began with weights.
+    """Draw images of val, and what the detector found that began with weights, for ``ssl-vit eval detection``.
 
     Dots are the places that DETR's and Deformable DETR's queries looked at, a colour for each box.
     """
