@@ -19,7 +19,8 @@ from torch import nn
 
 from ssl_vit.backbones.backbone import BackboneInfo, Stage
 from ssl_vit.backbones.kinds import kind_by_layers, kind_of
-from ssl_vit.backbones.layout import FeatureLayout, Sight, Size, TimmModel, find_layout
+from ssl_vit.backbones.layers import Size
+from ssl_vit.backbones.layout import FeatureLayout, Sight, TimmModel, find_layout
 from ssl_vit.errors import UserError
 from ssl_vit.spelling import did_you_mean
 

@@ -17,7 +17,7 @@ from timm.layers.weight_init import trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-Size = tuple[int, int]  # (height, width), cells of a map
+Size = tuple[int, int]  # (height, width), cells of a map or pixels of an image
 
 
 def register_variants(

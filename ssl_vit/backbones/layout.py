@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ssl_vit.backbones.backbone import Features
+from ssl_vit.backbones.layers import Size
 
-Size = tuple[int, int]  # height, width
 TimmModel = Any  # an nn.Module; what timm's models have in common (forward_features, feature_info …) is in no type
 
 # Models whose forward_features doesn't hold the last map in order; their forward_intermediates gives both in one pass.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssl_vit.backbones.anatomy import Argument
-from ssl_vit.backbones.layout import Size
+from ssl_vit.backbones.layers import Size
 from ssl_vit.checkpoints.reader import METADATA, Document
 from ssl_vit.errors import UserError
 
