@@ -29,7 +29,7 @@ class Slope(Method):
         self.backbone = asked
 
     def forward(self, batch: list[Tensor], progress: Progress) -> Step:
-        self.weights.append(float(self.weight))
+        self.weights.append(float(self.weight.detach()))
         return Step(self.weight * self.slopes[progress.step])
 
     def exported(self) -> Any:
@@ -60,7 +60,9 @@ def test_clipping_sees_gradients_without_their_scale(scaled: bool, parts: int, m
     Parts of a batch have the same slope, and so has their mean.
     """
     scaler = Autocast("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
-    learner = learner_of([2.0, float("nan"), 30.0, 1.0, 0.0], parts, Fabric("cpu", plugins=scaler) if scaled else None)
+    learner = learner_of(
+        [2.0, float("nan"), 30.0, 1.0, 0.0], parts, Fabric(accelerator="cpu", plugins=scaler) if scaled else None
+    )
     monkeypatch.setattr("ssl_vit.training.step.to_views", lambda *_, **__: [])
     taken = [take_step(learner, Whole(), step).taken for step in range(5)]
     weights = learner.method.weights
