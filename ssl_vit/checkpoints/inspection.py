@@ -59,7 +59,7 @@ class Inspection:
 
     @cached_property
     def architecture(self) -> str | None:
-        """The architecture, by its name in `ssl-vit list backbones`, is what the file says, or what every weight fits."""
+        """The architecture, by its name in `ssl-vit list backbones`, is as the file says or as every weight fits."""
         return self.description.name if self.description else _architecture(self.state)
 
     @property
