@@ -65,7 +65,7 @@ def rename_keys(
 ) -> dict[str, Tensor]:
     """Rename a state dict: every name goes through every (pattern, replacement) of `rules` in turn.
 
-    >>> rename({"merge1.norm.bias": Tensor()}, (r"^merge(\\d)", r"stages.\\1.downsample"))
+    >>> rename_keys({"merge1.norm.bias": Tensor()}, (r"^merge(\\d)", r"stages.\\1.downsample"))
     {'stages.1.downsample.norm.bias': tensor([])}
     """
     renamed = {}

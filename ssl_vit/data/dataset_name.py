@@ -81,7 +81,7 @@ def require_library(text: str) -> None:
 def images_name(images: Images) -> str:
     """Name images in a text: the path, or for an object its class.
 
-    >>> described("photos"), described([1])
+    >>> images_name("photos"), images_name([1])
     ('photos', 'python:builtins.list')
     """
     if isinstance(images, (str, os.PathLike)):
