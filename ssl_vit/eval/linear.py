@@ -167,7 +167,7 @@ def trial(
 def hold_out(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices to fit on and indices held out: a tenth of each class, at least one of each class that has two.
 
-    >>> fit, held_out = split(np.repeat([0, 1, 2], [20, 4, 1]), seed=0)
+    >>> fit, held_out = hold_out(np.repeat([0, 1, 2], [20, 4, 1]), seed=0)
     >>> np.bincount(np.repeat([0, 1, 2], [20, 4, 1])[held_out], minlength=3)
     array([2, 1, 0])
     """

@@ -74,7 +74,7 @@ def iou_summary(table: NDArray[np.int64]) -> dict[str, float]:
 
     table: [C, C] pixels by true and by found class.
 
-    >>> summary(np.array([[3, 1], [0, 4]]))
+    >>> iou_summary(np.array([[3, 1], [0, 4]]))
     {'mIoU': 77.5, 'accuracy': 87.5}
     """
     both = np.diag(table)
