@@ -1,4 +1,4 @@
-"""What a timm model can do, found out on the meta device: no weights, no arithmetic, about a second."""
+"""A timm model is tried on the meta device for what it can do: no weights, no arithmetic, about a second."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _NOT_YOURS = {  # constructor arguments that the adapter sets, with what to do i
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A timm model as the adapter needs to know it."""
+    """The anatomy is a timm model as the adapter needs to know it."""
 
     info: BackboneInfo
     layout: FeatureLayout

@@ -56,7 +56,7 @@ class BackboneInfo:
 
 
 class Backbone(nn.Module):
-    """A vision model that gives pooled features, patches and a pyramid.
+    """A backbone is a vision model that gives pooled features, patches and a pyramid.
 
     ``info`` says what the model can do; a method that needs more refuses it before any data is read.
     """

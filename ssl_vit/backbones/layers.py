@@ -65,7 +65,7 @@ def rename_keys(
 ) -> dict[str, Tensor]:
     """Rename a state dict: every name goes through every (pattern, replacement) of `rules` in turn.
 
-    >>> rename({"merge1.norm.bias": Tensor()}, (r"^merge(\\d)", r"stages.\\1.downsample"))
+    >>> rename_keys({"merge1.norm.bias": Tensor()}, (r"^merge(\\d)", r"stages.\\1.downsample"))
     {'stages.1.downsample.norm.bias': tensor([])}
     """
     renamed = {}
@@ -77,7 +77,7 @@ def rename_keys(
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[None]:
-    """Where mixed precision is off, for what half precision can't hold; on any device, meta too."""
+    """Switch mixed precision off, for what half precision can't hold; on any device, meta too."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
@@ -165,7 +165,7 @@ def conv_norm(in_dim: int, dim: int, kernel: int, stride: int, padding: int) -> 
 
 
 class ReducedAttention(nn.Module):
-    """Attention of tokens [B, H*W, D] to those of a map that `reduce`, [B, D, H, W] -> [B, D, h, w], has made smaller.
+    """Tokens [B, H*W, D] attend to those of a map that `reduce`, [B, D, H, W] -> [B, D, h, w], has made smaller.
 
     Without `reduce` it is attention among any tokens [B, N, D].
     """

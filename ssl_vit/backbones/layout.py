@@ -1,4 +1,4 @@
-"""How to read what a timm model gives: where the patches lie in its features, and which maps are its pyramid."""
+"""A layout reads what a timm model gives: where the patches lie in its features, which maps are its pyramid."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class FeatureLayout:
 
 
 class Sight(NamedTuple):
-    """A layout and what it reads."""
+    """A sight is a layout and what it reads."""
 
     layout: FeatureLayout
     features: Features

@@ -31,14 +31,14 @@ class PlainViT(VisionTransformer):
                 layer.build_for(self.patch_embed.num_patches + self.num_prefix_tokens, self.num_prefix_tokens)
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
-        """timm's initialisation, but the class token's, which in DeiT's descendants is drawn like the positions."""
+        """Draw weights as timm does, but the class token, which is drawn like the positions in DeiT's descendants."""
         super().init_weights(mode, needs_reset=needs_reset)
         if self.cls_token is not None:
             trunc_normal_(self.cls_token, std=0.02)
 
 
 class StemEmbed(nn.Module):
-    """A patch embedding by any stem, [B, C, H, W] -> [B, H/s, W/s, D], with what timm's plain ViT asks of its own.
+    """Any stem embeds patches, [B, C, H, W] -> [B, H/s, W/s, D], with what timm's plain ViT asks of its own.
 
     Args:
         stem: [B, C, H, W] -> [B, D, H/s, W/s] for sides that are multiples of s; others are padded with zeros.
@@ -88,10 +88,10 @@ def stem_embed(stem: Callable[[int, int], nn.Module], stride: int) -> Callable[.
 
 
 class WiredViT(PlainViT):
-    """A plain ViT whose blocks are no simple chain; a family says in :meth:`walk` how they are wired."""
+    """The blocks of this plain ViT are no simple chain; a family says in :meth:`walk` how they are wired."""
 
     def walk(self, x: Tensor) -> Iterator[Tensor]:
-        """The tokens [B, N, D] after each level of depth, as many as ``feature_info`` has."""
+        """Yield the tokens [B, N, D] after each level of depth, as many as ``feature_info`` has."""
         raise NotImplementedError
 
     def run(self, block: nn.Module, *args: Any) -> Any:

@@ -37,7 +37,7 @@ class PyramidStage(nn.Module):
 
 
 class NHWCStage(PyramidStage):
-    """One level of a pyramid whose blocks take maps with the channels last, [B, H, W, D]."""
+    """The blocks of this stage take maps with the channels last, [B, H, W, D]."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, H, W] to [B, D, H / s, W / s]."""
@@ -45,10 +45,10 @@ class NHWCStage(PyramidStage):
 
 
 class TokenStage(PyramidStage):
-    """One level of a pyramid whose blocks are ``block(tokens [B, H*W, D], (H, W), *shared(size))``."""
+    """The blocks of this stage are ``block(tokens [B, H*W, D], (H, W), *shared(size))``."""
 
     def shared(self, size: Size) -> tuple[Any, ...]:
-        """What every block of the stage is given besides its tokens and their size."""
+        """Return what every block of the stage is given besides its tokens and their size."""
         return ()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class Pyramid(nn.Module):
         return maps if intermediates_only else (self.norm(x) if final else x, maps)
 
     def level(self, x: Any, norm: bool) -> Tensor:
-        """A stage's output as the map that a detector gets, normed or not."""
+        """Return a stage's output as the map that a detector gets, normed or not."""
         level: Tensor = self.norm(x) if norm else x
         return level
 

@@ -1,4 +1,4 @@
-"""What is known of each variant of our own families: sizes measured once, accuracies as published."""
+"""The table of our own variants has sizes, measured once, and accuracies, as published."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Variant(NamedTuple):
 
 @cache
 def variants() -> dict[str, Variant]:
-    """Every variant by its name in timm's registry.
+    """Read every variant by its name in timm's registry.
 
     >>> variants()["cswin_tiny_224"]
     Variant(parameters=21807552, with_classifier=22320552, gmacs=4.324, top1=82.8)

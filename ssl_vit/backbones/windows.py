@@ -15,7 +15,7 @@ from ssl_vit.backbones.layers import Size, merge_heads, pad_to_multiple
 
 
 def even_windows(size: Size, most: Size) -> Size:
-    """The window, no larger than `most`, that tiles a map of `size` with the least padding.
+    """Return the window, no larger than `most`, that tiles a map of `size` with the least padding.
 
     >>> even_windows((56, 56), (7, 7)), even_windows((12, 3), (7, 7)), even_windows((25, 33), (7, 7))
     ((7, 7), (6, 3), (7, 7))
@@ -39,7 +39,7 @@ class RelativePositionBias(nn.Module):
         self.register_buffer("index", index, persistent=False)
 
     def forward(self, window: Size) -> Tensor:
-        """[1, heads, N, N] for the N tokens of a window no larger than the one it was built for."""
+        """Return [1, heads, N, N] for the N tokens of a window no larger than the one it was built for."""
         height, width = window
         index = self.index[:height, :width, :height, :width].reshape(height * width, height * width)
         return self.relative_position_bias_table[index].permute(2, 0, 1)[None]
@@ -55,7 +55,7 @@ def to_windows(x: Tensor, window: Size) -> Tensor:
 
 
 def from_windows(x: Tensor, window: Size, size: Size) -> Tensor:
-    """The inverse of :func:`to_windows` for a map of `size`: [B * windows, tokens, D] -> [B, H, W, D]."""
+    """Undo :func:`to_windows` for a map of `size`: [B * windows, tokens, D] -> [B, H, W, D]."""
     (high, wide), (height, width) = window, size
     rows, columns = math.ceil(height / high), math.ceil(width / wide)
     x = x.view(-1, rows, columns, high, wide, x.shape[-1]).transpose(2, 3)
@@ -84,7 +84,7 @@ class WindowAttention(nn.Module):
 
 
 class MapBlock(nn.Module):
-    """x + attn(norm(x)), then x + mlp(norm(x)), over maps [B, H, W, D]; `attn` is whatever mixes tokens."""
+    """The block gives x + attn(norm(x)), then x + mlp(norm(x)), over maps [B, H, W, D]; `attn` is what mixes tokens."""
 
     def __init__(self, dim: int, attn: nn.Module, drop_path: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a file of weights says of itself: timm's config.json, beside the file or inside it."""
+"""A file of weights describes itself by timm's config.json, beside the file or inside it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OURS = "ssl_vit"  # the entry of a run's checkpoint that says which of its weigh
 
 
 class Description(NamedTuple):
-    """An architecture, and the images that it was trained on."""
+    """The description names an architecture, and the images that it was trained on."""
 
     name: str  # as `ssl-vit list backbones` prints it
     model_args: dict[str, Argument]  # without the size

@@ -11,7 +11,7 @@ _SAYS = ["config.json", "preprocessor_config.json"]  # which network it is, and 
 
 
 def is_hub_id(path: str | Path) -> bool:
-    """Whether it names weights on a hub, and no file.
+    """Tell whether a text names weights on a hub, and no file.
 
     >>> is_hub_id("hf-hub:timm/vit_small_patch16_224.dino"), is_hub_id("timm/vit_small_patch16_224.dino")
     (True, False)
@@ -20,7 +20,7 @@ def is_hub_id(path: str | Path) -> bool:
 
 
 def fetch(hub_id: str | Path) -> Path:
-    """The folder of a repository in huggingface_hub's cache, brought there where it is not yet.
+    """Return the folder of a repository in huggingface_hub's cache, brought there where it is not yet.
 
     Raises:
         UserError: no network and nothing in the cache, or no such repository or revision.

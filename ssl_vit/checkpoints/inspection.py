@@ -1,4 +1,4 @@
-"""What a file of weights is: whose, in whose names, of which architecture, and what in it is no backbone."""
+"""An inspection says what a file of weights is: whose, in whose names, which architecture, what is no backbone."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ POSITIONS = re.compile(r"(?:^|\.)(?:pos_embed|relative_position_bias_table)$")  
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found in a file."""
+    """An inspection is what was found in a file."""
 
     file: Path
     layout: str  # who saved it
@@ -60,7 +60,7 @@ class Inspection:
 
     @cached_property
     def architecture(self) -> str | None:
-        """A name of `ssl-vit list backbones`: what the file says, or whose every weight is there with its shape."""
+        """The architecture, by its name in `ssl-vit list backbones`, is as the file says or as every weight fits."""
         return self.description.name if self.description else _architecture(self.state)
 
     @property
@@ -80,7 +80,7 @@ class Inspection:
         )
 
     def groups(self) -> str:
-        """What is left over, counted by the first part of the names."""
+        """Count what is left over by the first part of the names, in words."""
         counts = Counter(key.split(".")[0] for key in self.left)
         return ", ".join(f"{name} ({count})" for name, count in counts.items())
 

@@ -27,7 +27,7 @@ class Rule(NamedTuple):
 
 
 class Mapped(NamedTuple):
-    """A state dict under its new names, which name became which, and the names that no rule knows."""
+    """The state dict has its new names; which name became which, and the names that no rule knows, are beside it."""
 
     state: dict[str, Tensor]
     pairs: list[tuple[str, str]]
@@ -52,11 +52,11 @@ class KeyMap:
         self._inward = [(_pattern(rule.theirs[0]), rule.theirs, rule.ours, rule.back) for rule in rules]
 
     def export(self, state: Mapping[str, Tensor]) -> Mapped:
-        """timm's names become theirs."""
+        """Rename timm's names to theirs."""
         return _apply(self._outward, state)
 
     def restore(self, state: Mapping[str, Tensor]) -> Mapped:
-        """Their names become timm's."""
+        """Rename their names to timm's."""
         return _apply(self._inward, state)
 
 

@@ -1,4 +1,4 @@
-"""How the files of each method and library look from outside: where the backbone lies in them, under what prefix."""
+"""The files of each method and library have a layout: where the backbone lies in them, under what prefix."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Recognised(NamedTuple):
-    """What was recognised: the layout's name, the backbone's weights without their prefix, and the other names."""
+    """The file was recognised: its layout's name, the backbone's weights without their prefix, and the other names."""
 
     layout: str
     state: dict[str, Tensor]

@@ -1,1 +1,1 @@
-"""From files to batches of views: sources, decoding, crops, colours, loaders. Knows no backbone and no method."""
+"""Files become batches of views here: sources, decoding, crops, colours, loaders. No backbone or method is known."""

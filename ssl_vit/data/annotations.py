@@ -24,7 +24,7 @@ _SHOWN = 3  # names of each kind of broken box in a message
 
 
 class Raw(NamedTuple):
-    """A box stands here as its file has it, before it is checked."""
+    """A raw box is as its file has it, before it is checked."""
 
     where: str  # for messages: "0001.jpg, annotation 17"
     corners: Sequence[float]  # left, top, right, bottom, pixels
@@ -35,7 +35,7 @@ class Raw(NamedTuple):
 
 
 class Objects(NamedTuple):
-    """The arrays describe the n objects of one image; which of them are crowds, too."""
+    """These arrays describe the n objects of one image."""
 
     boxes: NDArray[np.float32]  # [n, 4] left, top, right, bottom, pixels of the original image
     labels: NDArray[np.int64]  # [n]

@@ -75,7 +75,7 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def printable(name: str) -> str:
-    r"""A file's name on one line and in valid text, whatever bytes it has.
+    r"""Write a file's name on one line and in valid text, whatever bytes it has.
 
     >>> printable("caf\udce9\n.jpg")
     'caf\\xe9\\x0a.jpg'

@@ -1,4 +1,4 @@
-"""What a training step reads: one buffer of pixels, and how it becomes the views that a method is given."""
+"""A training step reads one buffer of pixels, which becomes the views that a method is given."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ class Batch:
 
     @property
     def places(self) -> list[Tensor]:
-        """The crops as they lie in memory: for each View uint8 [count, B, S, S, 3]."""
+        """The crops lie in memory so: for each View uint8 [count, B, S, S, 3]."""
         shapes = [(view.count, len(self.index), view.size, view.size, 3) for view in self.plan.views]
         parts = torch.split(self.pixels, [math.prod(shape) for shape in shapes])
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     @property
     def views(self) -> list[Tensor]:
-        """The crops as images: for each View uint8 [count * B, 3, S, S], channels last in memory."""
+        """The crops are images so: for each View uint8 [count * B, 3, S, S], channels last in memory."""
         return [place.flatten(0, 1).permute(0, 3, 1, 2) for place in self.places]
 
     @property
     def params(self) -> list[Tensor]:
-        """The parameters of the crops: for each View float32 [count * B, P], with the columns of ``params.Column``."""
+        """The crops' parameters are float32 [count * B, P] for each View, with the columns of ``params.Column``."""
         return list(torch.split(self.values, [view.count * len(self.index) for view in self.plan.views]))
 
     def divided(self, parts: int) -> list[Batch]:

@@ -15,7 +15,7 @@ _OBJECT = "python:"  # what a configuration says of an object, instead of a path
 
 
 class Dataset(Protocol):
-    """A map-style dataset: its items are PIL images, or tuples that begin with one."""
+    """The items of a map-style dataset are PIL images, or tuples that begin with one."""
 
     def __len__(self) -> int:
         """How many there are."""
@@ -28,7 +28,7 @@ Images = str | os.PathLike[str] | Dataset  # what ``sources.open_source`` can op
 
 
 class DatasetName(NamedTuple):
-    """A dataset that the library `datasets` can load; None lets it choose, where there is one choice."""
+    """The name is of a dataset that the library `datasets` can load; None lets it choose, where there is one choice."""
 
     path: str  # owner/name on the Hugging Face hub, or a folder
     config: str | None = None
@@ -42,7 +42,7 @@ class DatasetName(NamedTuple):
 
 
 def is_dataset(path: str) -> bool:
-    """Whether a text names a dataset, and no file.
+    """Tell whether a text names a dataset, and no file.
 
     >>> is_dataset("hf:zh-plus/tiny-imagenet"), is_dataset("photos")
     (True, False)
@@ -51,7 +51,7 @@ def is_dataset(path: str) -> bool:
 
 
 def parse(text: str) -> DatasetName:
-    """The parts of a name; UserError for one that is not spelt so, or without the library.
+    """Split a name into its parts; UserError for one that is not spelt so, or without the library.
 
     >>> parse("hf:owner/name,split=test,column=img")
     DatasetName(path='owner/name', config=None, split='test', column='img', revision=None)
@@ -81,7 +81,7 @@ def require_library(text: str) -> None:
 def images_name(images: Images) -> str:
     """Name images in a text: the path, or for an object its class.
 
-    >>> described("photos"), described([1])
+    >>> images_name("photos"), images_name([1])
     ('photos', 'python:builtins.list')
     """
     if isinstance(images, (str, os.PathLike)):

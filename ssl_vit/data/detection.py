@@ -25,7 +25,7 @@ _LEAST = 2.0  # pixels a side below which what a crop leaves of a box is no obje
 
 
 class Placement(NamedTuple):
-    """The placement of an image on the canvas: its pixel (x, y) is at (scale * x - left, scale * y - top)."""
+    """The placement puts an image on the canvas: its pixel (x, y) is at (scale * x - left, scale * y - top)."""
 
     scale_x: float
     scale_y: float

@@ -34,7 +34,7 @@ def is_saved(folder: str) -> bool:
 
 
 def open_named(text: str) -> RowSource:
-    """The images of "hf:owner/name" or "hf:folder", see ``dataset_name``; fetched where they are not yet.
+    """Open the images of "hf:owner/name" or "hf:folder", see ``dataset_name``; fetched where they are not yet.
 
     Without ,split= it is the only split or the one called train; without ,column= the only column of images. Raises
     UserError, which lists what there is.

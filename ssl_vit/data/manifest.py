@@ -1,4 +1,4 @@
-"""What says which archives belong to a packed set, and how large they are."""
+"""The manifest says which archives belong to a packed set, and how large they are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FORMAT = "ssl_vit shards 1"
 
 
 def packed_archives(folder: str) -> list[str] | None:
-    """The archives that a packed folder's manifest names; None without one. UserError where one is missing."""
+    """List the archives that a packed folder's manifest names; None without one. UserError where one is missing."""
     path = Path(folder) / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Which patches of an image are hidden: blocks, as in BEiT (2106.08254, algorithm 1), or squares, as in SimMIM."""
+"""Masks hide patches of an image: blocks, as in BEiT (2106.08254, algorithm 1), or squares, as in SimMIM."""
 
 from __future__ import annotations
 

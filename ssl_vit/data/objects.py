@@ -28,7 +28,7 @@ _TARGETS = ("targets", "labels")  # where torchvision's datasets keep labels
 
 
 def open_object(dataset: Dataset) -> RowSource:
-    """The images of a map-style dataset without transforms. Raises UserError.
+    """Open the images of a map-style dataset without transforms. Raises UserError.
 
     Labels are its ``targets`` (or ``labels``), whole numbers, and their names its ``classes``.
     """

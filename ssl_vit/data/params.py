@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Column(IntEnum):
-    """Where each parameter of a crop stands in its row [P]: first its colours, for `augment`, then its place."""
+    """The columns say where each parameter of a crop stands in its row [P]: first its colours, then its place."""
 
     BRIGHTNESS = 0  # a factor, 1 changes nothing; the numbers of these four operations are their columns
     CONTRAST = 1  # likewise

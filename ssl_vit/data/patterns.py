@@ -1,4 +1,4 @@
-"""Which archives a text names. Imports nothing heavy: it is asked before anything is read."""
+"""A text names archives. Nothing heavy is imported here: it is asked before anything is read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def is_shards(path: str) -> bool:
-    """Whether a text names archives: one (.tar), several by braces, or a URL.
+    """Tell whether a text names archives: one (.tar), several by braces, or a URL.
 
     >>> is_shards("train-{000..009}.tar"), is_shards("photos")
     (True, False)
@@ -22,7 +22,7 @@ def is_shards(path: str) -> bool:
 
 
 def expand(pattern: str) -> list[str]:
-    """The archives that a pattern with braces names, in order; UserError where a local one is missing.
+    """List the archives that a pattern with braces names, in order; UserError where a local one is missing.
 
     >>> expand("s3://mine/{train,val}-{08..10}.tar")[:4]
     ['s3://mine/train-08.tar', 's3://mine/train-09.tar', 's3://mine/train-10.tar', 's3://mine/val-08.tar']

@@ -1,4 +1,4 @@
-"""What each image is turned into: declared by a method, executed by this package. Needs no torch."""
+"""A plan says what each image is turned into: declared by a method, executed by this package. Needs no torch."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from ssl_vit.errors import UserError
 
 
 def is_url(path: str) -> bool:
-    """Whether fsspec has to open it.
+    """Tell whether fsspec has to open it.
 
     >>> is_url("s3://mine/a.tar"), is_url("/data/a.tar")
     (True, False)
@@ -17,7 +17,7 @@ def is_url(path: str) -> bool:
 
 
 def open_url(url: str) -> BinaryIO:
-    """The file, which can be read anywhere. Raises UserError."""
+    """Open the file, which can be read anywhere. Raises UserError."""
     system, path = _system(url)
     try:
         return cast(BinaryIO, system.open(path, "rb"))
@@ -35,7 +35,7 @@ def read_part(url: str, start: int, end: int) -> bytes:
 
 
 def url_state(url: str) -> str:
-    """What changes when the file does. Raises UserError."""
+    """Return a text that changes when the file does. Raises UserError."""
     system, path = _system(url)
     try:
         return str(system.ukey(path))

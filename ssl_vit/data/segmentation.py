@@ -45,7 +45,7 @@ class Segmented:
 
 
 def find_pairs(folder: Path, side: str) -> list[Pair]:
-    """The images of a folder that have a mask, by name; `side`, "train" or "val", is the flag that named the folder.
+    """Pair the images of a folder with masks, by name; `side`, "train" or "val", is the flag that named the folder.
 
     A folder of VOC holds lists in ``ImageSets/Segmentation``, one of ADE20K has ``training`` and ``validation``; there
     the same folder can be given for both sides.

@@ -55,7 +55,7 @@ class Source:
 
     @property
     def labels(self) -> NDArray[np.int32]:
-        """All labels, int32 [N]; empty without classes."""
+        """The labels of all images are int32 [N]; empty without classes."""
         return self._labels
 
 

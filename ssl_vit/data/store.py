@@ -63,7 +63,7 @@ class Store:
         return cls(values, state, on_disk=True)
 
     def missing(self, block: int) -> list[NDArray[np.int64]]:
-        """The rows of every block that is not whole, in order; a block is always the same `block` rows.
+        """List the rows of every block that is not whole, in order; a block is always the same `block` rows.
 
         A block is computed as a whole, since the last digits of a product depend on how many rows it has.
         """
@@ -72,7 +72,7 @@ class Store:
         return [rows for rows in blocks if (self.state[rows] == MISSING).any()]
 
     def write(self, rows: NDArray[np.int64], values: NDArray[np.float32], unreadable: NDArray[np.int64]) -> None:
-        """The numbers [n, D] of some rows, and the rows of images that could not be read."""
+        """Keep the numbers [n, D] of some rows, and mark the rows of images that could not be read."""
         if len(rows):
             self.values[rows] = values
         self._waiting += [(rows, DONE), (unreadable, UNREADABLE)]

@@ -1,4 +1,4 @@
-"""Where the files of a tar archive lie, by its headers alone: nothing is unpacked, no link followed, no code run."""
+"""Headers alone tell where the files of a tar archive lie: nothing is unpacked, no link followed, no code run."""
 
 from __future__ import annotations
 

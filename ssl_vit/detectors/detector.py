@@ -14,7 +14,7 @@ from ssl_vit.backbones.backbone import Backbone
 
 
 class Predictions(NamedTuple):
-    """What a detector says of B images with Q queries; boxes are (centre x, centre y, width, height) in [0, 1]."""
+    """A detector says this of B images with Q queries; boxes are (centre x, centre y, width, height) in [0, 1]."""
 
     logits: Tensor  # [B, Q, C], or [B, Q, C + 1] with "nothing" last where the classes share a softmax
     boxes: Tensor  # [B, Q, 4]

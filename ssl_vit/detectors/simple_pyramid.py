@@ -11,7 +11,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 
 class SimplePyramid(nn.Module):
-    """From one map [B, C, h, w] a map of every stride, [B, out_channels, …], each without a look at the others.
+    """One map [B, C, h, w] becomes a map of every stride, [B, out_channels, …], each without a look at the others.
 
     Finer maps come from transposed convolutions, coarser ones from max pooling, by the power of 2 that is nearest to
     what is asked for; then a convolution of 1 x 1 and one of 3 x 3. Takes and gives what torchvision's

@@ -14,7 +14,7 @@ PretrainableName = Literal["deformable_detr", "detr"]
 
 
 class DetectorEntry(NamedTuple):
-    """Where a detector is built, and of one that can be pretrained its network and its official size."""
+    """An entry says where a detector is built, and of one that can be pretrained its network and official size."""
 
     build: str  # "module:function" of (backbone, classes, pixels a side of the canvas) -> Finder
     network: str | None = None  # "module:class"

@@ -1,4 +1,4 @@
-"""Where objects may be, without labels: boxes from region priors, kept in a folder for DETReg (arXiv 2106.04550)."""
+"""Region priors say where objects may be, without labels; the boxes are kept for DETReg (arXiv 2106.04550)."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ MARGIN = 0.1  # pixels are squeezed into [0.1, 0.9] for a loss on the open inter
 
 
 class Conv(nn.Module):
-    """A convolution that keeps the size."""
+    """The convolution keeps the size."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
         super().__init__()

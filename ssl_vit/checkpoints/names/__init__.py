@@ -1,1 +1,1 @@
-"""What other libraries call the weights of timm's families: `MAPS[family]` of each file, tried in both directions."""
+"""Other libraries have names of their own for timm's weights: `MAPS[family]` of each file, tried both ways."""
