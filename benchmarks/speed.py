@@ -72,7 +72,6 @@ ROWS = {
     "memory": Row("step, bf16, net peak memory", "step", BF16, "lightly-train", 0.75, 0.6, "net_mb"),
     "data-dino": Row("data path, exact", "data", "exact", "official recipe", 4.0, 5.0),
     "data": Row("data path, exact", "data", "exact", "lightly-train", 1.5, 2.0),
-    "data-fast": Row("data path, fast", "data", "fast", "lightly-train", 2.0, 3.0),
     "decode": Row("decoding alone", "data", "decode", "bare Pillow", 0.85, 0.95),
     "run": Row("end to end, bf16, one worker", "run", BF16, "lightly-train", 1.3, 1.55),
     "update": Row("clip, optimiser, teacher, 27 M", "update", FP32, "official DINO", 3.0, 5.0),

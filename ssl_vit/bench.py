@@ -225,8 +225,7 @@ def _advice(parts: Parts, wait: float, workers: int, config: ResolvedConfig) -> 
             yield "- --set train.precision=bf16-mixed is quicker where the GPU supports it"
     if memory_is_short():
         yield f"- memory is nearly full; where it does not suffice: {LESS}"
-    if shares["augment"] > _MUCH and config.data.kernels == "torch":
-        less = "--set data.augment=fast halves that" if on_gpu else "pip install 'ssl_vit[numba]' makes that a quarter"
-        yield f"- colours take {shares['augment']:.0%} of a step: {less}"
+    if shares["augment"] > _MUCH and config.data.kernels == "torch" and not on_gpu:
+        yield f"- colours take {shares['augment']:.0%} of a step: pip install 'ssl_vit[numba]' makes that a quarter"
     if shares["optimiser"] > _MUCH:
         yield f"- the optimiser takes {shares['optimiser']:.0%} of a step, whatever its size: a larger train.batch_size"

@@ -45,8 +45,8 @@ def calls(monkeypatch):
     reasons = [("train.epochs", 800, "5,000 images", "--epochs N")]
     exported = SimpleNamespace(folder="out", consumer="timm 1.0", max_difference=0.0, snippet="import timm")
     rooms = {
-        "experiment": {
-            "pretrain": note("pretrain", "finished"),
+        "run.pretrain": {"pretrain": note("pretrain", "finished")},
+        "run.plan": {
             "resolve": lambda config: (
                 config.model_copy(update={"train": config.train.model_copy(update={"epochs": 800})}),
                 reasons,

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ssl_vit.cli import main
 from ssl_vit.config import dump, load_config
 from ssl_vit.data import loader
-from ssl_vit.eval.api import load
+from ssl_vit.eval.weights import load_backbone
 from ssl_vit.run import facts, plan
 from tests.data.photo import photo
 from tests.runs import command, files, finish, losses, rows, weights
@@ -145,7 +145,7 @@ def test_the_export_loads_where_there_is_timm_alone(run: Path, tmp_path: Path) -
         [sys.executable, "-c", ALONE, str(run / "export")], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    ours = load(run).eval()
+    ours = load_backbone(run).eval()
     with torch.no_grad():
         expected = ours(torch.linspace(-2, 2, 3 * 32 * 32).view(1, 3, 32, 32)).pooled.flatten().tolist()
     np.testing.assert_allclose(json.loads(done.stdout), expected, rtol=1e-4, atol=1e-5)

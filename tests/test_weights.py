@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from ssl_vit.cli import main
 from ssl_vit.config import load_config
 from ssl_vit.data import loader
-from ssl_vit.eval.api import load
+from ssl_vit.eval.weights import load_backbone
 from ssl_vit.run import facts, plan, prepare
 from ssl_vit.training.checkpoint import newest_checkpoint
 from tests.checkpoints.files import filled, official, save
@@ -71,7 +71,7 @@ def test_the_file_says_the_network_and_its_size(place: str, pictures: Path, whol
     ]
     with torch.inference_mode():
         images = torch.randn(2, 3, 32, 32)
-        found, expected = load(weights).eval()(images), load(whole_run).eval()(images)
+        found, expected = load_backbone(weights).eval()(images), load_backbone(whole_run).eval()(images)
     assert torch.equal(found.pooled, expected.pooled)
 
 

@@ -92,7 +92,6 @@ def examine(name: str, family: str, size: Size | None, args: Arguments) -> Anato
             ) from error
         info = _info(model, name, family, size, sight)
     info = dataclasses.replace(info, drops_paths="drop_path_rate" in known)
-    info = dataclasses.replace(info, limits=_limits(info, sight.layout))
     return Anatomy(info, sight.layout, tuple(weight_args.items()), tuple(build_args.items()))
 
 
@@ -198,18 +197,6 @@ def _takes(model: TimmModel, layout: FeatureLayout, size: Size, cell: float) -> 
     except Exception:  # the answer is that it fails, however it does: asserts, shapes, indices, divisions
         return False
     return all(abs(length / cell - cells) <= 1.5 for length, cells in zip(size, patches.shape[2:], strict=True))
-
-
-def _limits(info: BackboneInfo, layout: FeatureLayout) -> tuple[str, ...]:
-    height, width = info.size
-    limits = {
-        f"takes images of {height}×{width} pixels only: crops of several sizes are out of reach": not info.any_size,
-        "has no embedding of separate patches: masks hide pixels": info.patch is None,
-        "has one scale only: its pyramid is one map": not layout.levels,
-        "has no head: the mean of the patches is pooled": not layout.head,
-        "has no stochastic depth: drop_path must be 0": not info.drops_paths,
-    }
-    return tuple(sentence for sentence, holds in limits.items() if holds)
 
 
 def _pair(size: Any) -> Size:

@@ -53,7 +53,6 @@ class BackboneInfo:
     parameters: int
     drops_paths: bool = True  # whether it has stochastic depth
     drops_patches: bool = False  # whether it can leave patches out instead of hiding them: plain transformers
-    limits: tuple[str, ...] = ()  # one plain sentence for each thing it can't do
 
 
 class Backbone(nn.Module):

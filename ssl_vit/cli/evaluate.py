@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ssl_vit.cli.parser import Parser, add_weights, heard, images, new_file, one_of, say
-from ssl_vit.errors import UserError
-from ssl_vit.eval.kinds import KINDS, POOLINGS, PRECISIONS, Option, layers
-from ssl_vit.spelling import did_you_mean
+from ssl_vit.cli.parser import Parser, add_weights, heard, images, new_file, say
+from ssl_vit.eval.kind import FeatureKind, Options, ReadoutOptions, ScoreKind, as_typed
+from ssl_vit.eval.kinds import kind_class, list_kinds
+from ssl_vit.wording import expected
 
 FIGURES = {
     "robustness": "ssl_vit.report.robustness",
@@ -22,39 +21,26 @@ FIGURES = {
 
 def evaluate(argv: list[str]) -> None:
     """Score weights on images: k-NN, linear, robustness and others."""
-    listed = "\n".join(["kinds:", *(f"  {name:16}{kind.help}" for name, kind in KINDS.items())])
     if not argv or argv[0] in ("-h", "--help"):
-        parser = Parser("eval", str(evaluate.__doc__), listed + "\n\n`ssl-vit eval KIND --help` lists its settings.")
+        listed = [f"  {name:16}{kind_class(name).__doc__}" for name in list_kinds()]
+        epilog = "\n".join(["kinds:", *listed, "", "`ssl-vit eval KIND --help` lists its settings."])
+        parser = Parser("eval", str(evaluate.__doc__), epilog)
         parser.add_argument("kind", metavar="KIND", help="how to score, see below")
         parser.parse(argv)
     name, *rest = argv
-    if name not in KINDS:
-        raise UserError(f"unknown score {name!r}; {did_you_mean(name, KINDS)}; see ssl-vit eval --help")
-    kind = KINDS[name]
-    parser = Parser(f"eval {name}", kind.help)
-    add_weights(parser)
-    for folder, words in kind.folders.items():
-        parser.add_argument(f"--{folder}", type=images, metavar="DIR", required=True, help=words)
-    for option, setting in kind.options.items():
-        _add_option(parser, option, setting)
-    if kind.reads_features:
-        _add_readout(parser)
-        parser.add_argument("--seed", type=int, metavar="N", default=0, help="of whatever is drawn (0)")
-        parser.add_argument("--features", type=Path, metavar="DIR", help="keep the features there, and go on with them")
-    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the result there too")
-    if name in FIGURES:
-        parser.add_argument("--figure", type=new_file, metavar="FILE", help="draw the result there, a .png")
-    args = vars(parser.parse(rest))
+    kind = kind_class(name)
+    args = vars(_parser(kind).parse(rest))
     figure = args.pop("figure", None)
+    settings = _settings(args, kind, f"eval {name}")
     from ssl_vit.eval import api
 
     with heard():
-        result = api.evaluate(name, args.pop("weights"), **args)
+        result = api.evaluate(name, args.pop("weights"), **args, **settings)
     if figure is not None:
         from ssl_vit.report.figures import save_figure
 
         save_figure(importlib.import_module(FIGURES[name]).figure(result), figure)
-    say(json.dumps({key: value for key, value in result.items() if key not in kind.quiet}, indent=2))
+    say(json.dumps({key: value for key, value in result.items() if key not in kind.unprinted}, indent=2))
 
 
 def embed(argv: list[str]) -> None:
@@ -64,39 +50,42 @@ def embed(argv: list[str]) -> None:
     parser.add_argument("data", metavar="DATA", type=images, help="images, as for pretrain")
     words = "the file to write: .npz, .npy, .safetensors or .parquet"
     parser.add_argument("--out", type=new_file, metavar="FILE", required=True, help=words)
-    _add_readout(parser)
+    _add_options(parser, ReadoutOptions)
     args = vars(parser.parse(argv))
+    settings = _settings(args, ReadoutOptions, "embed")
     from ssl_vit.eval import embed as script
 
-    say(str(script.embed(args.pop("weights"), args.pop("data"), args.pop("out"), **args)))
+    say(str(script.embed(args.pop("weights"), args.pop("data"), args.pop("out"), **args, **settings)))
 
 
-def _add_option(parser: Parser, name: str, option: Option) -> None:
-    words = f"{option.help} ({_shown(option.default)})"
-    flag = f"--{name.replace('_', '-')}"
-    parser.add_argument(flag, dest=name, type=_read(option.parse), default=option.default, metavar="X", help=words)
+def _parser(kind: type[ScoreKind]) -> Parser:
+    """The flags of a kind of score, made from its class."""
+    parser = Parser(f"eval {kind.name}", str(kind.__doc__))
+    add_weights(parser)
+    for folder, words in kind.folders.items():
+        parser.add_argument(f"--{folder}", type=images, metavar="DIR", required=True, help=words)
+    _add_options(parser, kind)
+    if issubclass(kind, FeatureKind):
+        parser.add_argument("--features", type=Path, metavar="DIR", help="keep the features there, and go on with them")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the result there too")
+    if kind.name in FIGURES:
+        parser.add_argument("--figure", type=new_file, metavar="FILE", help="draw the result there, a .png")
+    return parser
 
 
-def _add_readout(parser: Parser) -> None:
-    words = "features of these layers: last4, or numbers from 0, N,N,… (last1)"
-    parser.add_argument("--layers", type=_read(layers), default=(-1,), metavar="L", help=words)
-    words = f"how a layer becomes a vector: {', '.join(POOLINGS)} (model)"
-    parser.add_argument("--pooling", type=one_of(*POOLINGS), default="model", metavar="P", help=words)
-    words = f"of the network: {', '.join(PRECISIONS)} (float32)"
-    parser.add_argument("--precision", type=one_of(*PRECISIONS), default="float32", metavar="P", help=words)
+def _add_options(parser: Parser, options: type[Options]) -> None:
+    """A flag for every setting, which takes any text: the model reads and checks it."""
+    for name, field in options.settings().items():
+        about = " ".join((field.description or "").split())
+        takes = expected(field.annotation, field.metadata)
+        words = f"{about} Takes {takes}; default {as_typed(field.default) or 'none'}."
+        letter = "N" if "integer" in takes else "X" if "number" in takes else "NAME"
+        metavar = f"{letter},…" if isinstance(field.default, tuple) else letter
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, dest=name, metavar=metavar, default=argparse.SUPPRESS, help=words.replace("%", "%%"))
 
 
-def _read(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A parser of text whose ValueError argparse turns into one line."""
-
-    def read(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
-
-    return read
-
-
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _settings(args: dict[str, Any], options: type[Options], command: str) -> dict[str, Any]:
+    """The values of all settings, checked; those that were typed are taken out of the arguments."""
+    typed = {name: args.pop(name) for name in options.settings() if name in args}
+    return options.of(typed, command).values()

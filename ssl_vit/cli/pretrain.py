@@ -12,8 +12,9 @@ from pathlib import Path
 from ssl_vit.cli.parser import Parser, say
 from ssl_vit.cli.tables import aligned
 from ssl_vit.config import FLAGS, RunConfig, check_data, check_out, dump, load_config
-from ssl_vit.config.problems import expected, known_keys, takes_text
+from ssl_vit.config.problems import known_keys, takes_text
 from ssl_vit.config.schema import DEFAULT_METHOD
+from ssl_vit.wording import expected
 
 METAVARS = {"--method": "NAME", "--backbone": "NAME", "--weights": "FILE", "--val": "DIR", "--precision": "P"}
 # The others take a number.

@@ -27,6 +27,11 @@ FLAGS = {
     "--precision": "train.precision",
 }
 """The keys that have a flag of their own on the command line."""
+RETIRED: dict[KeyPath, tuple[Any, str]] = {
+    ("data", "augment"): ("exact", "colours are always exact now; with the extra numba they are as quick"),
+}
+"""Keys that older versions wrote into config.yaml: the only value that is still taken, and left out, as it says what is
+always done now; and what any other value is answered with."""
 
 
 def load_config(
@@ -97,6 +102,11 @@ class _Layers:
 
     def put(self, path: KeyPath, value: Any, origin: str) -> None:
         """Put a value over what was there; a scalar where a section belongs stays, for the schema to refuse."""
+        if path in RETIRED:
+            accepted, instead = RETIRED[path]
+            if value != accepted:
+                self.problems.append(f"{'.'.join(path)}: no longer a setting; {instead}; remove it ({origin})")
+            return
         section: Any = self.tree
         for depth, key in enumerate(path[:-1], start=1):
             section = section.setdefault(key, {})

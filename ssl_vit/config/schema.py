@@ -55,8 +55,6 @@ class DataConfig(Section):
     """Mean of red, green and blue, of images in [0, 1], that is subtracted."""
     std: Auto[Colour] = AUTO
     """Deviation of red, green and blue that the images are divided by."""
-    augment: Literal["exact", "fast"] = "exact"
-    """Colour jitter as published, or as one linear map a crop: nearly the same, and quicker where torch does it."""
     kernels: Auto[Literal["numba", "torch"]] = AUTO
     """What computes colours on a CPU: kernels that numba compiles (extra `numba`), four times as quick, or torch."""
 
@@ -158,7 +156,7 @@ def _by_name(value: Any) -> Any:
     try:
         return config_class(name).model_validate(value)
     except UserError as error:
-        problem = PydanticCustomError("unknown_method", "{text}", {"text": str(error)})
+        problem = PydanticCustomError("unknown_name", "{text}", {"text": str(error)})
         details = InitErrorDetails(type=problem, loc=("name",), input=name)
         raise ValidationError.from_exception_data("method", [details]) from error
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_vit.data.jitter import jittered, some
-from ssl_vit.data.recolour import recoloured
+from ssl_vit.data.params import Column
 
 _THRESHOLD = 128 / 255
 _TILE = 2 * 3 * 224 * 224  # values that are done together on a CPU: few enough to stay in its cache
@@ -26,29 +26,28 @@ def augment(
     mean: Sequence[float],
     std: Sequence[float],
     *,
-    fast: bool = False,
     kernels: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
     """Apply each crop's parameters and normalise.
 
-    images: uint8 [N, 3, S, S] on any device; params: float32 [N, P], the first columns being ``crops.COLOURS``. Keep
+    images: uint8 [N, 3, S, S] on any device; params: float32 [N, P], columns as ``params.Column`` names them. Keep
     them on the CPU: which crops need which operation is decided there, without waiting for the device. mean, std: of
-    images in [0, 1]; fast: jitter as one linear map, see `recolour`; kernels: on a CPU by numba, see `kernels`,
-    exact and as quick as fast ones would be. Returns float32 [N, 3, S, S], in `out` if given.
+    images in [0, 1]; kernels: on a CPU by numba, four times as quick, see `kernels`.
+    Returns float32 [N, 3, S, S], in `out` if given.
     """
     out = torch.empty(images.shape, device=images.device) if out is None else out
     shift, scale = _standard(mean, std, images.device)
     if kernels and images.device.type == "cpu":
         from ssl_vit.data.kernels import coloured  # numba is an extra
 
-        coloured(images, params, blur_weights(params[:, 6]), shift, scale, out)
+        coloured(images, params, blur_weights(params[:, Column.SIGMA]), shift, scale, out)
         return out
     together = max(1, _TILE // images[0].numel()) if images.device.type == "cpu" else len(images)
     with torch.autocast(images.device.type, enabled=False):
-        for rows, x in (recoloured if fast else jittered)(images, params, together):
-            x = some(x, params[rows, 6], blur)
-            x = some(x, params[rows, 7], lambda chosen, _: solarize(chosen))
+        for rows, x in jittered(images, params, together):
+            x = some(x, params[rows, Column.SIGMA], blur)
+            x = some(x, params[rows, Column.SOLARIZE], lambda chosen, _: solarize(chosen))
             out.index_copy_(0, rows.to(out.device, non_blocking=True), torch.addcmul(shift, x, scale, out=x))
     return out
 

@@ -12,7 +12,7 @@ from torch.utils.data import get_worker_info
 
 from ssl_vit.data.augment import augment
 from ssl_vit.data.bad import BadFiles
-from ssl_vit.data.crops import PARAMS
+from ssl_vit.data.params import Column
 from ssl_vit.data.plan import ViewPlan
 
 
@@ -39,7 +39,7 @@ class Batch:
         else:  # as torch's own collation does it: what is not in shared memory would be copied there on its way
             shared = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]  # torch leaves it untyped
             pixels = torch.empty(0, dtype=torch.uint8).set_(shared)
-        values = torch.empty(len(index) * plan.crops(), len(PARAMS))
+        values = torch.empty(len(index) * plan.crops(), len(Column))
         return cls(plan, pixels, values, torch.tensor(index), [])
 
     @property
@@ -65,7 +65,7 @@ class Batch:
         return [self] if parts == 1 else [self._some(slice(i * size, (i + 1) * size)) for i in range(parts)]
 
     def _some(self, images: slice) -> Batch:
-        params = [rows.view(-1, len(self.index), len(PARAMS))[:, images].flatten(0, 1) for rows in self.params]
+        params = [rows.view(-1, len(self.index), len(Column))[:, images].flatten(0, 1) for rows in self.params]
         return replace(
             self,
             pixels=torch.cat([place[:, images].flatten() for place in self.places]),
@@ -90,13 +90,12 @@ def to_views(
     std: Sequence[float],
     device: torch.device | str,
     *,
-    fast: bool = False,
     kernels: bool = False,
     channels_last: bool = False,
 ) -> list[Tensor]:
     """Move a batch to the device and augment it there: float32 [count * B, 3, S, S] for each View, then the boxes.
 
-    fast, kernels: see `augment`; channels_last: in which order they lie in memory; the shape is the same.
+    kernels: see `augment`; channels_last: in which order they lie in memory; the shape is the same.
     """
     moved = batch.to(device)
     whole = torch.empty(len(batch.pixels), device=device)  # one piece of memory: the next batch finds it again
@@ -104,6 +103,6 @@ def to_views(
     for images, params in zip(moved.views, moved.params, strict=True):
         out = whole[begin : begin + images.numel()]
         out = out.view(images.movedim(1, -1).shape).movedim(-1, 1) if channels_last else out.view(images.shape)
-        views.append(augment(images, params, mean, std, fast=fast, kernels=kernels, out=out))
+        views.append(augment(images, params, mean, std, kernels=kernels, out=out))
         begin += images.numel()
     return views if moved.boxes is None else [*views, moved.boxes]

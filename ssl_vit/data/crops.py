@@ -16,13 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssl_vit.data.params import UNCHANGED, Column
 from ssl_vit.data.plan import View, ViewPlan
-
-# The columns of a crop's parameters, first what `augment` reads: `order` is a row of its ORDERS, sigma 0 is no blur.
-COLOURS = ("brightness", "contrast", "saturation", "hue", "order", "gray", "sigma", "solarize")
-PLACE = ("left", "top", "right", "bottom", "flipped")  # of the crop, in shares of the image's sides; for `boxes`
-PARAMS = COLOURS + PLACE
-UNCHANGED = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 _ATTEMPTS = 10  # tries at a box that fits, as torchvision's RandomResizedCrop
 _BOX, _COLOUR = 2 * _ATTEMPTS + 2, 10  # uniform numbers that a crop takes, used or not
@@ -55,10 +50,10 @@ def sample_rng(seed: int, epoch: int, index: int, stream: int = 0) -> np.random.
 def make_views(image: NDArray[np.uint8], plan: ViewPlan, rng: np.random.Generator) -> tuple[list[Tensor], list[Tensor]]:
     """All the crops of an image [H, W, 3].
 
-    Returns for each View uint8 [count, 3, S, S] (channels last in memory) and float32 [count, len(PARAMS)].
+    Returns for each View uint8 [count, 3, S, S] (channels last in memory) and float32 [count, len(Column)].
     """
     places = [torch.empty(view.count, view.size, view.size, 3, dtype=torch.uint8) for view in plan.views]
-    params = [torch.empty(view.count, len(PARAMS)) for view in plan.views]
+    params = [torch.empty(view.count, len(Column)) for view in plan.views]
     fill_views(image, plan, rng, places, params)
     return [pixels.permute(0, 3, 1, 2) for pixels in places], params
 
@@ -104,7 +99,7 @@ def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
 
 
 def place_of(box: Box, height: int, width: int, flipped: bool) -> list[float]:
-    """The values of PLACE for one crop of an image.
+    """The values of the columns ``PLACE`` for one crop of an image.
 
     >>> place_of(Box(top=10, left=0, height=20, width=25), 40, 100, flipped=True)
     [0.0, 0.25, 0.25, 0.75, 1.0]
@@ -114,18 +109,21 @@ def place_of(box: Box, height: int, width: int, flipped: bool) -> list[float]:
 
 
 def draw_colour(view: View, u: Sequence[float]) -> list[float]:
-    """The values of COLOURS for one crop; jitter factors as torchvision's ColorJitter draws them."""
+    """The values of the columns of colours for one crop; jitter factors as torchvision's ColorJitter draws them."""
     row = list(UNCHANGED)
-    if u[0] < view.jitter_p:
-        for column, strength in enumerate(view.jitter[:3]):
+    jitter, *factors, turn, order, gray, blur, sigma, solarize = u
+    if jitter < view.jitter_p:
+        *strengths, most = view.jitter
+        blends = (Column.BRIGHTNESS, Column.CONTRAST, Column.SATURATION)
+        for column, strength, factor in zip(blends, strengths, factors, strict=True):
             low = max(0.0, 1.0 - strength)
-            row[column] = low + (1.0 + strength - low) * u[1 + column]
-        row[3] = view.jitter[3] * (2.0 * u[4] - 1.0)
-        row[4] = float(int(24 * u[5]))
-    row[5] = float(u[6] < view.gray_p)
-    if u[7] < view.blur_p:
-        row[6] = view.blur_sigma[0] + (view.blur_sigma[1] - view.blur_sigma[0]) * u[8]
-    row[7] = float(u[9] < view.solarize_p)
+            row[column] = low + (1.0 + strength - low) * factor
+        row[Column.HUE] = most * (2.0 * turn - 1.0)
+        row[Column.ORDER] = float(int(24 * order))
+    row[Column.GRAY] = float(gray < view.gray_p)
+    if blur < view.blur_p:
+        row[Column.SIGMA] = view.blur_sigma[0] + (view.blur_sigma[1] - view.blur_sigma[0]) * sigma
+    row[Column.SOLARIZE] = float(solarize < view.solarize_p)
     return row
 
 

@@ -88,12 +88,6 @@ def decode(place: Place, max_pixels: float = MAX_PIXELS, want: int | None = None
         return _upright(image, str(place), max_pixels, want)
 
 
-def decode_bytes(data: bytes, name: str, max_pixels: float = MAX_PIXELS, want: int | None = None) -> NDArray[np.uint8]:
-    """As ``decode``, of a file in memory; `name` is for the error."""
-    with _blaming(name), _parsed(io.BytesIO(data)) as image:
-        return _upright(image, name, max_pixels, want)
-
-
 def image_size(place: Place) -> tuple[int, int]:
     """Height and width in pixels from the header, orientation not applied. Raises BadImage."""
     with _image(place) as image:

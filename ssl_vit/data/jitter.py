@@ -8,13 +8,16 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-ORDERS = tuple(permutations(range(4)))  # of the four operations; the `order` parameter is a row of it
+from ssl_vit.data.params import JITTER, UNCHANGED, Column
+
+OPERATIONS = (Column.BRIGHTNESS, Column.CONTRAST, Column.SATURATION, Column.HUE)
+ORDERS = tuple(permutations(map(int, OPERATIONS)))  # the parameter ORDER is a row of it
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision writes it
 BASES = torch.tensor([(0.0, 0.0), (0.0, 1.0), (1.0, 0.0)])  # of brightness, contrast, saturation; see `blend`
 _TINY = 1e-30  # a chroma of nothing, which nothing is divided by
-_NEUTRAL = (1.0, 1.0, 1.0, 0.0)
-_HUE_PLACE = torch.tensor([order.index(3) for order in ORDERS])
-_BLENDS = torch.tensor([[kind for kind in order if kind != 3] for order in ORDERS])  # [24, 3]
+_NEUTRAL = UNCHANGED[JITTER]
+_HUE_PLACE = torch.tensor([order.index(Column.HUE) for order in ORDERS])
+_BLENDS = torch.tensor([[kind for kind in order if kind != Column.HUE] for order in ORDERS])  # [24, 3]
 
 
 def jittered(images: Tensor, params: Tensor, together: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -27,7 +30,10 @@ def jittered(images: Tensor, params: Tensor, together: int) -> Iterator[tuple[Te
         for rows in torch.split(group, together):
             x = pixels.index_select(0, rows.to(images.device, non_blocking=True)).permute(0, 3, 1, 2)
             x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-            yield rows, some(_jitter(x, params[rows], turned), params[rows, 5], lambda chosen, _: gray(chosen))
+            yield (
+                rows,
+                some(_jitter(x, params[rows], turned), params[rows, Column.GRAY], lambda chosen, _: gray(chosen)),
+            )
 
 
 def blend(x: Tensor, factor: Tensor, base: Tensor) -> Tensor:
@@ -82,8 +88,8 @@ def _groups(params: Tensor) -> Iterator[tuple[int | None, Tensor]]:
 
     What a group does can be done to all of its crops at once, as the three blends are one operation.
     """
-    turned = _HUE_PLACE[params[:, 4].long()].masked_fill(params[:, 3] == 0, 4)
-    turned[(params[:, :4] == params.new_tensor(_NEUTRAL)).all(1)] = 5
+    turned = _HUE_PLACE[params[:, Column.ORDER].long()].masked_fill(params[:, Column.HUE] == 0, 4)
+    turned[(params[:, JITTER] == params.new_tensor(_NEUTRAL)).all(1)] = 5
     for place in range(6):
         rows = (turned == place).nonzero().flatten()
         if len(rows):
@@ -94,9 +100,9 @@ def _jitter(x: Tensor, params: Tensor, turned: int | None) -> Tensor:
     """torchvision's ColorJitter, each crop in its own order."""
     if turned is None:
         return x
-    kinds = _BLENDS[params[:, 4].long()]  # [n, 3]
+    kinds = _BLENDS[params[:, Column.ORDER].long()]  # [n, 3]
     factors, bases = params.gather(1, kinds), BASES[kinds]
-    moved = [values.to(x.device, non_blocking=True) for values in (factors, bases, params[:, 3])]
+    moved = [values.to(x.device, non_blocking=True) for values in (factors, bases, params[:, Column.HUE])]
     for position in range(4):
         if position == turned:
             x = hue(x, moved[2])

@@ -17,14 +17,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssl_vit.data.jitter import LUMA, ORDERS
+from ssl_vit.data.jitter import LUMA, OPERATIONS, ORDERS
+from ssl_vit.data.params import Column
 
 Array = NDArray[np.float32]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 LINES = 8  # that are worked on together
 REACH = 8  # pixels of a blur whose sums are made at once: sigma 2
-_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _ORDER, _GRAY, _SIGMA, _SOLARIZE = range(8)  # columns of the parameters
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = map(int, OPERATIONS)  # columns of the parameters, as numba takes them
+_GRAY, _SIGMA, _SOLARIZE = int(Column.GRAY), int(Column.SIGMA), int(Column.SOLARIZE)
 _RED, _GREEN, _BLUE = (np.float32(share) for share in LUMA)
 _ZERO, _ONE, _TWO, _THREE, _SIX, _MOST = (np.float32(value) for value in (0, 1, 2, 3, 6, 255))
 _HALF = np.float32(128)
@@ -41,7 +43,7 @@ def coloured(images: Tensor, params: Tensor, weights: Tensor, shift: Tensor, sca
     middle = weights.shape[1] // 2
     arrays = [
         images.permute(0, 2, 3, 1).contiguous().flatten(1),
-        torch.tensor(ORDERS)[params[:, _ORDER].long()],
+        torch.tensor(ORDERS)[params[:, Column.ORDER].long()],
         params,
         F.pad(weights[:, middle:], (0, max(0, REACH - middle))),
         place,

@@ -86,7 +86,8 @@ def _instead(others: Counter[str], skipped: Counter[str]) -> str:
     found = [f"{count} {kind}" for kind, count in others.most_common(5)]
     left = [f"{count} {reason}" for reason, count in skipped.items()]
     text = "found " + ", ".join(found + left) if found or left else "the folder is empty"
-    hint = "; pass outside_links to follow the links" if skipped[_OUTSIDE] else "; pass a folder of images"
+    own = "; copy the images into the folder, or list their paths in a text file (.txt) and pass that"
+    hint = own if skipped[_OUTSIDE] else "; pass a folder of images"
     return text + hint
 
 

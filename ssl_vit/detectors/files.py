@@ -6,21 +6,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from safetensors.torch import save_file
 
 from ssl_vit.backbones.registry import create_backbone
 from ssl_vit.checkpoints.description import read_description
 from ssl_vit.checkpoints.reader import METADATA, read_document, tensors
-from ssl_vit.detectors.deformable_detr import DeformableDETR
-from ssl_vit.detectors.detr import DETR
+from ssl_vit.detectors.networks import Pretrainable, network_class
 from ssl_vit.errors import UserError
 
-Pretrainable: TypeAlias = DETR | DeformableDETR
-"""The detectors that can embed their objects, and so be pretrained."""
-KINDS: dict[str, type[Pretrainable]] = {kind.name: kind for kind in (DeformableDETR, DETR)}
-"""The same by name."""
 FILE = "detector.safetensors"
 """The file's name in the export of a run."""
 
@@ -61,7 +56,7 @@ def load_detector(path: Path | str, num_classes: int | None = None) -> Pretraina
         if num_classes is not None:
             settings["embedding"] = None
             state = {name: value for name, value in state.items() if not name.startswith("feature_embed.")}
-        detector = KINDS[said["name"]](backbone, said["num_classes"], **settings)
+        detector = network_class(said["name"])(backbone, said["num_classes"], **settings)
         detector.load_state_dict(state, strict=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         what = " ".join(str(error).split())[:200]

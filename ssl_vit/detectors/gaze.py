@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ssl_vit.detectors.deformable_attention import DeformableAttention
 from ssl_vit.detectors.detector import Predictions
 from ssl_vit.detectors.detr import DETR
-from ssl_vit.detectors.files import Pretrainable
+from ssl_vit.detectors.networks import Pretrainable
 
 
 class Gaze(NamedTuple):

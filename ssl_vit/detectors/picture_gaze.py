@@ -15,8 +15,8 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from ssl_vit.backbones.backbone import Colour
-from ssl_vit.detectors.files import Pretrainable
 from ssl_vit.detectors.gaze import gaze, surest
+from ssl_vit.detectors.networks import Pretrainable
 from ssl_vit.detectors.picture_regions import shown
 from ssl_vit.drawing import ACCENT, SECOND, STYLE, Image
 from ssl_vit.files import write_atomically

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssl_vit.backbones.backbone import Colour
 from ssl_vit.detectors.detector import best
-from ssl_vit.detectors.files import Pretrainable
+from ssl_vit.detectors.networks import Pretrainable
 from ssl_vit.drawing import Boxed, boxes_figure
 from ssl_vit.files import write_atomically
 

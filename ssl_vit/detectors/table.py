@@ -1,47 +1,34 @@
-"""Every detector that can be trained on a backbone, by name."""
+"""Every detector that can be trained on a backbone: the one table that all lists of them come from. Needs no torch.
+
+A new detector is one file, one name and one entry here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Literal, NamedTuple
 
-from ssl_vit.backbones.timm_adapter import TimmBackbone
-from ssl_vit.detectors.deformable_detr import DeformableDETR
-from ssl_vit.detectors.detr import DETR
-from ssl_vit.detectors.finder import Finder, SetFinder
-from ssl_vit.detectors.regions import build_faster_rcnn, build_mask_rcnn, build_retinanet
-from ssl_vit.detectors.yolos import YOLOS
-
-Builder = Callable[[TimmBackbone, int, int], Finder]  # of (backbone, classes, pixels a side of the canvas)
+DetectorName = Literal["faster_rcnn", "retinanet", "mask_rcnn", "deformable_detr", "detr", "yolos"]
+"""A detector that ``ssl-vit eval detection`` trains."""
+PretrainableName = Literal["deformable_detr", "detr"]
+"""A detector that can embed its objects, so that DETReg can pretrain it."""
 
 
-def detr(backbone: TimmBackbone, classes: int, _: int) -> SetFinder:
-    """DETR in its official size, its norms learning: see ``deformable_detr``."""
-    detector = DETR(backbone, classes)
-    detector.freeze_norms(False)
-    return SetFinder(detector, backbone.info)
+class DetectorEntry(NamedTuple):
+    """Where a detector is built, and of one that can be pretrained its network and its official size."""
+
+    build: str  # "module:function" of (backbone, classes, pixels a side of the canvas) -> Finder
+    network: str | None = None  # "module:class"
+    queries: int = 0
+    hidden: int = 0  # width of the hidden layers
 
 
-def deformable_detr(backbone: TimmBackbone, classes: int, _: int) -> SetFinder:
-    """Deformable DETR in its official size.
-
-    Its norms learn, unlike the official one's, which always begins with weights: a network that begins without is
-    normalised by nothing else.
-    """
-    detector = DeformableDETR(backbone, classes)
-    detector.freeze_norms(False)
-    return SetFinder(detector, backbone.info)
-
-
-def yolos(backbone: TimmBackbone, classes: int, size: int) -> SetFinder:
-    """YOLOS; UserError for what is no plain ViT with a class token."""
-    return SetFinder(YOLOS(backbone, classes, image_size=(size, size)), backbone.info)
-
-
-BUILDERS: dict[str, Builder] = {
-    "faster_rcnn": build_faster_rcnn,
-    "retinanet": build_retinanet,
-    "mask_rcnn": build_mask_rcnn,
-    "deformable_detr": deformable_detr,
-    "detr": detr,
-    "yolos": yolos,
+DETECTORS: dict[DetectorName, DetectorEntry] = {
+    "faster_rcnn": DetectorEntry("ssl_vit.detectors.regions:build_faster_rcnn"),
+    "retinanet": DetectorEntry("ssl_vit.detectors.regions:build_retinanet"),
+    "mask_rcnn": DetectorEntry("ssl_vit.detectors.regions:build_mask_rcnn"),
+    "deformable_detr": DetectorEntry(
+        "ssl_vit.detectors.build:build_deformable_detr", "ssl_vit.detectors.deformable_detr:DeformableDETR", 300, 1024
+    ),
+    "detr": DetectorEntry("ssl_vit.detectors.build:build_detr", "ssl_vit.detectors.detr:DETR", 100, 2048),
+    "yolos": DetectorEntry("ssl_vit.detectors.build:build_yolos"),
 }

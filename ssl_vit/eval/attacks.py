@@ -31,7 +31,7 @@ def attacked(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> NDArray[np.bool_]:
-    """Whether each readable image of the source is still classified rightly, [M], when its pixels are changed.
+    """Each readable image of the source is told right (True) or wrong [M] when its pixels are changed to mislead.
 
     radius: the most that a value in [0, 1] is changed by. One step is the fast gradient sign method (arXiv
     1412.6572); several are projected gradient descent from a random start (arXiv 1706.06083).

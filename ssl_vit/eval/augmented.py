@@ -19,6 +19,7 @@ from ssl_vit.data.plan import View, ViewPlan
 from ssl_vit.data.sources import Source
 from ssl_vit.eval.features import evaluating
 from ssl_vit.eval.job import Job, Outcome
+from ssl_vit.eval.kinds.augmented import Augmented
 from ssl_vit.eval.linear import LinearProbe, Scaling, descend, hold_out, percent
 from ssl_vit.eval.readout import Readout, read_out
 from ssl_vit.progress import progress
@@ -27,13 +28,16 @@ from ssl_vit.schedules import cosine
 SCALE = (0.08, 1.0)  # of the area
 
 
-def score(job: Job, epochs: int, batch: int, lr: tuple[float, ...]) -> Outcome:
-    """The kind "augmented"; the classifier is settled before an image of val is read."""
+def score(job: Job, asked: Augmented) -> Outcome:
+    """The kind "augmented" gives top-1 in percent; its classifier is settled before an image of val is read."""
     train, val = job.labelled()
+    rates, epochs, batch = asked.lr, asked.epochs, asked.batch
     clean = job.features(train, "train")
     rows = {name: i for i, name in enumerate(clean.files)}
-    fit, held_out = hold_out(train.labels.astype(np.int64), job.seed) if len(lr) > 1 else (np.arange(len(train)), None)
-    probes = fit_augmented(job.backbone, train, job.readout, fit, lr, epochs, batch, job.seed, job.device)
+    fit, held_out = (
+        hold_out(train.labels.astype(np.int64), job.seed) if len(rates) > 1 else (np.arange(len(train)), None)
+    )
+    probes = fit_augmented(job.backbone, train, job.readout, fit, rates, epochs, batch, job.seed, job.device)
     best, reached = probes[0], dict[str, float]()
     if held_out is not None:
         known = [rows[name] for i in held_out if (name := train.name(int(i))) in rows]
@@ -46,15 +50,15 @@ def score(job: Job, epochs: int, batch: int, lr: tuple[float, ...]) -> Outcome:
     settings = {
         "classifier": f"softmax, SGD momentum 0.9, cosine, {epochs} epochs, batch {batch}, lr x batch / 256",
         "train_transform": f"random crop of {SCALE} of the area, mirrored half the time",
-        "lr": list(lr),
-        "lr_chosen_on": "a tenth of each class of train, which is not learnt from" if len(lr) > 1 else "given",
+        "lr": list(rates),
+        "lr_chosen_on": "a tenth of each class of train, which is not learnt from" if len(rates) > 1 else "given",
     }
     scores = {"top1": percent(correct), "lr": best.rate}
     return Outcome(scores, settings, seed=job.seed, more={"held_out": reached}, correct=correct)
 
 
 def crops(source: Source, size: int, epochs: int, batch: int, seed: int, device: torch.device) -> Loader:
-    """Batches of one random crop an image; the same for a seed, whatever the number of workers.
+    """The loader gives batches of one random crop an image, the same for a seed, whatever the number of workers.
 
     Raises:
         UserError: fewer images than a batch.
@@ -82,7 +86,7 @@ def fit_augmented(
     seed: int,
     device: torch.device,
 ) -> list[LinearProbe]:
-    """A classifier for each learning rate, all trained at once on the images of the rows ``fit`` alone.
+    """Train a classifier for each learning rate, all at once, on the images of the rows ``fit`` alone.
 
     The backbone runs in evaluation mode; features are taken as they are, as in the papers.
     """

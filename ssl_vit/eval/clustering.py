@@ -14,7 +14,7 @@ ITERATIONS, STARTS = 50, 20
 
 
 def score(job: Job) -> Outcome:
-    """The kind "clustering": NMI and ARI of the clusters of val with its labels, both times 100."""
+    """The kind "clustering" gives NMI and ARI of the clusters of val with its labels, both times 100."""
     source = open_labelled(job.folders["val"], "val")
     job.classes = len(source.classes)
     found = job.features(source, "val")
@@ -24,7 +24,7 @@ def score(job: Job) -> Outcome:
 
 
 def k_means(features: NDArray[np.float32], clusters: int, seed: int) -> NDArray[np.int64]:
-    """The cluster [N] of every row, the best of several starts."""
+    """k-means puts every row into a cluster [N]; the best of several starts is kept."""
     x = unit(features)
     found = faiss.Kmeans(
         x.shape[1], clusters, niter=ITERATIONS, nredo=STARTS, seed=seed, min_points_per_centroid=1,
@@ -36,7 +36,7 @@ def k_means(features: NDArray[np.float32], clusters: int, seed: int) -> NDArray[
 
 
 def nmi(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
-    """Mutual information over the mean of the entropies; 1 where the two say the same.
+    """NMI is the mutual information over the mean of the entropies; it is 1 where the two say the same.
 
     >>> nmi(np.array([0, 0, 1, 1]), np.array([5, 5, 3, 3]))
     1.0
@@ -50,7 +50,7 @@ def nmi(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
 
 
 def ari(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
-    """Adjusted Rand index: agreement of pairs, 0 by chance, 1 where the two say the same.
+    """ARI, the adjusted Rand index, measures agreement of pairs: 0 by chance, 1 where the two say the same.
 
     >>> ari(np.array([0, 0, 1, 1]), np.array([5, 5, 3, 3]))
     1.0

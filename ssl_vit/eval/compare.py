@@ -22,7 +22,7 @@ _Z = 1.959964  # 97.5 % quantile of the normal distribution
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One of the runs; everything in percent but p."""
+    """One of the runs, with its scores; everything is in percent but p."""
 
     run: str
     encoder: str
@@ -37,7 +37,7 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What ``ssl-vit compare`` found."""
+    """A comparison holds the scores of all runs and whether they differ by more than chance."""
 
     kind: str
     images: int
@@ -45,7 +45,7 @@ class Comparison:
     entries: tuple[ComparedRun, ...]
 
     def table(self) -> str:
-        """One line a run."""
+        """The table has a header, a line for each run, and one that says how they were compared."""
         width = max(len(entry.run) for entry in self.entries)
         lines = [f"{'run':{width}}   top-1   95 % interval   against the first       p"]
         for entry in self.entries:
@@ -100,7 +100,7 @@ def _entry(
 
 
 def wilson(right: int, images: int) -> tuple[float, float]:
-    """The 95 % interval of a share, in percent."""
+    """Wilson's interval holds the share ``right / images`` with 95 % confidence: its low and high end, in percent."""
     share, z2 = right / images, _Z * _Z / images
     centre = (share + z2 / 2) / (1 + z2)
     half = math.sqrt(share * (1 - share) * z2 + z2 * z2 / 4) / (1 + z2)
@@ -108,14 +108,16 @@ def wilson(right: int, images: int) -> tuple[float, float]:
 
 
 def paired_difference(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """How much more of the same images b has right, and its 95 % interval, in percent."""
+    """The result says by how many percent of the same images [M] b is better, and the ends of its 95 % interval."""
     each = b.astype(float) - a
     mean, half = float(each.mean()), _Z * float(each.std()) / math.sqrt(len(each))
     return 100 * mean, 100 * (mean - half), 100 * (mean + half)
 
 
 def mcnemar(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """How likely so uneven a split of the images on which a and b differ would be if both were as good (two-sided).
+    """McNemar's exact test (two-sided) gives p: how likely chance would split the images on which a and b differ so.
+
+    a, b: whether each image is classified rightly, [M].
 
     >>> round(mcnemar(np.array([True] * 5), np.array([False] * 5)), 4)
     0.0625
@@ -130,7 +132,7 @@ def mcnemar(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's correction: the chance of one false alarm among all tests stays what a p says.
+    """Holm's correction raises each p so that the chance of one false alarm among all tests stays what a p says.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]

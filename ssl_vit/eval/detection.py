@@ -16,14 +16,16 @@ from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.data.annotations import Annotations
 from ssl_vit.data.detection import JITTER, DetectionDataset, Scene, scenes_in_order, share_of
 from ssl_vit.data.loader import worker_count
+from ssl_vit.detectors.build import build_finder
 from ssl_vit.detectors.detector import Detections
 from ssl_vit.detectors.files import detector_of, load_detector
 from ssl_vit.detectors.finder import Finder, SetFinder
-from ssl_vit.detectors.table import BUILDERS
+from ssl_vit.detectors.table import DetectorName
 from ssl_vit.eval.detection_data import canvas, check_outlines, fingerprint, numbered_alike, open_boxes
-from ssl_vit.eval.detection_loop import CLIP, WARMUP, WEIGHT_DECAY, Recipe, train_detector
-from ssl_vit.eval.detection_summary import summary
+from ssl_vit.eval.detection_loop import CLIP, WARMUP, WEIGHT_DECAY, DetectorRecipe, train_detector
+from ssl_vit.eval.detection_summary import gain_summary
 from ssl_vit.eval.job import Job, Outcome
+from ssl_vit.eval.kinds.detection import Detection
 from ssl_vit.eval.mean_ap import MaskPrecision, check_installed, mean_average_precision
 from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.unfinished import Unfinished
@@ -42,10 +44,10 @@ log = logging.getLogger("ssl_vit")
 
 @dataclass(frozen=True)
 class Trial:
-    """All that the runs share."""
+    """A trial holds all that the runs of a comparison share."""
 
     job: Job
-    detector: str
+    detector: DetectorName
     train: Annotations
     val: Annotations
     size: int
@@ -57,15 +59,15 @@ class Trial:
 
     @property
     def arms(self) -> list[str]:
-        """What is compared."""
+        """The arms are what is compared: the ways in which a detector begins."""
         return [arm for arm in WORDS if arm != "backbone" or self.pretrained is not None]
 
     def begin(self, arm: str, seed: int) -> Finder:
-        """A detector on the backbone, with random weights or with those that are scored; both get the same head."""
+        """A new detector begins with random weights or with those that are scored; its head is the same in both."""
         backbone, classes = self._backbone(arm, seed), len(self.train.classes)
         torch.manual_seed(seed)
         if self.pretrained is None:
-            return BUILDERS[self.detector](backbone, classes, self.size).to(self.job.device)
+            return build_finder(self.detector, backbone, classes, self.size).to(self.job.device)
         detector = load_detector(self.pretrained, classes)
         if arm != "weights":  # of the same sizes
             detector = type(detector)(backbone, classes, **detector.settings)
@@ -84,11 +86,11 @@ class Trial:
         return fresh
 
     def run(self, arm: str, share: float, seed: int, steps: int | str, unfinished: Unfinished) -> dict[str, Any]:
-        """Train and score one detector: its scores, and what it finds in a few images."""
+        """Train and score one detector; the result has its scores, and what it finds in a few images."""
         name = f"{share:g}-{arm}-{seed}"
         if name not in unfinished.done:
             chosen = share_of(len(self.train), share / 100, seed)
-            recipe = Recipe(_steps(steps, len(chosen), self.batch), self.batch, self.lr, self.backbone_lr, seed)
+            recipe = DetectorRecipe(_steps(steps, len(chosen), self.batch), self.batch, self.lr, self.backbone_lr, seed)
             data = DetectionDataset(self.train, self.size, training=True, seed=seed, masks=self.masks)
             finder = self.begin(arm, seed)
             title = f"{self.detector} {WORDS[arm]}, {share:g} %, seed {seed}"
@@ -100,7 +102,7 @@ class Trial:
         return found
 
     def scored(self, finder: Finder) -> dict[str, Any]:
-        """On val, in pixels of the original images; masks on the canvas.
+        """The detector is scored on val, in pixels of the original images; masks are compared on the canvas.
 
         "scores" in percent, "examples" of what was found, and how many images were "read".
         """
@@ -140,84 +142,74 @@ class Trial:
         }
 
 
-def score(
-    job: Job,
-    detector: str,
-    seeds: tuple[int, ...],
-    share: tuple[float, ...],
-    steps: int | str,
-    size: int | str,
-    batch: int,
-    lr: float | str,
-    backbone_lr: float | str,
-    train_images: str,
-    val_images: str,
-) -> Outcome:
-    """The kind "detection": for each share of the labels mAP from scratch, from the weights, and the difference.
+def score(job: Job, asked: Detection) -> Outcome:
+    """The kind "detection" gives mAP from scratch, from the weights, and the difference, for each share of the labels.
 
     Where the run has pretrained the detector too (DETReg), also from its backbone's weights alone.
     """
-    trial = _trial(job, detector, size, batch, lr, backbone_lr, train_images, val_images)
-    settings = {
-        "detector": detector,
-        "transform": f"the whole image on a canvas of {trial.size} x {trial.size} pixels",
-        "seeds": list(seeds),
-        "share": list(share),
-        "steps": {f"{part:g}%": _steps(steps, max(1, round(part / 100 * len(trial.train))), batch) for part in share},
-        "optimizer": f"AdamW, lr {trial.lr}, backbone {trial.backbone_lr}, weight decay {WEIGHT_DECAY}, clip {CLIP}",
-        "schedule": f"batch {batch}, {WARMUP:.0%} of the steps warming up, cosine to 0",
-        "train_transform": f"scaled by {JITTER}, mirrored half the time",
-    }
-    if trial.pretrained is not None:
-        settings["pretrained_detector"] = digest(trial.pretrained)
+    trial = plan(job, asked)
+    settings = _settings(trial, asked)
     made = settings | {"weights": job.weights_sha256} | {side: job.sides[side].sha256 for side in job.sides}
     unfinished = Unfinished(job.unfinished, made)
     runs: dict[tuple[str, float], list[dict[str, Any]]] = {}
-    for seed in seeds:
-        for part in share:
+    for seed in asked.seeds:
+        for part in asked.share:
             for arm in trial.arms:
-                runs.setdefault((arm, part), []).append(trial.run(arm, part, seed, steps, unfinished))
-    read, val = runs["scratch", share[0]][0]["read"], trial.val
+                runs.setdefault((arm, part), []).append(trial.run(arm, part, seed, asked.steps, unfinished))
+    read, val = runs["scratch", asked.share[0]][0]["read"], trial.val
     job.sides["val"] = Side(read, len(val.missing) + len(val) - read, job.sides["val"].sha256)
     scores = {
-        f"{part:g}%": summary(**{arm: [run["scores"] for run in runs[arm, part]] for arm in trial.arms})
-        for part in share
+        f"{part:g}%": gain_summary(**{arm: [run["scores"] for run in runs[arm, part]] for arm in trial.arms})
+        for part in asked.share
     }
-    return Outcome(scores, settings, more={"examples": runs["weights", max(share)][0]["examples"]})
+    return Outcome(scores, settings, more={"examples": runs["weights", max(asked.share)][0]["examples"]})
 
 
-def _trial(
-    job: Job,
-    detector: str,
-    size: int | str,
-    batch: int,
-    lr: float | str,
-    backbone_lr: float | str,
-    train_images: str,
-    val_images: str,
-) -> Trial:
-    """Everything that a user can have wrong is found here, before the first step."""
+def _settings(trial: Trial, asked: Detection) -> dict[str, Any]:
+    """What the protocol says of how the detectors learn."""
+    images = {part: max(1, round(part / 100 * len(trial.train))) for part in asked.share}
+    settings = {
+        "detector": asked.detector,
+        "transform": f"the whole image on a canvas of {trial.size} x {trial.size} pixels",
+        "seeds": list(asked.seeds),
+        "share": list(asked.share),
+        "steps": {f"{part:g}%": _steps(asked.steps, count, asked.batch) for part, count in images.items()},
+        "optimizer": f"AdamW, lr {trial.lr}, backbone {trial.backbone_lr}, weight decay {WEIGHT_DECAY}, clip {CLIP}",
+        "schedule": f"batch {asked.batch}, {WARMUP:.0%} of the steps warming up, cosine to 0",
+        "train_transform": f"scaled by {JITTER}, mirrored half the time",
+    }
+    return settings | ({} if trial.pretrained is None else {"pretrained_detector": digest(trial.pretrained)})
+
+
+def plan(job: Job, asked: Detection) -> Trial:
+    """The plan is what the runs share. All that a user can have wrong is found here, before the first step.
+
+    Raises:
+        UserError: boxes, images or settings that don't fit each other or the backbone.
+    """
     check_installed()
     train, val = (
-        open_boxes(job.path(side), images, side) for side, images in (("train", train_images), ("val", val_images))
+        open_boxes(job.path(side), images, side)
+        for side, images in (("train", asked.train_images), ("val", asked.val_images))
     )
     val = numbered_alike(val, train)
-    masks = detector == "mask_rcnn"
+    masks = asked.detector == "mask_rcnn"
     if masks:
         for side, annotations in (("train", train), ("val", val)):
             check_outlines(annotations, job.path(side), side)
     job.classes = len(train.classes)
     for side, annotations in (("train", train), ("val", val)):
         job.sides[side] = Side(len(annotations), len(annotations.missing), fingerprint(annotations))
-    wide = canvas(job.backbone.info, train, size)
+    wide = canvas(job.backbone.info, train, asked.size)
     assert isinstance(job.backbone, TimmBackbone)  # the one adapter
-    finder = BUILDERS[detector](copy.deepcopy(job.backbone), job.classes, wide)
-    rate = (SET_RATE if isinstance(finder, SetFinder) else RATE) if lr == "auto" else float(lr)
-    slower = rate if backbone_lr == "auto" else float(backbone_lr)
-    return Trial(job, detector, train, val, wide, batch, rate, slower, masks, _pretrained(job.weights, detector))
+    finder = build_finder(asked.detector, copy.deepcopy(job.backbone), job.classes, wide)
+    rate = (SET_RATE if isinstance(finder, SetFinder) else RATE) if asked.lr == "auto" else asked.lr
+    slower = rate if asked.backbone_lr == "auto" else asked.backbone_lr
+    pretrained = _pretrained(job.weights, asked.detector)
+    return Trial(job, asked.detector, train, val, wide, asked.batch, rate, slower, masks, pretrained)
 
 
-def _pretrained(run: Path, detector: str) -> Path | None:
+def _pretrained(run: Path, detector: DetectorName) -> Path | None:
     """The detector that a run holds, if it is of the kind that is asked for; said where it is not."""
     file = detector_of(run)
     if file is None or (kind := load_detector(file).name) == detector:

@@ -22,7 +22,7 @@ log = logging.getLogger("ssl_vit")
 
 
 def open_boxes(path: Path, images: str, side: str) -> Annotations:
-    """The annotations of one side ("train", "val"); what was left out goes to the log.
+    """The annotations of one side ("train", "val") are read; what was left out goes to the log.
 
     Raises:
         UserError: nothing readable there, or not one box.
@@ -36,7 +36,7 @@ def open_boxes(path: Path, images: str, side: str) -> Annotations:
 
 
 def numbered_alike(val: Annotations, train: Annotations) -> Annotations:
-    """Val with the numbers that train gives to classes of the same names; it need not have all of them.
+    """Val gets the numbers that train gives to classes of the same names; it need not have all of them.
 
     Raises:
         UserError: a box of a class that train doesn't have.
@@ -54,7 +54,7 @@ def numbered_alike(val: Annotations, train: Annotations) -> Annotations:
 
 
 def check_outlines(annotations: Annotations, path: Path, side: str) -> None:
-    """UserError where a detector of masks would miss the outline of an object."""
+    """Raise UserError where a detector of masks would miss the outline of an object."""
     bare = [
         file
         for file, objects in zip(annotations.files, annotations.objects, strict=True)
@@ -69,7 +69,7 @@ def check_outlines(annotations: Annotations, path: Path, side: str) -> None:
 
 
 def canvas(info: BackboneInfo, train: Annotations, asked: int | str) -> int:
-    """Pixels a side of the canvas that images are put on; UserError for a size that the backbone can't take.
+    """The canvas that images are put on has so many pixels a side; UserError for a size that the backbone can't take.
 
     "auto": the median of the images' longer sides, as a multiple that the backbone takes.
     """
@@ -94,7 +94,7 @@ def canvas(info: BackboneInfo, train: Annotations, asked: int | str) -> int:
 
 
 def fingerprint(annotations: Annotations) -> str:
-    """sha256 of names, sizes, boxes and classes."""
+    """The fingerprint is the sha256 of names, sizes, boxes and classes, in hex."""
     digest = hashlib.sha256(repr(annotations.classes).encode("utf-8", "surrogateescape"))
     for file, size, objects in zip(annotations.files, annotations.sizes, annotations.objects, strict=True):
         digest.update(f"{file} {size}\n".encode("utf-8", "surrogateescape"))

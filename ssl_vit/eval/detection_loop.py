@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ssl_vit.data.detection import DetectionDataset, training_scenes
+from ssl_vit.data.detection import DetectionDataset, Scene, training_scenes
 from ssl_vit.data.loader import worker_count
 from ssl_vit.detectors.finder import Finder
 from ssl_vit.errors import RunFailed
@@ -29,8 +29,8 @@ log = logging.getLogger("ssl_vit")
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How long a detector learns, and how fast: AdamW, the rate warmed up and then falling to 0 as a cosine."""
+class DetectorRecipe:
+    """The recipe says how long a detector learns, and how fast: AdamW, warmed up, then falling to 0 as a cosine."""
 
     steps: int
     batch: int
@@ -43,7 +43,7 @@ def train_detector(
     finder: Finder,
     dataset: DetectionDataset,
     chosen: NDArray[np.int64],
-    recipe: Recipe,
+    recipe: DetectorRecipe,
     *,
     checkpoint: Path | None = None,
     title: str = "detector",
@@ -69,17 +69,9 @@ def train_detector(
         for step, readable in enumerate(scenes, start=first):
             waited = time.monotonic() - mark
             share = warmup_cosine(1.0, 0.0, step + 1, recipe.steps + 1, warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * share
             torch.manual_seed(noise_seed(recipe.seed, step, 0))
             if readable:
-                loss = torch.stack(list(finder.losses(readable).values())).sum()
-                if not torch.isfinite(loss):
-                    raise RunFailed(f"{title}: the loss is {loss.item()} at step {step}; lower --lr")
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
-                nn.utils.clip_grad_norm_(finder.parameters(), CLIP)
-                optimizer.step()
+                _descend(finder, optimizer, readable, share, f"{title}, step {step}")
             if checkpoint is not None and time.monotonic() - saved > SAVE_EVERY:
                 _save(checkpoint, finder, optimizer, step + 1)
                 saved = time.monotonic()
@@ -88,7 +80,20 @@ def train_detector(
     finder.eval()
 
 
-def _groups(finder: Finder, recipe: Recipe) -> list[dict[str, object]]:
+def _descend(finder: Finder, optimizer: torch.optim.Optimizer, scenes: list[Scene], share: float, where: str) -> None:
+    """Take one step down the sum of the detector's losses at a share of the peak rates; RunFailed if not finite."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * share
+    loss = torch.stack(list(finder.losses(scenes).values())).sum()
+    if not torch.isfinite(loss):
+        raise RunFailed(f"{where}: the loss is {loss.item()}; lower --lr")
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
+    nn.utils.clip_grad_norm_(finder.parameters(), CLIP)
+    optimizer.step()
+
+
+def _groups(finder: Finder, recipe: DetectorRecipe) -> list[dict[str, object]]:
     """Backbone and head, each with and without weight decay; "peak" is the largest learning rate."""
     trunk = {id(parameter) for parameter in finder.trunk().parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}

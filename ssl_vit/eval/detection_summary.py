@@ -12,15 +12,15 @@ from ssl_vit.eval.fewshot import half_interval
 Scores = Mapping[str, float]  # of one run: "mAP", "mAP50", …, percent
 
 
-def summary(
+def gain_summary(
     scratch: Sequence[Scores], weights: Sequence[Scores], backbone: Sequence[Scores] | None = None
 ) -> dict[str, Any]:
-    """Of runs in pairs (the same seed at the same place): each score's mean with its 95 % interval over the seeds
-    (Student's t), the difference within pairs likewise, and a verdict on mAP.
+    """Runs in pairs (the same seed at the same place) become a summary: each score's mean with its 95 % interval over
+    the seeds (Student's t), the difference within pairs likewise, and a verdict on mAP.
 
     backbone: of detectors that began with the backbone's weights alone, where the rest was pretrained too.
 
-    >>> found = summary([{"mAP": 10.0}, {"mAP": 12.0}], [{"mAP": 15.0}, {"mAP": 17.5}])
+    >>> found = gain_summary([{"mAP": 10.0}, {"mAP": 12.0}], [{"mAP": 15.0}, {"mAP": 17.5}])
     >>> found["difference"]["mAP"]["mean"], found["verdict"]
     (5.25, 'the weights help: +5.2 mAP, 95 % interval +2.1 to +8.4 over 2 seeds')
     """
@@ -34,7 +34,7 @@ def summary(
 
 
 def verdict(difference: Mapping[str, Any]) -> str:
-    """In words; difference: as ``summary`` gives it."""
+    """The verdict says in words what a difference, as ``gain_summary`` gives it, allows to be said."""
     mean, seeds = difference["mean"], len(difference["seeds"])
     if "low" not in difference:
         return f"{mean:+.1f} mAP with the weights, of one seed: no word about chance; give --seeds 0,1,2"

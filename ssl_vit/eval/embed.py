@@ -16,6 +16,7 @@ from ssl_vit.data.dataset_name import Images
 from ssl_vit.errors import UserError
 from ssl_vit.eval.features import FeatureSet
 from ssl_vit.eval.job import Job, Outcome
+from ssl_vit.eval.kind import ReadoutOptions
 from ssl_vit.eval.ranks import ranks
 from ssl_vit.eval.readout import LAST
 from ssl_vit.files import write_whole
@@ -42,6 +43,24 @@ def embed(
         UserError: ``out`` exists or has another ending; see ``load_backbone`` too.
     """
     out = Path(out)
+    _check_out(out)
+    given = {"layers": layers, "pooling": pooling, "precision": precision}
+    readout = ReadoutOptions.of(given, "embed").values()
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    with ranks() as place:
+        job = Job(Path(weights), {"data": data}, name=backbone, keep=unfinished, ranks=place, **readout)
+        source = job.unlabelled("data")
+        found = job.features(source, "data")
+    if place.rank == 0:
+        labels = [source.classes[label] if label >= 0 else "" for label in found.labels]
+        protocol = job.protocol("features", Outcome({}, {})).as_dict()
+        _WRITERS[out.suffix](out, found, {"files": found.files, "labels": labels, "protocol": protocol})
+        shutil.rmtree(unfinished)
+    return out
+
+
+def _check_out(out: Path) -> None:
+    """UserError where the file can't be made, before any work."""
     if out.suffix not in _WRITERS:
         raise UserError(f"--out {out}: expected a name that ends in {', '.join(_WRITERS)}")
     for path in (out, out.with_suffix(".json")) if out.suffix == ".npy" else (out,):
@@ -51,20 +70,6 @@ def embed(
         raise UserError(f"--out {out}: the folder {out.parent} does not exist; create it first")
     if out.suffix == ".parquet":
         _pyarrow()
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    with ranks() as place:
-        job = Job(
-            Path(weights), {"data": data}, name=backbone, layers=layers, pooling=pooling, precision=precision,
-            keep=unfinished, ranks=place,
-        )  # fmt: skip
-        source = job.unlabelled("data")
-        found = job.features(source, "data")
-    if place.rank == 0:
-        labels = [source.classes[label] if label >= 0 else "" for label in found.labels]
-        protocol = job.protocol("features", Outcome({}, {})).as_dict()
-        _WRITERS[out.suffix](out, found, {"files": found.files, "labels": labels, "protocol": protocol})
-        shutil.rmtree(unfinished)
-    return out
 
 
 def _npz(out: Path, found: FeatureSet, facts: dict[str, Any]) -> None:

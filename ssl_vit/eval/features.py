@@ -30,7 +30,7 @@ _SAFE = 0.999  # least cosine similarity of bfloat16 features with float32 ones
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """The features of a source, in the source's order, without the images that could not be read."""
+    """A set of features is in the order of its source, without the images that could not be read."""
 
     features: NDArray[np.float32]  # [N, D] as the model's own head would see them, not normalised
     labels: NDArray[np.int64]  # [N] class index; -1 where the source has no labels
@@ -40,7 +40,7 @@ class FeatureSet:
 
 @dataclass(frozen=True)
 class Keep:
-    """Where features are kept, in a memory-mapped file, and who fills it.
+    """Features are kept in a memory-mapped file of this folder, which one or several processes fill.
 
     An extraction that was killed goes on where it was, and the file ends up the same to the byte. Each of several
     processes does every so-manieth block of images of the same folder, and the file is the same as one process's.
@@ -62,7 +62,7 @@ def extract(
     alter: Alteration | None = None,
     title: str = "features",
 ) -> FeatureSet:
-    """The features of every image: shorter side to image_size x 256/224 bicubic, central crop, normalised.
+    """Every image becomes a feature vector: shorter side to image_size x 256/224 bicubic, central crop, normalised.
 
     The backbone runs in evaluation mode and without gradients, and every module gets its own mode back; nothing is
     augmented and nothing here can make it so. The same images and weights give the same features for any number of
@@ -81,22 +81,24 @@ def extract(
     Raises:
         UserError: not one image could be read, the folder holds other features, bfloat16 is not safe.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    backbone.to(device)
-    store = _open(backbone, source, readout, device, keep)
-    ranks = keep.ranks if keep else Ranks()
-    blocks = store.missing(readout.batch_size)
-    ranks.wait()  # all have seen the same state before one changes it
-    mine = [rows for rows in blocks if rows[0] // readout.batch_size % ranks.world == ranks.rank]
-    rows = np.concatenate(mine).tolist() if mine else []
+    backbone.to(device := torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    store, ranks = _open(backbone, source, readout, device, keep), keep.ranks if keep else Ranks()
+    rows = _mine(store, readout.batch_size, ranks)
     if rows:
-        dataset = EvalDataset(source, readout.image_size, alter=alter)
-        count = worker_count(workers, len(rows))
+        dataset, count = EvalDataset(source, readout.image_size, alter=alter), worker_count(workers, len(rows))
         loader = EvalLoader(dataset, readout.batch_size, count, device.type == "cuda", max_bad=1.0, rows=rows)
         with evaluating(backbone), torch.inference_mode(), progress(title, len(rows)) as advance:
             _fill(store, backbone, readout, loader, device, advance)
     ranks.wait()
     return _collect(store, source)
+
+
+def _mine(store: Store, block: int, ranks: Ranks) -> list[int]:
+    """The rows that this process fills: every so-manieth block of those that are missing."""
+    blocks = store.missing(block)
+    ranks.wait()  # all have seen the same state before one changes it
+    mine = [rows for rows in blocks if rows[0] // block % ranks.world == ranks.rank]
+    return [int(row) for rows in mine for row in rows]
 
 
 def _open(backbone: Backbone, source: Source, readout: Readout, device: torch.device, keep: Keep | None) -> Store:
@@ -174,7 +176,7 @@ def _collect(store: Store, source: Source) -> FeatureSet:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module is in the mode it had (a frozen BatchNorm stays frozen)."""
+    """Inside, the model is in evaluation mode; afterwards every module is in its own (a frozen norm stays frozen)."""
     modes = {module: module.training for module in model.modules()}
     # Through train(): some families keep tables made from the weights while in evaluation mode and drop them there.
     model.train().eval()

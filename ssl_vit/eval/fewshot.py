@@ -17,9 +17,7 @@ C = 1.0  # not chosen: with so few labels there is nothing to choose it on
 
 
 def score(job: Job, shots: tuple[int, ...], share: tuple[float, ...], draws: int) -> Outcome:
-    """The kind "fewshot": for each number or share of labels, the mean top-1 and its 95 % interval over the draws."""
-    if draws < 2:
-        raise UserError(f"fewshot: --draws is {draws}; an interval needs two or more")
+    """The kind "fewshot" gives the mean top-1 and its 95 % interval over draws, by number or share of labels."""
     train, val = job.labelled()
     bank, tested = job.features(train, "train"), job.features(val, "val")
     scores = {}
@@ -35,14 +33,14 @@ def score(job: Job, shots: tuple[int, ...], share: tuple[float, ...], draws: int
 
 
 def fit_probe(features: NDArray[np.float32], labels: NDArray[np.int64], classes: int) -> LinearProbe:
-    """On all that is given."""
+    """The classifier learns from all features [N, D] and labels [N], 0 to classes - 1, that are given."""
     scaling = Scaling.of(features)
     weights = optimum(scaling(features).double(), torch.from_numpy(labels), C, classes)
     return LinearProbe(C, {}, scaling, weights.float())
 
 
 def drawn(labels: NDArray[np.int64], wanted: float, seed: int) -> NDArray[np.int64]:
-    """Rows with ``wanted`` images of each class, or that share of them (below 1), at least one.
+    """The rows that come out hold ``wanted`` images of each class, or that share of them (below 1), at least one.
 
     >>> np.bincount(np.array([0] * 10 + [1] * 20)[drawn(np.array([0] * 10 + [1] * 20), 0.1, seed=0)])
     array([1, 2])
@@ -65,7 +63,7 @@ _STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2
 
 
 def half_interval(values: list[float]) -> float:
-    """Half of the 95 % interval of the mean of two or more values."""
+    """The result is half of the 95 % interval (Student's t) of the mean of two or more values."""
     freedom, z = len(values) - 1, 1.959964
     expansion = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
     t = _STUDENT[freedom - 1] if freedom <= len(_STUDENT) else expansion

@@ -19,10 +19,11 @@ from ssl_vit.data.batch import to_views
 from ssl_vit.data.evalset import EvalDataset, EvalLoader
 from ssl_vit.data.loader import steps_per_epoch
 from ssl_vit.data.sources import Source
-from ssl_vit.errors import RunFailed, UserError
+from ssl_vit.errors import RunFailed
 from ssl_vit.eval.augmented import SCALE, crops
 from ssl_vit.eval.features import evaluating
 from ssl_vit.eval.job import Job, Outcome
+from ssl_vit.eval.kinds.finetune import Finetune
 from ssl_vit.eval.labelled import check_every_class
 from ssl_vit.eval.linear import percent
 from ssl_vit.eval.protocol import Side
@@ -33,40 +34,38 @@ from ssl_vit.schedules import warmup_cosine
 WEIGHT_DECAY, SMOOTHING, WARMUP = 0.05, 0.1, 0.05  # the last: share of the steps
 
 
-def score(job: Job, epochs: int, batch: int, lr: float, layer_decay: float, mixup: float, cutmix: float) -> Outcome:
-    """The kind "finetune": top-1 of the last step's network in evaluation mode; nothing is chosen on val."""
+def score(job: Job, asked: Finetune) -> Outcome:
+    """The kind "finetune" gives top-1 of the last step's network in evaluation mode; nothing is chosen on val."""
     train, val = job.labelled()
-    if batch % 2:
-        raise UserError(f"finetune: --batch is {batch}; mixup mixes images in pairs, give an even number")
-    model = fitted(job, train, epochs, batch, lr, layer_decay, mixup, cutmix)
+    model = fitted(job, train, asked)
     correct, left_out = scored(model, val, job.readout, job.device)
     job.sides["train"] = Side(len(train), 0, str(train.fingerprint["sha256"]))
     job.sides["val"] = Side(len(correct), left_out, str(val.fingerprint["sha256"]))
     settings = {
         "classifier": "the whole network and timm's own head",
-        "optimizer": f"AdamW, lr {lr} x batch / 256, layer decay {layer_decay}, weight decay {WEIGHT_DECAY}",
-        "schedule": f"{epochs} epochs, batch {batch}, {WARMUP:.0%} of them warming up, cosine to 0",
+        "optimizer": f"AdamW, lr {asked.lr} x batch / 256, layer decay {asked.layer_decay}, "
+        f"weight decay {WEIGHT_DECAY}",
+        "schedule": f"{asked.epochs} epochs, batch {asked.batch}, {WARMUP:.0%} of them warming up, cosine to 0",
         "train_transform": f"random crop of {SCALE} of the area, mirrored half the time",
-        "mixing": f"mixup {mixup}, cutmix {cutmix}, labels smoothed by {SMOOTHING}",
+        "mixing": f"mixup {asked.mixup}, cutmix {asked.cutmix}, labels smoothed by {SMOOTHING}",
     }
     return Outcome({"top1": percent(correct)}, settings, seed=job.seed, correct=correct)
 
 
-def fitted(
-    job: Job, source: Source, epochs: int, batch: int, lr: float, layer_decay: float, mixup: float, cutmix: float
-) -> nn.Module:
-    """A copy of the job's network with a new head, [B, 3, S, S] -> [B, C], trained on the whole source."""
+def fitted(job: Job, source: Source, asked: Finetune) -> nn.Module:
+    """A copy of the job's network gets a new head, [B, 3, S, S] -> [B, C], and learns the whole source."""
     readout, device, classes = job.readout, job.device, len(source.classes)
-    loader = crops(source, readout.image_size, epochs, batch, job.seed, device)
+    batch, lr = asked.batch, asked.lr
+    loader = crops(source, readout.image_size, asked.epochs, batch, job.seed, device)
     torch.manual_seed(job.seed)
     model: Any = copy.deepcopy(job.backbone.get_submodule("model"))
     model.reset_classifier(classes)
     model.to(device).train()
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=WEIGHT_DECAY, layer_decay=layer_decay)
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=WEIGHT_DECAY, layer_decay=asked.layer_decay)
     mix: Any = Mixup(  # type: ignore[no-untyped-call]  # timm has no types for it
-        mixup_alpha=mixup,
-        cutmix_alpha=cutmix,
-        prob=float(mixup > 0 or cutmix > 0),
+        mixup_alpha=asked.mixup,
+        cutmix_alpha=asked.cutmix,
+        prob=float(asked.mixup > 0 or asked.cutmix > 0),
         label_smoothing=SMOOTHING,
         num_classes=classes,
     )
@@ -91,7 +90,7 @@ def fitted(
 
 
 def scored(model: nn.Module, source: Source, readout: Readout, device: torch.device) -> tuple[NDArray[np.bool_], int]:
-    """Whether each readable image, as it is, is classified rightly [M], and how many could not be read."""
+    """Each readable image, as it is, is told right (True) or wrong [M]; the number says how many could not be read."""
     loader = EvalLoader(EvalDataset(source, readout.image_size), readout.batch_size, max_bad=1.0)
     right, seen, left_out = list[NDArray[np.bool_]](), list[NDArray[np.int64]](), 0
     with evaluating(model), torch.inference_mode(), progress("scoring", len(source)) as advance:
@@ -108,7 +107,7 @@ def scored(model: nn.Module, source: Source, readout: Readout, device: torch.dev
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """timm's mixup draws from numpy's global generator, which is left as it was."""
+    """Inside, numpy's global generator, from which timm's mixup draws, has this seed; it is left as it was."""
     before = np.random.get_state()
     np.random.seed(seed)
     try:

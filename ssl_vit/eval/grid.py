@@ -15,7 +15,7 @@ from ssl_vit.eval.readout import LayerColumns, has_class_token, layer_columns, l
 
 
 class Choice(NamedTuple):
-    """One set of features among those that were read."""
+    """A choice is one set of columns among the features that were read."""
 
     layers: int  # the last so many
     pooling: str
@@ -23,7 +23,7 @@ class Choice(NamedTuple):
 
 
 def score(job: Job, depths: tuple[int, ...]) -> Outcome:
-    """The kind "grid"; everything is chosen on a part of train and settled before an image of val is read."""
+    """The kind "grid" gives top-1 in percent; all is chosen on a part of train before an image of val is read."""
     train, val = job.labelled()
     deepest = min(max(depths), layer_count(job.backbone))
     pooling = "class+mean" if has_class_token(job.backbone) else "mean"
@@ -47,7 +47,7 @@ def score(job: Job, depths: tuple[int, ...]) -> Outcome:
 
 
 def candidates(found: list[LayerColumns], depths: tuple[int, ...]) -> list[Choice]:
-    """For each depth the class tokens, the means of the patches, and both of the last so many layers, as they exist."""
+    """For each depth, the choices are class tokens, means of the patches, and both, of the last so many layers."""
     layers = sorted({part.layer for part in found})
     kinds = list(dict.fromkeys(part.pooling for part in found))
     choices = []
@@ -67,7 +67,7 @@ def fit_grid(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Choice, LinearProbe, dict[str, dict[str, float]]]:
-    """The best choice on a tenth of each class, its classifier trained on all, and what every one reached there.
+    """Find the best choice on a tenth of each class; with it come its classifier, of all images, and what each reached.
 
     All learning rates of a choice are trained at once, see ``fit_linear``; features [N, D] are read once for all.
     """

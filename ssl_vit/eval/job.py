@@ -28,7 +28,7 @@ from ssl_vit.eval.readout import LAST, Readout
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a kind of score found."""
+    """An outcome is what a kind of score found, and what the protocol says of it."""
 
     scores: Mapping[str, Any]  # plain values; kept under the kind's name
     settings: Mapping[str, Any]  # what was asked for beside the features: k, temperature, rates, …; nothing found
@@ -39,7 +39,7 @@ class Outcome:
 
 @dataclass
 class Job:
-    """The weights to score, the folders to score them on, and how features are read.
+    """A job has the weights to score, the folders to score them on, and how features are read.
 
     A kind opens its folders first, so that a mistake there is answered before the weights are loaded; ``labelled``
     and ``unlabelled`` do that and note what the protocol says about the images.
@@ -60,38 +60,38 @@ class Job:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """Loaded when it is first asked for, in evaluation mode, on the job's device."""
+        """The backbone is loaded when it is first asked for, in evaluation mode, on the job's device."""
         return weights_of.load_backbone(self.weights, self.name).eval().to(self.device)
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Of the file of weights."""
+        """The sha256 of the file of weights, in hex, tells weights apart."""
         return weights_of.digest(self.weights)
 
     @property
     def device(self) -> torch.device:
-        """A GPU if there is one."""
+        """The device is a GPU if there is one."""
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of products where its precision is enough; the network checks that for itself."""
+        """Products are of this type where its precision is enough; the network checks that for itself."""
         return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
     @cached_property
     def readout(self) -> Readout:
-        """How an image becomes a feature vector."""
+        """The readout says how an image becomes a feature vector."""
         return Readout.of(self.backbone.info, self.layers, self.pooling, self.precision)
 
     def labelled(self) -> tuple[Source, Source]:
-        """``train`` and ``val``, of the same classes; UserError for anything that can't be scored."""
+        """Open ``train`` and ``val``, of the same classes; UserError for anything that can't be scored."""
         train, val = open_labelled(self.folders["train"], "train"), open_labelled(self.folders["val"], "val")
         check_same_classes(train, val)
         self.classes = len(train.classes)
         return train, val
 
     def path(self, side: str) -> Path:
-        """Where the files of a side are; UserError for images that are not files."""
+        """The path says where the files of a side are; UserError for images that are not files."""
         given = self.folders[side]
         if not isinstance(given, (str, os.PathLike)):
             raise UserError(
@@ -100,11 +100,11 @@ class Job:
         return Path(given)
 
     def unlabelled(self, side: str) -> Source:
-        """A folder whose labels, if it has any, don't matter."""
+        """Open a folder whose labels, if it has any, don't matter."""
         return open_source(self.folders[side])
 
     def features(self, source: Source, side: str, readout: Readout | None = None) -> FeatureSet:
-        """Of the images as they are; noted in the protocol under the side's name."""
+        """The images become features as they are; the protocol notes them under the side's name."""
         keep = Keep(self.keep / side, self.weights_sha256, self.ranks) if self.keep else None
         found = extract(self.backbone, source, readout or self.readout, device=self.device, keep=keep)
         if source.classes:
@@ -113,11 +113,11 @@ class Job:
         return found
 
     def altered(self, source: Source, alter: Alteration, title: str) -> FeatureSet:
-        """Of images that were changed on purpose; for robustness, and never to learn from."""
+        """The images become features after a change on purpose; that is for robustness, and never to learn from."""
         return extract(self.backbone, source, self.readout, device=self.device, alter=alter, title=title)
 
     def protocol(self, score: str, outcome: Outcome) -> Protocol:
-        """All that the outcome depends on."""
+        """The protocol holds all that the outcome depends on."""
         return Protocol.of(
             score,
             self.backbone,
@@ -126,6 +126,6 @@ class Job:
             classes=self.classes,
             settings=outcome.settings,
             seed=outcome.seed,
-            role=weights_of.role(self.weights),
+            role=weights_of.role_of(self.weights),
             weights_sha256=self.weights_sha256,
         )

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.eval.features import FeatureSet
 from ssl_vit.eval.job import Job, Outcome
+from ssl_vit.eval.kinds.knn import Knn
 
-KS, TEMPERATURE, PLAIN = (10, 20, 100, 200), 0.07, math.inf
+KS, TEMPERATURE, PLAIN = Knn().k, Knn().temperature[0], math.inf
 
 _QUERIES = 1024  # voted on at once: bounds the vote table to _QUERIES x classes
 _BANK = 32_768  # rows of the bank compared at once: bounds the copies that are normalised
@@ -24,15 +25,15 @@ _ASKED = 4096  # queries compared at once: bounds the similarities kept for them
 
 @dataclass(frozen=True)
 class KnnResult:
-    """What k-NN found, by each k that was asked for."""
+    """The result holds what k-NN found, by each k that was asked for."""
 
     top1: dict[int, float]  # percent of the test images
     predictions: dict[int, NDArray[np.int64]]  # [M] class index
     used: dict[int, int]  # the k really used: less than asked for where the bank is smaller
 
 
-def score(job: Job, k: tuple[int, ...] = KS, temperature: tuple[float, ...] = (TEMPERATURE,)) -> Outcome:
-    """The kind "knn": top-1 in percent by k at the first temperature, and by every temperature and the plain vote."""
+def score(job: Job, k: tuple[int, ...], temperature: tuple[float, ...]) -> Outcome:
+    """The kind "knn" gives top-1 in percent by k at the first temperature; beside it, at each and by plain votes."""
     train, val = job.labelled()
     return score_features(job.features(train, "train"), job.features(val, "val"), k, temperature)
 
@@ -40,7 +41,7 @@ def score(job: Job, k: tuple[int, ...] = KS, temperature: tuple[float, ...] = (T
 def score_features(
     bank: FeatureSet, val: FeatureSet, ks: tuple[int, ...] = KS, temperatures: tuple[float, ...] = (TEMPERATURE,)
 ) -> Outcome:
-    """What ``ssl-vit eval knn`` and a run's own k-NN both are."""
+    """Score features that are there already; ``ssl-vit eval knn`` and a run's own k-NN are both made by this."""
     found = knn_sweep(bank.features, bank.labels, val.features, val.labels, ks, (*temperatures, PLAIN))
     first = found[temperatures[0]]
     return Outcome(
@@ -101,7 +102,7 @@ def knn_sweep(
     ks: Sequence[int] = KS,
     temperatures: Sequence[float] = (TEMPERATURE, PLAIN),
 ) -> dict[float, KnnResult]:
-    """As ``knn``, for several temperatures; the neighbours are searched for once."""
+    """Classify as ``knn`` does, for several temperatures; the neighbours are searched for once."""
     _check(train_features, train_labels, test_features, test_labels)
     if not temperatures or not min(temperatures) > 0 or not ks or min(ks) < 1:
         got = f"k {list(ks)}, temperature {list(temperatures)}"
@@ -125,7 +126,7 @@ Search = Callable[[NDArray[np.float32], NDArray[np.float32], int], tuple[NDArray
 def nearest_neighbours(
     bank: NDArray[np.float32], queries: NDArray[np.float32], k: int, search: Search | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Cosine similarity and index of the k nearest rows of the bank [N, D], [M, k] each, nearest first.
+    """Find the k nearest rows of the bank [N, D]: cosine similarity and index, [M, k] each, nearest first.
 
     Block by block, keeping the best k so far: no more than a block of the bank is copied, and the whole matrix of
     similarities never exists. Equal ones are ranked by their place in the bank. k: at most N.
@@ -149,7 +150,7 @@ def nearest_neighbours(
 def on_cpu(
     queries: NDArray[np.float32], bank: NDArray[np.float32], k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The k largest products by faiss, brute force, without an index that would copy the bank."""
+    """faiss finds the k largest products and their rows, [M, k] each, without an index that would copy the bank."""
     similarity, index = faiss.knn(queries, bank, k, metric=faiss.METRIC_INNER_PRODUCT)
     return similarity, index
 
@@ -157,7 +158,7 @@ def on_cpu(
 def on_gpu(
     queries: NDArray[np.float32], bank: NDArray[np.float32], k: int, device: str = "cuda"
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The k largest products by torch, in float32 proper."""
+    """torch finds the k largest products and their rows, [M, k] each, in float32 proper."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")  # TensorFloat-32 keeps three digits
     try:
@@ -169,7 +170,7 @@ def on_gpu(
 
 
 def unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows of length one, [N, D], contiguous."""
+    """Rows [N, D] are brought to length one; the result is contiguous."""
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     return np.ascontiguousarray(features / np.maximum(norms, 1e-12), dtype=np.float32)
 

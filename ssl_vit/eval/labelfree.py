@@ -22,9 +22,7 @@ SHIFT = 0.85  # share of a side that the second view keeps
 
 
 def score(job: Job, k: int, views: int) -> Outcome:
-    """The kind "labelfree": effective rank, LiDAR, alignment, uniformity, and how many neighbours two views share."""
-    if views < 2:
-        raise UserError(f"labelfree: --views is {views}; how much they differ takes two or more")
+    """The kind "labelfree" gives effective rank, LiDAR, alignment, uniformity, and the percent of neighbours shared."""
     source = job.unlabelled("data")
     plain = job.features(source, "data").features
     if len(plain) < 2:
@@ -47,7 +45,7 @@ def score(job: Job, k: int, views: int) -> Outcome:
 
 
 def zoomed(image: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
-    """The second view [S, S, 3]: mirrored, the central part enlarged."""
+    """The second view [S, S, 3] is the image mirrored, its central part enlarged."""
     size = image.shape[0]
     side = round(SHIFT * size)
     start = (size - side) // 2
@@ -56,7 +54,7 @@ def zoomed(image: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
 
 
 def cropped(seed: int, view: int, image: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
-    """One of LiDAR's views [S, S, 3]: a random crop, enlarged, mirrored half the time."""
+    """One of LiDAR's views [S, S, 3] is a random crop, enlarged, and mirrored half the time."""
     crop = View("crop", 1, image.shape[0], scale=SCALE, flip_p=0.5)
     (pixels,), _ = make_views(image, ViewPlan((crop,)), sample_rng(seed, view, index))
     found: NDArray[np.uint8] = pixels[0].permute(1, 2, 0).numpy()
@@ -64,14 +62,14 @@ def cropped(seed: int, view: int, image: NDArray[np.uint8], index: int) -> NDArr
 
 
 def rank_me(features: NDArray[np.float32]) -> float:
-    """RankMe (arXiv 2210.02885): exp of the entropy of the singular values of features [N, D]; 1 is collapse."""
+    """RankMe (arXiv 2210.02885) is exp of the entropy of the singular values of features [N, D]; 1 is collapse."""
     values = np.linalg.svd(features.astype(np.float64), compute_uv=False)
     share = values / values.sum() + 1e-7
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
 def lidar(views: NDArray[np.float32]) -> float:
-    """LiDAR (arXiv 2312.04000) of features [V, N, D] of V views of N images: the effective rank of what tells images
+    """LiDAR (arXiv 2312.04000) of features [V, N, D] of V views of N images is the effective rank of what tells them
     apart, measured in what changes between the views of one image; 1 is collapse.
     """
     x = views.astype(np.float64)
@@ -87,19 +85,19 @@ def lidar(views: NDArray[np.float32]) -> float:
 
 
 def alignment(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Mean squared distance of two views of an image on the sphere (arXiv 2005.10242); lower is better, 0 the least."""
+    """Alignment is the mean squared distance of two views [N, D] on the sphere (arXiv 2005.10242); 0 is best."""
     return float(np.square(unit(a) - unit(b)).sum(1).mean())
 
 
 def uniformity(features: NDArray[np.float32], seed: int) -> float:
-    """Log of the mean Gaussian potential of pairs of images (arXiv 2005.10242, t = 2); lower is better, 0 collapse."""
+    """Uniformity is the log of pairs' mean Gaussian potential (arXiv 2005.10242, t = 2); low is good, 0 collapse."""
     rows = np.random.default_rng(seed).permutation(len(features))[:PAIRS]
     distances: Tensor = torch.nn.functional.pdist(torch.from_numpy(unit(features[rows])).double())
     return float(distances.square().mul(-2).exp().mean().log())
 
 
 def shared_neighbours(a: NDArray[np.float32], b: NDArray[np.float32], k: int) -> float:
-    """Percent of an image's k nearest others, among the images as they are, that its second view has too."""
+    """The percent says how many of an image's k nearest others in a [N, D] its second view in b has too."""
     rows = np.arange(len(a))[:, None]
     found = []
     for queries in (a, b):

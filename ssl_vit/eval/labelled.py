@@ -17,7 +17,7 @@ _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test"})
 
 
 def open_labelled(images: Images, side: str) -> Source:
-    """A folder with a sub-folder of images for each class, or a dataset with labels; `side` is the flag that named it.
+    """Open a folder with a sub-folder for each class, or a dataset with labels; `side` is the flag that named it.
 
     Raises:
         UserError: no labels, labels one level further down, a single image, or an empty class.
@@ -40,7 +40,7 @@ def open_labelled(images: Images, side: str) -> Source:
 
 
 def check_same_classes(train: Source, val: Source) -> None:
-    """UserError that names the classes of one side only, or for the same images on both sides."""
+    """Raise UserError that names the classes of one side only, or for the same images on both sides."""
     if train.fingerprint == val.fingerprint:
         raise UserError(
             f"--train and --val hold the same images ({train.root}, {val.root}); a score on what was learnt from says "
@@ -59,7 +59,7 @@ def check_same_classes(train: Source, val: Source) -> None:
 
 
 def check_every_class(labels: NDArray[np.int64], source: Source) -> None:
-    """UserError that names the classes of which no image could be read."""
+    """Raise UserError that names the classes of which no image could be read."""
     counts = np.bincount(labels, minlength=len(source.classes))
     empty = [source.classes[i] for i in np.flatnonzero(counts == 0)]
     if empty:

@@ -23,7 +23,7 @@ _HELD_OUT = 0.1  # of each class of the training set, to choose the rate
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """A classifier that has seen a training set and nothing else."""
+    """A probe is a linear classifier that has seen a training set and nothing else."""
 
     rate: float  # the learning rate that was best on the held-out part
     held_out: dict[float, float]  # percent of the held-out images, by rate
@@ -31,12 +31,12 @@ class LinearProbe:
     weights: Tensor  # [D + 1, C], the bias last
 
     def predict(self, features: NDArray[np.float32]) -> NDArray[np.int64]:
-        """The class [M] of features [M, D]."""
+        """Each row of features [M, D] gets its class [M]."""
         found: NDArray[np.int64] = (self.scaling(features, self.weights.device) @ self.weights).argmax(1).cpu().numpy()
         return found
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """Weights [D, C] and bias [C] for features as they are, not standardised."""
+        """The classifier as weights [D, C] and bias [C] takes features as they are, not standardised."""
         mean, deviation = (
             torch.from_numpy(each).to(self.weights) for each in (self.scaling.mean, self.scaling.deviation)
         )
@@ -46,25 +46,25 @@ class LinearProbe:
 
 @dataclass(frozen=True)
 class Scaling:
-    """The mean and deviation [D] of a training set."""
+    """A scaling has the mean and deviation [D] of a training set."""
 
     mean: NDArray[np.float32]
     deviation: NDArray[np.float32]
 
     @classmethod
     def of(cls, features: NDArray[np.float32]) -> Scaling:
-        """A constant dimension stays (almost) constant."""
+        """The features [N, D] give mean and deviation; a constant dimension stays (almost) constant."""
         deviation = features.std(0)
         return cls(features.mean(0), np.maximum(deviation, 1e-4 * deviation.mean() + 1e-12))
 
     def __call__(self, features: NDArray[np.float32], device: torch.device | str = "cpu") -> Tensor:
-        """Standardised, and a column of ones for the bias, [M, D + 1]."""
+        """Features [M, D] are standardised and get a column of ones for the bias, [M, D + 1]."""
         ones = np.ones((len(features), 1), dtype=np.float32)
         return torch.from_numpy(np.hstack([(features - self.mean) / self.deviation, ones])).float().to(device)
 
 
 def score(job: Job) -> Outcome:
-    """The kind "linear"; the classifier is settled before an image of val is read."""
+    """The kind "linear" gives top-1 in percent; its classifier is settled before an image of val is read."""
     train, val = job.labelled()
     bank = job.features(train, "train")
     probe = fit_linear(bank.features, bank.labels, seed=job.seed, device=job.device, dtype=job.dtype)
@@ -83,7 +83,7 @@ def score(job: Job) -> Outcome:
 
 
 def percent(correct: NDArray[np.bool_]) -> float:
-    """How many of the answers are right."""
+    """The share of answers [M] that are right comes in percent."""
     return 100 * int(correct.sum()) / len(correct)
 
 
@@ -135,7 +135,7 @@ def settle(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> LinearProbe:
-    """Trained at one rate on all that is given."""
+    """The classifier is trained at one rate on all features [N, D] and labels [N] that are given."""
     scaling, classes = Scaling.of(features), int(labels.max()) + 1
     x, y = scaling(features, device), torch.from_numpy(labels).to(device)
     (weights,) = train(x, y, (rate,), classes, epochs, batch_size, seed, dtype)
@@ -152,7 +152,7 @@ def trial(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> dict[float, tuple[float, float]]:
-    """What each rate reaches on the held-out part, the least the best: minus its accuracy in percent, its loss."""
+    """Each rate gets what it reaches on the held-out part, the least the best: (-accuracy in percent, loss)."""
     x, y = Scaling.of(features)(features, device), torch.from_numpy(labels).to(device)
     fit, held_out = (torch.from_numpy(part).to(device) for part in hold_out(labels, seed))
     weights = train(x[fit], y[fit], rates, int(labels.max()) + 1, epochs, batch_size, seed, dtype)
@@ -165,9 +165,9 @@ def trial(
 
 
 def hold_out(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices to fit on and indices held out: a tenth of each class, at least one of each class that has two.
+    """Indices are split into those to fit on and those held out: a tenth of each class, at least one where it has two.
 
-    >>> fit, held_out = split(np.repeat([0, 1, 2], [20, 4, 1]), seed=0)
+    >>> fit, held_out = hold_out(np.repeat([0, 1, 2], [20, 4, 1]), seed=0)
     >>> np.bincount(np.repeat([0, 1, 2], [20, 4, 1])[held_out], minlength=3)
     array([2, 1, 0])
     """
@@ -191,7 +191,7 @@ def train(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Weights [R, D + 1, C], one classifier a rate; all start at zero and see the same batches.
+    """Train one classifier a rate, weights [R, D + 1, C]; all start at zero and see the same batches.
 
     features [N, D + 1], labels [N]; dtype is that of the products, the weights stay float32.
     """
@@ -209,7 +209,7 @@ def train(
 
 
 def descend(weights: Tensor, velocity: Tensor, x: Tensor, labels: Tensor, rate: Tensor, share: float) -> None:
-    """One step of SGD with momentum 0.9 for R classifiers at once, in place.
+    """Take one step of SGD with momentum 0.9 for R classifiers at once, in place.
 
     weights, velocity: [D + 1, R, C]; x: [B, D + 1], its dtype is that of the products; rate: [R], times `share`.
     """

@@ -16,7 +16,7 @@ STRENGTHS = tuple(10.0**power for power in range(-4, 3))  # C: how much the data
 
 
 def score(job: Job) -> Outcome:
-    """The kind "logistic"; the classifier is settled before an image of val is read."""
+    """The kind "logistic" gives top-1 in percent; its classifier is settled before an image of val is read."""
     train, val = job.labelled()
     bank = job.features(train, "train")
     probe = fit_logistic(bank.features, bank.labels, seed=job.seed, device=job.device)
@@ -42,7 +42,7 @@ def fit_logistic(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> LinearProbe:
-    """The best C of ``strengths`` on a tenth of each class (on a draw the smallest), then all of the training set.
+    """Choose the best C of ``strengths`` on a tenth of each class (on a draw the smallest), then fit all of train.
 
     features [N, D] are standardised; labels [N] are class indices from 0. ``rate`` of the result is C.
 
@@ -61,7 +61,7 @@ def fit_logistic(
 
 
 def optimum(x: Tensor, labels: Tensor, strength: float, classes: int) -> Tensor:
-    """Weights [D + 1, C] that minimise C x sum of cross-entropies + |w|^2 / 2; the last row, the bias, is free.
+    """The weights [D + 1, C] minimise C x sum of cross-entropies + |w|^2 / 2; the last row, the bias, is free.
 
     scikit-learn's ``LogisticRegression(C)`` has the same optimum. x: float64 [N, D + 1], the last column ones.
     """

@@ -14,7 +14,7 @@ from ssl_vit.errors import UserError
 
 
 class MeanAP(NamedTuple):
-    """Percent; over IoU thresholds from 0.5 to 0.95, but where the name says one; nan without objects of the size."""
+    """The values are percent over IoU thresholds 0.5 to 0.95, or at the one named; nan without objects of the size."""
 
     map: float
     map50: float
@@ -25,7 +25,7 @@ class MeanAP(NamedTuple):
 
 
 def check_installed() -> None:
-    """UserError where the packages of the extra `detection` are not installed: before hours of training."""
+    """Raise UserError where the packages of the extra `detection` are not installed: before hours of training."""
     _metric("bbox")
 
 
@@ -44,20 +44,20 @@ def mean_average_precision(found: Sequence[Detections], wanted: Sequence[Objects
 
 
 class MaskPrecision:
-    """The same for masks, image by image: they are kept as run lengths only."""
+    """Masks are scored as ``mean_average_precision`` scores boxes, image by image: only run lengths are kept."""
 
     def __init__(self) -> None:
         self._metric = _metric("segm")
 
     def add(self, found: Detections, wanted: Objects, masks: Tensor) -> None:
-        """masks: bool [n, H, W] of the n objects wanted, as large as those found."""
+        """Note one image. masks: bool [n, H, W] of the n objects wanted, as large as those found."""
         assert found.masks is not None
         said = {"masks": found.masks.cpu(), "scores": found.scores.float().cpu(), "labels": found.labels.cpu()}
         target = {key: value for key, value in _target(wanted).items() if key != "boxes"}
         self._metric.update([said], [target | {"masks": masks}])
 
     def scores(self) -> MeanAP:
-        """Of all images added."""
+        """The scores are those of all images added."""
         return _scores(self._metric)
 
 

@@ -20,7 +20,7 @@ _HALVES = "every other image of val is the bank of the rest"
 
 
 class OnlineScore:
-    """Scores a backbone on labelled images: ``train`` is the bank and ``val`` asks, where both have the same classes.
+    """A backbone is scored on labelled images: ``val`` asks the bank ``train``, where both have the same classes.
 
     Else, as when the training images have no labels, every other image of ``val`` is the bank of the rest.
     """
@@ -34,7 +34,7 @@ class OnlineScore:
             log.info("the training images have not the labels of %s: half of it is the bank of the rest", val.root)
 
     def __call__(self, backbone: Backbone) -> tuple[dict[str, float], Protocol]:
-        """Top-1 in percent for each k, and how it was made; the backbone's mode and device stay."""
+        """The result is top-1 in percent for each k, and how it was made; the backbone's mode and device stay."""
         device = next(backbone.parameters()).device
         val = extract(backbone, self._val, self._readout, device=device)
         sides = {"val": val.side}

@@ -30,7 +30,7 @@ _OF_THE_WEIGHTS = (
 
 
 class Side(NamedTuple):
-    """One set of images that a score looked at."""
+    """A side is one set of images that a score looked at."""
 
     images: int  # that could be read
     left_out: int  # that could not
@@ -48,7 +48,7 @@ def _versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a number was made. Two numbers whose ``hash`` is equal may stand in one table."""
+    """A protocol says how a number was made. Two numbers whose ``hash`` is equal may stand in one table."""
 
     score: str
     encoder: str  # the architecture
@@ -84,7 +84,7 @@ class Protocol:
         role: str = "unknown",
         weights_sha256: str | None = None,
     ) -> Protocol:
-        """Put together from what was used."""
+        """The protocol is put together from what was used."""
         return cls(
             score=score,
             encoder=backbone.info.name,
@@ -108,11 +108,11 @@ class Protocol:
 
     @property
     def hash(self) -> str:
-        """Twelve hex digits of all but what belongs to the weights (their size and colours too) and the versions."""
+        """Twelve hex digits stand for all but versions and what belongs to the weights (size and colours too)."""
         same = {name: value for name, value in asdict(self).items() if name not in (*_OF_THE_WEIGHTS, "versions")}
         return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, for JSON, the hash first; the settings stand beside the rest."""
+        """The dict has everything, for JSON, the hash first; the settings stand beside the rest."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return {"hash": self.hash} | {k: v for k, v in values.items() if k != "settings"} | dict(self.settings)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among all, and how it waits until the others have come to the same place."""
+    """A process has a place among all, and a way to wait until the others have come as far."""
 
     rank: int = 0
     world: int = 1
@@ -21,7 +21,7 @@ class Ranks:
 
 @contextmanager
 def ranks() -> Iterator[Ranks]:
-    """Of torchrun's environment; alone where there is none. The processes must see the same file system."""
+    """The ranks are torchrun's, or one process is alone. All must see the same file system."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Ranks()

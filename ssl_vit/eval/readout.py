@@ -17,7 +17,7 @@ LAST = (-1,)
 
 @dataclass(frozen=True)
 class Readout:
-    """How an image becomes a feature vector: everything but the weights. Equal readouts give comparable features.
+    """A readout says how an image becomes a feature vector: all but the weights. Equal ones give comparable features.
 
     layers are counted as timm counts what ``forward_intermediates`` gives (the blocks of a ViT, the stages of a
     hierarchical model), from 0 or, negative, from the end; each is normalised by the model's last norm where it has
@@ -37,7 +37,7 @@ class Readout:
     def of(
         cls, info: BackboneInfo, layers: tuple[int, ...] = LAST, pooling: str = "model", precision: str = "float32"
     ) -> Readout:
-        """With the size, mean and deviation that a backbone was trained with."""
+        """The readout has a backbone's own size, mean and deviation; UserError where the size is not square."""
         height, width = info.size
         if height != width:
             raise UserError(f"{info.name}: was built for {height}x{width} pixels; only square images are scored")
@@ -45,13 +45,13 @@ class Readout:
 
     @property
     def transform(self) -> str:
-        """What is done to an image, in words."""
+        """The text says what is done to an image."""
         short = round(self.image_size * 256 / 224)
         return f"shorter side to {short} bicubic antialiased, central crop {self.image_size}"
 
 
 def read_out(backbone: Backbone, images: Tensor, readout: Readout) -> Tensor:
-    """Features [B, D], float32, of normalised images [B, 3, S, S].
+    """Normalised images [B, 3, S, S] become features [B, D], float32.
 
     With several layers or "class+mean" the parts stand one after the other, see ``layer_columns``.
 
@@ -69,7 +69,7 @@ def read_out(backbone: Backbone, images: Tensor, readout: Readout) -> Tensor:
 
 
 class LayerColumns(NamedTuple):
-    """Which columns of the features are one layer's, pooled in one way."""
+    """Columns start to stop of the features are one layer's, pooled in one way."""
 
     layer: int  # from 0
     pooling: str  # "class" or "mean"
@@ -78,7 +78,7 @@ class LayerColumns(NamedTuple):
 
 
 def layer_columns(backbone: Backbone, readout: Readout) -> list[LayerColumns]:
-    """The columns of ``read_out``, where they are not the model's own pooled vector; layers in the order named.
+    """What ``read_out`` gives has these columns, where it is not the model's own vector; layers as they were named.
 
     Raises:
         UserError: a layer or a class token that the backbone doesn't have.
@@ -99,12 +99,12 @@ def layer_columns(backbone: Backbone, readout: Readout) -> list[LayerColumns]:
 
 
 def layer_count(backbone: Backbone) -> int:
-    """How many layers there are to read from."""
+    """The number says how many layers there are to read from."""
     return len(_model(backbone).feature_info)
 
 
 def pooling_of(backbone: Backbone) -> str:
-    """How the model makes one vector of its last map or tokens, in timm's words ("avg", "token", …)."""
+    """The word, timm's ("avg", "token", …), says how the model makes one vector of its last map or tokens."""
     model = getattr(backbone, "model", backbone)
     for owner in (getattr(model, "head", None), model):
         pool = getattr(owner, "global_pool", None)
@@ -115,7 +115,7 @@ def pooling_of(backbone: Backbone) -> str:
 
 
 def patch_maps(backbone: Backbone, images: Tensor, layer: int = -1) -> Tensor:
-    """The patches [B, D, H, W] of one layer, normalised by the model's last norm where it has one for that."""
+    """One layer gives patches [B, D, H, W], normalised by the model's last norm where it has one for that."""
     return _intermediates(backbone, images, [layer % layer_count(backbone)])[0][0].float()
 
 
@@ -134,7 +134,7 @@ def _intermediates(backbone: Backbone, images: Tensor, layers: list[int]) -> lis
 def _pool(patches: Tensor, prefix: Tensor | None, kind: str) -> Tensor:
     if kind == "mean":
         return patches.float().mean((-2, -1))
-    assert prefix is not None  # parts() refuses a class token that isn't there
+    assert prefix is not None  # layer_columns() refuses a class token that isn't there
     return prefix[:, 0].float()
 
 
@@ -143,7 +143,7 @@ def _like_the_head(backbone: Backbone) -> str:
 
 
 def has_class_token(backbone: Backbone) -> bool:
-    """Whether pooling "class" is there."""
+    """The answer says whether the backbone has a class token, so that pooling "class" is there."""
     model = _model(backbone)
     prefix = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
     return prefix and getattr(model, "cls_token", None) is not None

@@ -12,7 +12,7 @@ _ASKED = 256  # queries ranked at once: bounds the similarities to _ASKED x N
 
 
 def score(job: Job, k: tuple[int, ...]) -> Outcome:
-    """The kind "retrieval": mAP over the whole ranking and recall@k, in percent."""
+    """The kind "retrieval" gives mAP over the whole ranking and recall@k, in percent."""
     train, val = job.labelled()
     bank, asked = job.features(train, "train"), job.features(val, "val")
     return Outcome(retrieve(bank.features, bank.labels, asked.features, asked.labels, k), {"k": list(k)})
@@ -25,7 +25,7 @@ def retrieve(
     wanted: NDArray[np.int64],
     ks: tuple[int, ...] = (1, 5, 10),
 ) -> dict[str, float]:
-    """Mean average precision, and how often one of the first k is of the query's class, in percent.
+    """The queries give mean average precision, and how often one of the first k is of their class, in percent.
 
     bank [N, D] with labels [N], queries [M, D] with labels [M]; every label of a query must be in the bank.
     """

@@ -5,6 +5,7 @@ It learns from clean images and is settled before an image of val is read; all t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,68 +13,62 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_vit.data.crops import sample_rng
+from ssl_vit.data.evalset import Alteration
 from ssl_vit.data.sources import Source
-from ssl_vit.errors import UserError
 from ssl_vit.eval.attacks import PGD_STEPS, attacked
 from ssl_vit.eval.corruptions import CORRUPTIONS, corrupt
 from ssl_vit.eval.job import Job, Outcome
+from ssl_vit.eval.kinds.robustness import Robustness
 from ssl_vit.eval.linear import LinearProbe, percent
 from ssl_vit.eval.logistic import fit_logistic
-from ssl_vit.spelling import did_you_mean
 
 CELLS = 14  # a side of the grid that is hidden from: the patches of a ViT with patches of 16 pixels at 224
 
 
-def score(
-    job: Job,
-    corruptions: tuple[str, ...],
-    severities: tuple[int, ...],
-    hide: tuple[float, ...],
-    shuffle: tuple[int, ...],
-    radius: tuple[float, ...],
-) -> Outcome:
-    """The kind "robustness": top-1 in percent of clean images, and of every kind of changed ones."""
-    names = _names(corruptions)
+def score(job: Job, asked: Robustness) -> Outcome:
+    """The kind "robustness" gives top-1 in percent of clean images, and of every kind of changed ones."""
     train, val = job.labelled()
     bank = job.features(train, "train")
     probe = fit_logistic(bank.features, bank.labels, seed=job.seed, device=job.device)
     clean = job.features(val, "val")
     correct = probe.predict(clean.features) == clean.labels
 
-    def top1(title: str, alter: Any) -> float:
+    def top1(title: str, alter: Alteration) -> float:
         found = job.altered(val, alter, title)
         return percent(probe.predict(found.features) == found.labels)
 
-    by_corruption = {
-        name: {str(level): top1(f"{name} {level}", partial(corrupted, name, level, job.seed)) for level in severities}
-        for name in names
-    }
-    scores: dict[str, Any] = {"clean": percent(correct)}
-    if by_corruption:
-        errors = [100 - value for levels in by_corruption.values() for value in levels.values()]
-        scores["mean_corruption_error"] = float(np.mean(errors))
-        scores["mean_corruption_loss"] = float(np.mean(errors)) - (100 - scores["clean"])
-    scores["corruptions"] = by_corruption
-    scores["hidden"] = {f"{share:g}": top1(f"{share:g} % hidden", partial(hidden, share, job.seed)) for share in hide}
-    scores["shuffled"] = {str(n): top1(f"{n} x {n} shuffled", partial(shuffled, n, job.seed)) for n in shuffle}
-    scores |= {name: _attacks(job, val, probe, radius, steps) for name, steps in (("fgsm", 1), ("pgd", PGD_STEPS))}
+    scores: dict[str, Any] = {"clean": percent(correct)} | _corruptions(job.seed, asked, percent(correct), top1)
+    scores["hidden"] = {f"{part:g}": top1(f"{part:g} % hidden", partial(hidden, part, job.seed)) for part in asked.hide}
+    scores["shuffled"] = {str(n): top1(f"{n} x {n} shuffled", partial(shuffled, n, job.seed)) for n in asked.shuffle}
+    scores["fgsm"] = _attacks(job, val, probe, asked.radius, 1)
+    scores["pgd"] = _attacks(job, val, probe, asked.radius, PGD_STEPS)
     settings = {
         "classifier": "logistic regression on clean train, C chosen on a tenth of it",
         "corruptions_of": "ImageNet-C (arXiv 1903.12261); frost drawn, not photographed",
-        "severities": list(severities),
+        "severities": list(asked.severities),
         "hidden": f"percent of {CELLS} x {CELLS} cells at the image's mean colour",
         "attacks": f"largest change in 255ths; PGD {PGD_STEPS} steps from a random start",
     }
     return Outcome(scores, settings, seed=job.seed, more={"C": probe.rate}, correct=correct)
 
 
-def _names(asked: tuple[str, ...]) -> tuple[str, ...]:
-    if asked in (("all",), ("none",)):
-        return tuple(CORRUPTIONS) if asked == ("all",) else ()
-    for name in asked:
-        if name not in CORRUPTIONS:
-            raise UserError(f"--corruptions {name}: {did_you_mean(name, ('all', 'none', *CORRUPTIONS))}")
-    return asked
+def _corruptions(
+    seed: int, asked: Robustness, clean: float, top1: Callable[[str, Alteration], float]
+) -> dict[str, Any]:
+    """Top-1 in percent by corruption and severity, and two means over all of them where there are any."""
+    names: tuple[str, ...] = tuple(CORRUPTIONS) if asked.corruptions == ("all",) else asked.corruptions
+    if names == ("none",):
+        return {"corruptions": {}}
+    found = {
+        name: {str(level): top1(f"{name} {level}", partial(corrupted, name, level, seed)) for level in asked.severities}
+        for name in names
+    }
+    error = float(np.mean([100 - value for levels in found.values() for value in levels.values()]))
+    return {
+        "mean_corruption_error": error,
+        "mean_corruption_loss": error - (100 - clean),
+        "corruptions": found,
+    }
 
 
 def _attacks(job: Job, val: Source, probe: LinearProbe, radius: tuple[float, ...], steps: int) -> dict[str, float]:
@@ -86,12 +81,12 @@ def _attacks(job: Job, val: Source, probe: LinearProbe, radius: tuple[float, ...
 
 
 def corrupted(name: str, severity: int, seed: int, image: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
-    """One of ImageNet-C's; every image, corruption and severity has random numbers of its own."""
+    """The image gets one of ImageNet-C's corruptions; each image, name and severity has random numbers of its own."""
     return corrupt(image, name, severity, sample_rng(seed, severity, index, stream=list(CORRUPTIONS).index(name)))
 
 
 def hidden(share: float, seed: int, image: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
-    """Some percent of the cells of a grid, drawn at random, at the mean colour (arXiv 2103.14586, 2105.10497).
+    """Some percent of the cells of a grid, drawn at random, get the mean colour (arXiv 2103.14586, 2105.10497).
 
     >>> image = np.arange(28 * 28 * 3).reshape(28, 28, 3).astype(np.uint8)
     >>> int((hidden(50, 0, image, 0) == image.mean((0, 1)).astype(np.uint8)).all(2).sum())
@@ -105,7 +100,7 @@ def hidden(share: float, seed: int, image: NDArray[np.uint8], index: int) -> NDA
 
 
 def shuffled(count: int, seed: int, image: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
-    """Cut into count x count tiles that change places; what doesn't fit in whole tiles stays.
+    """The image is cut into count x count tiles that change places; what doesn't fit in whole tiles stays.
 
     >>> image = np.arange(16).reshape(4, 4, 1).repeat(3, 2).astype(np.uint8)
     >>> sorted(shuffled(2, 0, image, 0)[..., 0].ravel().tolist()) == list(range(16))

@@ -33,7 +33,7 @@ EPOCHS, K, TEMPERATURE = 10, 20, 0.07
 
 @dataclass(frozen=True)
 class Patches:
-    """Patches of train, each with the class that most of its pixels have."""
+    """Patches of train are kept, each with the class that most of its pixels have."""
 
     features: NDArray[np.float32]  # [N, D]
     labels: NDArray[np.int64]  # [N] place in `values`
@@ -41,7 +41,7 @@ class Patches:
 
 
 def score(job: Job, ignore: tuple[int, ...]) -> Outcome:
-    """The kind "segmentation": mIoU and pixel accuracy in percent, at each mask's own size."""
+    """The kind "segmentation" gives mIoU and pixel accuracy in percent, at each mask's own size."""
     train, val = (find_pairs(job.path(side), side) for side in ("train", "val"))
     known = _collect(job, train, ignore)
     probe = fit_linear(known.features, known.labels, epochs=EPOCHS, seed=job.seed, device=job.device, dtype=job.dtype)
@@ -70,11 +70,11 @@ def score(job: Job, ignore: tuple[int, ...]) -> Outcome:
 
 
 def iou_summary(table: NDArray[np.int64]) -> dict[str, float]:
-    """mIoU over the classes that are in the masks or in the answer, and pixel accuracy, in percent.
+    """The table gives mIoU over the classes in the masks or in the answer, and pixel accuracy, in percent.
 
     table: [C, C] pixels by true and by found class.
 
-    >>> summary(np.array([[3, 1], [0, 4]]))
+    >>> iou_summary(np.array([[3, 1], [0, 4]]))
     {'mIoU': 77.5, 'accuracy': 87.5}
     """
     both = np.diag(table)
@@ -86,7 +86,7 @@ def iou_summary(table: NDArray[np.int64]) -> dict[str, float]:
 def confusion(
     values: NDArray[np.int64], sample: Segmented, found: NDArray[np.int64], ignore: tuple[int, ...]
 ) -> NDArray[np.int64]:
-    """Pixels by true and by found class [C, C]; UserError for a class that train doesn't have."""
+    """Pixels are counted by true and by found class [C, C]; UserError for a class that train doesn't have."""
     counted = ~np.isin(sample.mask, ignore)
     true = sample.mask[counted]
     unknown = np.setdiff1d(true, values)
@@ -101,14 +101,14 @@ def confusion(
 
 
 def segment(scores: Tensor, shape: tuple[int, ...]) -> NDArray[np.int64]:
-    """The class [H, W] of every pixel by scores [C, h, w] of patches, enlarged bilinearly."""
+    """Every pixel [H, W] gets a class by scores [C, h, w] of patches, enlarged bilinearly."""
     enlarged = torch.nn.functional.interpolate(scores[None], shape, mode="bilinear", align_corners=False)
     found: NDArray[np.int64] = enlarged[0].argmax(0).numpy()
     return found
 
 
 def votes(bank: NDArray[np.float32], labels: NDArray[np.int64], patches: NDArray[np.float32], classes: int) -> Tensor:
-    """The share [N, C] of each class among the nearest patches, weighted by exp(similarity / temperature)."""
+    """Each class gets its share [N, C] of the nearest patches, weighted by exp(similarity / temperature)."""
     similarity, near = nearest_neighbours(bank, patches, min(K, len(bank)))
     weights = torch.from_numpy(similarity / TEMPERATURE).softmax(1)
     return torch.zeros(len(patches), classes).scatter_add_(1, torch.from_numpy(labels[near]), weights)
@@ -139,7 +139,7 @@ def _collect(job: Job, pairs: list[Pair], ignore: tuple[int, ...]) -> Patches:
 
 
 def patch_labels(mask: NDArray[np.int64], grid: tuple[int, ...], ignore: tuple[int, ...]) -> NDArray[np.int64]:
-    """The most frequent class [h, w] among the pixels of each patch; -1 where all of them are ignored.
+    """Each patch [h, w] gets the most frequent class among its pixels; -1 where all of them are ignored.
 
     >>> patch_labels(np.array([[1, 1, 255, 255], [1, 2, 255, 255]]), (1, 2), (255,))
     array([[ 1, -1]])

@@ -17,7 +17,7 @@ _TEXTURE = re.compile(r".*-(.*?)\d*$")  # as the published stimuli are named: ai
 
 
 def score(job: Job) -> Outcome:
-    """The kind "shapebias" (arXiv 1811.12231; of ViTs: 2103.14586): decisions for shape and for texture, in percent.
+    """The kind "shapebias" (arXiv 1811.12231, 2103.14586) gives decisions for shape and for texture, in percent.
 
     ``shape_bias`` is the share of shape among the decisions for one of both. Images whose two classes are one are
     left out.
@@ -48,7 +48,7 @@ def score(job: Job) -> Outcome:
 
 
 def conflicts(source: Source, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The class of each image's shape, by its folder, and of its texture, by its name [N].
+    """Each image gets the class of its shape [N], by its folder, and of its texture [N], by its name.
 
     Raises:
         UserError: a name without a texture, or a class that train doesn't have.

@@ -15,7 +15,7 @@ MADE, DONE = "made.json", "done.json"
 
 
 class Unfinished:
-    """Results by name, in a folder or, without one, in memory alone.
+    """Results are kept by name, in a folder or, without one, in memory alone.
 
     made: all that the results depend on; UserError where the folder is of something else.
     """
@@ -39,7 +39,7 @@ class Unfinished:
             self.done = _read(folder / DONE)
 
     def checkpoint(self, name: str) -> Path | None:
-        """Where a run may keep its state while it is under way."""
+        """The file is where a run may keep its state while it is under way."""
         return None if self._folder is None else self._folder / f"{name}.ckpt"
 
     def finish(self, name: str, result: Any) -> None:
@@ -51,12 +51,12 @@ class Unfinished:
 
 
 def folder_of(result: Path) -> Path:
-    """Beside the file that the result will be written to."""
+    """The folder lies beside the file that the result will be written to."""
     return result.with_name(f"{result.name}.unfinished")
 
 
 def remove(result: Path) -> None:
-    """Once the result is written."""
+    """Remove the folder, once the result is written."""
     if folder_of(result).is_dir():
         shutil.rmtree(folder_of(result))
 

@@ -12,7 +12,7 @@ from ssl_vit.files import sha256
 
 
 def load_backbone(weights: Path | str, backbone: str | None = None) -> Backbone:
-    """The backbone of a run folder, or of a file or folder of weights of any layout that ``ssl-vit inspect`` knows.
+    """Load the backbone of a run folder, or of a file or folder of weights in any layout that `ssl-vit inspect` knows.
 
     Loading is strict and executes nothing. The info of the backbone has the mean, deviation and size that it was
     trained with, as far as the file says them. backbone: timm's name, where the file doesn't say the architecture.
@@ -28,12 +28,12 @@ def load_backbone(weights: Path | str, backbone: str | None = None) -> Backbone:
 
 
 def digest(weights: Path | str) -> str:
-    """sha256 of the weights' file."""
+    """The sha256 of the weights' file comes in hex; UserError where there is none."""
     return sha256(weights_file(weights))
 
 
-def role(weights: Path | str) -> str:
-    """Which of a run's networks it is: "teacher" or "student"; "unknown" where the file doesn't say."""
+def role_of(weights: Path | str) -> str:
+    """The role says which of a run's networks it is: "teacher" or "student"; "unknown" where the file doesn't say."""
     folder = weights_file(weights).parent
     description = read_config(folder).get("ssl_vit", {}) if (folder / CONFIG).is_file() else {}
     return str(description.get("encoder", "unknown"))

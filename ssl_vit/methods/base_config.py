@@ -4,38 +4,50 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
-from pydantic_core import core_schema
+from pydantic import AfterValidator, Field
 
 from ssl_vit.data.plan import View, ViewPlan
 from ssl_vit.errors import UserError
+from ssl_vit.settings import (
+    AUTO,
+    Auto,
+    Count,
+    CountOrZero,
+    Fraction,
+    Momentum,
+    NonNegative,
+    Part,
+    Positive,
+    Section,
+)
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class MayBeAuto:
-    """A mark on a type: its settings also take the word "auto", until the configuration is resolved."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.union_schema([core_schema.literal_schema([AUTO]), handler(source)])
-
-
-AUTO: Any = "auto"
-"""What a setting is until ``run.plan`` decides it."""
-
-Auto: TypeAlias = Annotated[T, MayBeAuto()]
-"""A setting that is decided once, before the run, from the architecture, the data and the devices; a T from then on."""
-
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Part = Annotated[float, Field(gt=0, lt=1)]
-Momentum = Annotated[float, Field(ge=0, lt=1)]
+__all__ = [  # with the types of settings, so that a method's file finds all it needs here
+    "AUTO",
+    "SMALL",
+    "TINY",
+    "Auto",
+    "Choices",
+    "Colour",
+    "Count",
+    "CountOrZero",
+    "Fraction",
+    "MaskedConfig",
+    "MethodConfig",
+    "Momentum",
+    "NonNegative",
+    "Part",
+    "Positive",
+    "Scale",
+    "Section",
+    "Situation",
+    "TwoViewConfig",
+    "optimiser_choices",
+    "small_set_momentum",
+    "small_set_rate",
+    "two_views",
+]
 
 
 def _ordered(scale: tuple[float, float]) -> tuple[float, float]:
@@ -50,19 +62,6 @@ Scale = Annotated[tuple[Fraction, Fraction], Field(strict=False), AfterValidator
 
 Colour = Annotated[tuple[Fraction, Fraction, Fraction], Field(strict=False)]
 """Red, green and blue, of images in [0, 1]."""
-
-
-class Section(BaseModel):
-    """A frozen group of settings: unknown keys, wrong types, NaN and infinity are refused."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-    def undecided(self) -> list[str]:
-        """The names of the settings that are still "auto"."""
-        fields = type(self).model_fields.items()
-        return [key for key, field in fields if MayBeAuto() in field.metadata and getattr(self, key) == AUTO]
 
 
 @dataclass(frozen=True)

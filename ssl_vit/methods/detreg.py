@@ -11,8 +11,9 @@ from torchvision.ops import box_convert, box_iou, roi_align
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.plan import ViewPlan
 from ssl_vit.detectors.detector import Predictions
-from ssl_vit.detectors.files import FILE, KINDS, Pretrainable, save_detector
+from ssl_vit.detectors.files import FILE, save_detector
 from ssl_vit.detectors.losses import GroundTruth, Matches, SetLoss
+from ssl_vit.detectors.networks import Pretrainable, network_class
 from ssl_vit.detectors.picture_gaze import draw_gaze
 from ssl_vit.detectors.picture_regions import draw_regions
 from ssl_vit.files import write_atomically
@@ -37,7 +38,7 @@ class DETReg(Method):
         super().__init__()
         self.config, self.image_size = config, image_size
         backbone.requires_grad_(False)
-        self.network: Pretrainable = KINDS[config.detector](
+        self.network: Pretrainable = network_class(config.detector)(
             backbone,
             1,
             queries=config.queries,

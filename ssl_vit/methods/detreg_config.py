@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from ssl_vit.data.plan import View, ViewPlan
+from ssl_vit.detectors.table import DETECTORS, PretrainableName
 from ssl_vit.errors import UserError
 from ssl_vit.methods.base_config import (
     AUTO,
@@ -21,8 +22,6 @@ from ssl_vit.methods.base_config import (
     Scale,
     Situation,
 )
-
-WHOLE = {"deformable_detr": (300, 1024), "detr": (100, 2048)}  # official queries and hidden width
 
 
 class Config(MethodConfig):
@@ -47,7 +46,7 @@ class Config(MethodConfig):
         "not learning yet": "Train longer, raise optim.lr, or set method.proposals: random ones can't be found.",
     }
 
-    detector: Literal["deformable_detr", "detr"] = "deformable_detr"
+    detector: PretrainableName = "deformable_detr"
     """Which detector is pretrained."""
     proposals: Literal["selective_search", "patches", "random"] = "selective_search"
     """What proposes regions: selective search (official), patches that a pretrained network finds alike, or chance."""
@@ -73,8 +72,8 @@ class Config(MethodConfig):
     def choose(self, given: Situation) -> Choices:
         """The official recipe; a smaller detector and a higher rate for few images."""
         official = "official recipe"
-        queries, hidden = WHOLE[self.detector]
-        sizes = (queries, 256, 6, hidden, official)
+        whole = DETECTORS[self.detector]
+        sizes = (whole.queries, 256, 6, whole.hidden, official)
         rate = (2e-4 if self.detector == "deformable_detr" else 1e-4, official)
         if given.images < SMALL:
             sizes = (max(50, self.boxes), 128, 2, 512, "small set: a detector that few steps can teach")

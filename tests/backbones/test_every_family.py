@@ -109,7 +109,6 @@ def test_other_sizes(backbone: TimmBackbone, seen: Features) -> None:
         assert features.pooled.isfinite().all()
         assert len(backbone.pyramid(other)) == len(info.stages)
         return
-    assert any("pixels only" in sentence for sentence in info.limits)
     try:
         other = backbone(pictures((info.size[0] + 64, info.size[1] + 64)))
     except (AssertionError, RuntimeError, ValueError, IndexError):

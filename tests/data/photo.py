@@ -1,9 +1,13 @@
 """Pictures made by rule, with smooth areas, edges and texture, as a photograph has."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
+
+from ssl_vit.data.decode import Row, decode
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -21,3 +25,18 @@ def save_photos(folder: Path, count: int, size: tuple[int, int] = (40, 48), suff
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         Image.fromarray(photo(*size, seed=number)).save(folder / f"{number:03d}.{suffix}")
+
+
+class Files:
+    """Files in memory, as rows that a library keeps."""
+
+    def __init__(self, *files: bytes) -> None:
+        self.files = files
+
+    def read(self, index: int) -> bytes:
+        return self.files[index]
+
+
+def decoded(data: bytes, name: str, **options: Any) -> NDArray[np.uint8]:
+    """What `decode` makes of a file in memory; the name is for the error."""
+    return decode(Row(Files(data), 0, name), **options)

@@ -8,8 +8,9 @@ import torch
 
 from ssl_vit.data.batch import to_views
 from ssl_vit.data.boxes import SMALLEST, boxes_in_crops
-from ssl_vit.data.crops import PARAMS, make_views, sample_rng
+from ssl_vit.data.crops import make_views, sample_rng
 from ssl_vit.data.loader import build_loader
+from ssl_vit.data.params import PLACE, Column
 from ssl_vit.data.plan import View, ViewPlan
 from ssl_vit.data.sources import open_source
 from tests.data.photo import save_photos
@@ -54,8 +55,8 @@ def test_most_boxes_are_seen_in_the_test_above_and_some_crops_are_mirrored():
 
 
 def test_slivers_and_missing_rows_are_dropped():
-    params = torch.zeros(1, len(PARAMS))
-    params[0, -5:] = torch.tensor([0.5, 0.5, 1.0, 1.0, 0.0])
+    params = torch.zeros(1, len(Column))
+    params[0, PLACE] = torch.tensor([0.5, 0.5, 1.0, 1.0, 0.0])
     least = 0.5 * SMALLEST
     boxes = [
         [0.2, 0.6, 0.5 + 1.01 * least, 0.8],

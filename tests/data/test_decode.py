@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssl_vit.data.decode import BadImage, decode, decode_bytes, image_size
-from tests.data.photo import photo
+from ssl_vit.data.decode import BadImage, decode, image_size
+from tests.data.photo import decoded, photo
 
 RED, BLUE, WHITE, BLACK = (255, 0, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 
@@ -74,7 +74,7 @@ GOLDEN = {
 @pytest.mark.parametrize("case", GOLDEN)
 def test_golden_pixels(case):
     data, expected = GOLDEN[case]
-    actual = decode_bytes(data, case)
+    actual = decoded(data, case)
     assert actual.dtype == np.uint8
     assert actual.tolist() == [[list(pixel) for pixel in expected]]
 
@@ -90,12 +90,12 @@ def test_16_bits_a_channel():
     pixels = b"\0" + struct.pack(">6H", 65535, 0, 257 * 9, 257 * 100, 257 * 200, 0)
     header = chunk(b"IHDR", struct.pack(">2I5B", 2, 1, 16, 2, 0, 0, 0))
     data = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
-    assert decode_bytes(data, "rgb48").tolist() == [[[255, 0, 9], [100, 200, 0]]]
+    assert decoded(data, "rgb48").tolist() == [[[255, 0, 9], [100, 200, 0]]]
 
 
 def test_cmyk_jpeg_is_near_its_colours():
     data = encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
-    assert np.abs(decode_bytes(data, "cmyk").astype(int) - RED).max() <= 4
+    assert np.abs(decoded(data, "cmyk").astype(int) - RED).max() <= 4
 
 
 UPRIGHT = np.array([[10, 60, 110], [160, 210, 250]], np.uint8)  # what the viewer should see
@@ -118,7 +118,7 @@ def test_exif_orientation(kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind == "JPEG" else {}
-    picture = decode_bytes(encoded(Image.fromarray(large).convert("RGB"), kind, exif=exif, **options), kind)
+    picture = decoded(encoded(Image.fromarray(large).convert("RGB"), kind, exif=exif, **options), kind)
     assert picture.shape == (32, 48, 3)
     assert np.abs(picture[8::16, 8::16, 0].astype(int) - UPRIGHT).max() <= 3
 
@@ -126,12 +126,12 @@ def test_exif_orientation(kind, orientation):
 def test_a_large_jpeg_is_drafted_down_to_what_is_wanted():
     picture = np.kron(photo(150, 200), np.ones((8, 8, 1), np.uint8))  # 1200 x 1600
     data = encoded(Image.fromarray(picture), "JPEG", quality=95)
-    assert decode_bytes(data, "x").shape == (1200, 1600, 3)
-    assert decode_bytes(data, "x", want=601).shape == (1200, 1600, 3)
-    assert decode_bytes(data, "x", want=600).shape == (600, 800, 3)
+    assert decoded(data, "x").shape == (1200, 1600, 3)
+    assert decoded(data, "x", want=601).shape == (1200, 1600, 3)
+    assert decoded(data, "x", want=600).shape == (600, 800, 3)
     small = encoded(Image.fromarray(picture[:800, :1200]), "JPEG", quality=95)
-    assert decode_bytes(small, "x", want=100).shape == (800, 1200, 3)
-    eighth = decode_bytes(data, "x", want=150)
+    assert decoded(small, "x", want=100).shape == (800, 1200, 3)
+    eighth = decoded(data, "x", want=150)
     assert eighth.shape == (150, 200, 3)
     assert np.abs(eighth.astype(int) - photo(150, 200)).mean() < 3
 
@@ -139,9 +139,9 @@ def test_a_large_jpeg_is_drafted_down_to_what_is_wanted():
 def test_the_first_picture_of_an_mpo_file():
     pictures = [Image.fromarray(photo(816, 1248, seed)) for seed in (1, 2)]
     data = encoded(pictures[0], "MPO", save_all=True, append_images=pictures[1:], quality=95)
-    first = decode_bytes(encoded(pictures[0], "JPEG", quality=95), "x")
-    np.testing.assert_array_equal(decode_bytes(data, "x"), first)
-    assert decode_bytes(data, "x", want=408).shape == (408, 624, 3)
+    first = decoded(encoded(pictures[0], "JPEG", quality=95), "x")
+    np.testing.assert_array_equal(decoded(data, "x"), first)
+    assert decoded(data, "x", want=408).shape == (408, 624, 3)
 
 
 def test_a_file_and_its_bytes_are_the_same(tmp_path):
@@ -149,7 +149,7 @@ def test_a_file_and_its_bytes_are_the_same(tmp_path):
     (tmp_path / "wrong.jpg").write_bytes(data)
     np.testing.assert_array_equal(decode(str(tmp_path / "wrong.jpg")), photo(20, 30))
     assert image_size(str(tmp_path / "wrong.jpg")) == (20, 30)
-    np.testing.assert_array_equal(decode_bytes(data, "x"), photo(20, 30))
+    np.testing.assert_array_equal(decoded(data, "x"), photo(20, 30))
 
 
 def flipped(data: bytes, place: int) -> bytes:
@@ -191,7 +191,7 @@ def test_bad_files_are_named_with_a_reason_of_one_line(case, tmp_path):
     assert caught.value.reason
     assert "\n" not in str(caught.value)
     with pytest.raises(BadImage):
-        decode_bytes(data, path)
+        decoded(data, path)
 
 
 def test_random_damage_never_escapes_as_another_error():
@@ -205,7 +205,7 @@ def test_random_damage_never_escapes_as_another_error():
             for place in rng.integers(0, min(len(data), 400), 4):
                 data[place] = rng.integers(256)
             try:
-                decode_bytes(bytes(data), "damaged", max_pixels=1e6)
+                decoded(bytes(data), "damaged", max_pixels=1e6)
             except BadImage:
                 bad += 1
     assert bad > 100

@@ -13,14 +13,14 @@ from PIL import Image
 
 from ssl_vit.config import load_config
 from ssl_vit.config.paths import check_data
-from ssl_vit.data.decode import BadImage, decode, decode_bytes, image_size
+from ssl_vit.data.decode import BadImage, decode, image_size
 from ssl_vit.data.loader import StepSampler, build_loader
 from ssl_vit.data.patterns import expand
 from ssl_vit.data.plan import View, ViewPlan
 from ssl_vit.data.sources import open_source
 from ssl_vit.data.tar import DamagedTar, entries
 from ssl_vit.errors import RunFailed, UserError
-from tests.data.photo import photo
+from tests.data.photo import decoded, photo
 
 PLAN = ViewPlan((View("v", 2, 8, scale=(0.5, 1.0), flip_p=0.5),))
 
@@ -88,7 +88,7 @@ def test_images_names_and_labels(shards):
     assert source.skipped == {"other files in archives": 13}
     assert source.types == {"png": 12}
     for i in range(12):
-        np.testing.assert_array_equal(decode(source.path(i)), decode_bytes(png(i), "x"))
+        np.testing.assert_array_equal(decode(source.path(i)), decoded(png(i), "x"))
     assert image_size(source.path(3)) == (20, 24)
 
 

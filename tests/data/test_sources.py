@@ -178,7 +178,7 @@ def test_what_is_no_source(tmp_path):
         open_source(tmp_path / "one.png")
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "x.png").symlink_to(tmp_path / "one.png")
-    with pytest.raises(UserError, match="1 links that lead out of the folder; pass outside_links"):
+    with pytest.raises(UserError, match="1 links that lead out of the folder; copy the images into the folder"):
         open_source(tmp_path / "linked")
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ssl_vit.backbones import create_backbone
-from ssl_vit.detectors.files import FILE, KINDS, detector_of, load_detector, save_detector
+from ssl_vit.detectors.files import FILE, detector_of, load_detector, save_detector
+from ssl_vit.detectors.networks import network_class
+from ssl_vit.detectors.table import PretrainableName
 from ssl_vit.errors import UserError
 from ssl_vit.export import timm
 
@@ -20,10 +24,10 @@ def make(kind):
     vit = create_backbone(
         "vit_tiny_patch16_224", image_size=64, model_args={"embed_dim": 48, "depth": 2, "num_heads": 3}
     )
-    return KINDS[kind](vit, 1, queries=7, depth=1, dim=32, hidden=48, embedding=5)
+    return network_class(kind)(vit, 1, queries=7, depth=1, dim=32, hidden=48, embedding=5)
 
 
-@pytest.fixture(params=list(KINDS))
+@pytest.fixture(params=get_args(PretrainableName))
 def written(request, tmp_path):
     detector = make(request.param)
     (tmp_path / "export").mkdir()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
+from typing import get_args
+
 import pytest
 import torch
 import torchvision
@@ -10,13 +14,14 @@ from torchvision.ops import box_iou
 
 from ssl_vit.backbones import create_backbone
 from ssl_vit.data.detection import Scene
+from ssl_vit.detectors.build import build_finder
 from ssl_vit.detectors.detector import Detector, Predictions, best
 from ssl_vit.detectors.detr import DETR
 from ssl_vit.detectors.finder import SetFinder
 from ssl_vit.detectors.fpn import BackboneWithFPN
+from ssl_vit.detectors.networks import network_class
 from ssl_vit.detectors.simple_pyramid import SimplePyramid
-from ssl_vit.detectors.table import BUILDERS
-from ssl_vit.eval.kinds import DETECTORS
+from ssl_vit.detectors.table import DETECTORS, DetectorName, PretrainableName
 
 SIZE = 64
 TINY = {
@@ -45,8 +50,20 @@ def scenes(extent=(48, 64)):
     return found
 
 
-def test_the_table_and_the_command_know_the_same_names():
-    assert tuple(BUILDERS) == DETECTORS
+def test_the_table_has_every_name_that_a_configuration_takes():
+    assert tuple(DETECTORS) == get_args(DetectorName)
+    pretrainable = [name for name, entry in DETECTORS.items() if entry.network]
+    assert pretrainable == list(get_args(PretrainableName))
+    for name in pretrainable:
+        network = network_class(name)
+        official = inspect.signature(network).parameters
+        assert network.name == name
+        assert (official["queries"].default, official["hidden"].default) == DETECTORS[name][2:]
+
+
+def test_the_page_on_detection_names_them_all():
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert [name for name in DETECTORS if f"`{name}`" not in page] == []
 
 
 @pytest.mark.parametrize(
@@ -54,7 +71,7 @@ def test_the_table_and_the_command_know_the_same_names():
     [("faster_rcnn", "vit_tiny_patch16_224"), ("retinanet", "resnet18"), ("mask_rcnn", "resnet18")],
 )
 def test_finds_the_objects_that_it_learnt_by_heart(name, trunk):
-    finder, seen = BUILDERS[name](backbone(trunk), 2, SIZE).train(), scenes()
+    finder, seen = build_finder(name, backbone(trunk), 2, SIZE).train(), scenes()
     optimizer = torch.optim.AdamW(finder.parameters(), 2e-3)
     for _ in range(45):
         loss = sum(finder.losses(seen).values())
@@ -120,7 +137,7 @@ def test_boxes_of_sets_are_shares_of_the_image_not_of_the_canvas():
 
 @pytest.mark.parametrize("name", ["deformable_detr", "detr"])
 def test_norms_learn_where_a_network_may_begin_without_weights(name):
-    finder, seen = BUILDERS[name](backbone("resnet18"), 2, SIZE).train(), scenes()
+    finder, seen = build_finder(name, backbone("resnet18"), 2, SIZE).train(), scenes()
     norm = finder.trunk().model.bn1
     before = norm.running_mean.clone()
     sum(finder.losses(seen).values()).backward()
@@ -129,10 +146,10 @@ def test_norms_learn_where_a_network_may_begin_without_weights(name):
 
 
 def test_the_trunk_is_the_backbone():
-    for name in BUILDERS:
+    for name in DETECTORS:
         trunk = backbone("vit_tiny_patch16_224")
         own = {id(p) for p in trunk.parameters()}
-        found = {id(p) for p in BUILDERS[name](trunk, 2, SIZE).trunk().parameters()}
+        found = {id(p) for p in build_finder(name, trunk, 2, SIZE).trunk().parameters()}
         assert len(own & found) >= len(own) - 1  # YOLOS has positions of its own, and tokens
         assert len(found - own) == (2 if name == "yolos" else 0)
 
@@ -176,7 +193,7 @@ def test_patches_that_are_no_power_of_two_are_resized():
 @pytest.mark.parametrize("name", ["faster_rcnn", "retinanet", "mask_rcnn"])
 def test_large_canvases_have_what_torchvision_has(name):
     """Widths, anchors and regions of its own detectors with a feature pyramid network."""
-    ours = BUILDERS[name](backbone("resnet18"), 2, 416).model
+    ours = build_finder(name, backbone("resnet18"), 2, 416).model
     theirs = getattr(torchvision.models.detection, f"{name.replace('_', '')}_resnet50_fpn")(
         weights=None, weights_backbone=None
     )

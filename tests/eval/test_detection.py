@@ -18,13 +18,14 @@ from ssl_vit.backbones import create_backbone
 from ssl_vit.cli import main
 from ssl_vit.data.annotations import open_annotations
 from ssl_vit.data.detection import DetectionDataset
+from ssl_vit.detectors.build import build_finder
 from ssl_vit.detectors.detector import Detections
 from ssl_vit.detectors.finder import Finder
-from ssl_vit.detectors.table import BUILDERS
 from ssl_vit.eval import detection, detection_loop
 from ssl_vit.eval.detection_data import canvas, numbered_alike
-from ssl_vit.eval.detection_summary import summary
+from ssl_vit.eval.detection_summary import gain_summary
 from ssl_vit.eval.job import Job
+from ssl_vit.eval.kinds.detection import Detection
 from ssl_vit.eval.unfinished import Unfinished
 from tests import runs
 from tests.export.conftest import randomised, written
@@ -140,9 +141,9 @@ def test_another_question_does_not_go_on_with_what_is_unfinished(sets, tmp_path,
         (lambda text: text.replace("0.png", "x.png"), ("--val-images", "no"), "no images: 5 are annotated and none"),
         (str, ("--size", "65"), "--size 65: resnet18 under a pyramid takes multiples of 32; try --size 64"),
         (str, ("--detector", "yolos"), "resnet18: YOLOS is made of a plain ViT with a class token"),
-        (str, ("--detector", "fast_rcnn"), "expected one of faster_rcnn, retinanet"),
-        (str, ("--share", "0,100"), "expected numbers above 0, 100 at most"),
-        (str, ("--seeds", "1,1"), "expected different numbers"),
+        (str, ("--detector", "fast_rcnn"), "detector: expected faster_rcnn or retinanet or mask_rcnn"),
+        (str, ("--share", "0,100"), "share: expected non-empty [a number > 0 and ≤ 100, …], got '0,100'"),
+        (str, ("--seeds", "1,1"), "seeds: expected different numbers, got '1,1'"),
         (str, ("--layers", "last4"), "unknown flag --layers"),
     ],
 )
@@ -173,7 +174,7 @@ def test_masks_are_asked_for_where_none_are(sets, tmp_path, capsys):
 def trial(sets):
     """What a comparison on these sets is made of."""
     job = Job(sets["run"], {"train": sets["train"], "val": sets["val"]})
-    return detection._trial(job, "mask_rcnn", 64, 2, "auto", "auto", "auto", "auto")
+    return detection.plan(job, Detection(detector="mask_rcnn", size=64, batch=2))
 
 
 class Perfect(Finder):
@@ -207,9 +208,8 @@ def test_every_kind_of_detector_is_trained_and_scored(name, sets, tmp_path):
     vit = randomised("vit_tiny_patch16_224", model_args={"embed_dim": 24, "depth": 1, "num_heads": 2, "img_size": 64})
     written(vit, tmp_path / "run" / "export", mean=(0.5,) * 3, std=(0.25,) * 3, description={})
     job = Job(tmp_path / "run", {"train": sets["train"], "val": sets["val"]})
-    found = detection._trial(job, name, 64, 2, "auto", "auto", "auto", "auto").run(
-        "weights", 100, 0, 2, Unfinished(None, {})
-    )
+    trial = detection.plan(job, Detection(detector=name, size=64, batch=2))
+    found = trial.run("weights", 100, 0, 2, Unfinished(None, {}))
     assert found["read"] == 5
     assert all(0 <= value <= 100 for value in found["scores"].values())
     assert ("mask_mAP" in found["scores"]) == (name == "mask_rcnn")
@@ -230,10 +230,10 @@ def test_both_detectors_have_the_same_head_and_other_backbones(trial):
 def test_the_backbone_learns_at_its_own_rate(sets):
     annotations = open_annotations(sets["train"])
     torch.manual_seed(0)
-    finder = BUILDERS["faster_rcnn"](create_backbone("resnet18", model_args=ARGS), 2, 64)
+    finder = build_finder("faster_rcnn", create_backbone("resnet18", model_args=ARGS), 2, 64)
     before = {name: value.clone() for name, value in finder.named_parameters()}
     data = DetectionDataset(annotations, 64, training=True)
-    detection_loop.train_detector(finder, data, np.arange(8), detection_loop.Recipe(2, 2, 1e-3, 1e-9, 0))
+    detection_loop.train_detector(finder, data, np.arange(8), detection_loop.DetectorRecipe(2, 2, 1e-3, 1e-9, 0))
     trunk = {id(parameter) for parameter in finder.trunk().parameters()}
     for name, value in finder.named_parameters():
         change = (value - before[name]).abs().max()
@@ -243,7 +243,7 @@ def test_the_backbone_learns_at_its_own_rate(sets):
 def test_intervals_are_students(capsys):
     rng = np.random.default_rng(0)
     scratch, weights = rng.normal(20, 2, 4), rng.normal(25, 2, 4)
-    found = summary([{"mAP": x} for x in scratch], [{"mAP": x} for x in weights])
+    found = gain_summary([{"mAP": x} for x in scratch], [{"mAP": x} for x in weights])
     for values, key in ((scratch, "scratch"), (weights, "weights"), (weights - scratch, "difference")):
         low, high = scipy.stats.t.interval(0.95, 3, values.mean(), scipy.stats.sem(values))
         assert found[key]["mAP"]["low"] == pytest.approx(low, abs=1e-3)
@@ -262,7 +262,7 @@ def test_intervals_are_students(capsys):
     ],
 )
 def test_the_verdict_says_what_the_interval_allows(gains, said):
-    found = summary([{"mAP": 10.0}] * len(gains), [{"mAP": 10.0 + gain} for gain in gains])
+    found = gain_summary([{"mAP": 10.0}] * len(gains), [{"mAP": 10.0 + gain} for gain in gains])
     assert found["verdict"].startswith(said)
 
 

@@ -14,6 +14,7 @@ from ssl_vit.eval.augmented import crops, fit_augmented
 from ssl_vit.eval.features import evaluating
 from ssl_vit.eval.finetune import fitted, scored
 from ssl_vit.eval.job import Job
+from ssl_vit.eval.kinds.finetune import Finetune
 from ssl_vit.eval.readout import Readout, read_out
 from tests.eval.conftest import MEAN, STD
 
@@ -80,7 +81,8 @@ def test_early_layers_learn_more_slowly(run, images):
     job = Job(Path(run), {"train": images / "train", "val": images / "val"})
     train, _ = job.labelled()
     before = {key: value.clone() for key, value in job.backbone.get_submodule("model").state_dict().items()}
-    after = fitted(job, train, 1, 24, 0.01, 0.01, 0.0, 0.0).state_dict()
+    asked = Finetune(epochs=1, batch=24, lr=0.01, layer_decay=0.01, mixup=0.0, cutmix=0.0)
+    after = fitted(job, train, asked).state_dict()
     moved = {key: float((after[key] - before[key]).abs().max()) for key in before}
     assert 0 < moved["patch_embed.proj.weight"] < 0.01 * moved["norm.weight"]
     assert all(

@@ -9,13 +9,17 @@ from ssl_vit.backbones.registry import create_backbone
 from ssl_vit.data.sources import open_source
 from ssl_vit.errors import UserError
 from ssl_vit.eval import features
-from ssl_vit.eval.kinds import layers
+from ssl_vit.eval.kind import ReadoutOptions
 from ssl_vit.eval.readout import Readout, layer_columns, read_out
 from tests.eval.conftest import MEAN, STD
 
 
+def layers_of(text):
+    return ReadoutOptions.of({"layers": text}, "embed").layers
+
+
 def readout(chosen="last1", pooling="model", precision="float32"):
-    return Readout(32, MEAN, STD, layers(chosen), pooling, precision)
+    return Readout(32, MEAN, STD, layers_of(chosen), pooling, precision)
 
 
 def test_the_last_four_class_tokens_are_dinos(run, vit):
@@ -39,7 +43,7 @@ def test_the_last_four_class_tokens_are_dinos(run, vit):
 def test_stages_of_a_hierarchical_model():
     backbone = create_backbone("test_resnet").eval()
     images = torch.randn(2, 3, 64, 64)
-    chosen = Readout(64, MEAN, STD, layers("last2"), "mean")
+    chosen = Readout(64, MEAN, STD, layers_of("last2"), "mean")
     with torch.inference_mode():
         found = read_out(backbone, images, chosen)
         maps = backbone.model.forward_intermediates(images, indices=2, intermediates_only=True)

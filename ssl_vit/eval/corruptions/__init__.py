@@ -36,7 +36,7 @@ CORRUPTIONS: dict[str, Corruption] = {
 
 
 def corrupt(image: NDArray[np.uint8], name: str, severity: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """An image uint8 [H, W, 3] of at least 32 pixels a side, corrupted; severity 1 to 5.
+    """An image uint8 [H, W, 3] of at least 32 pixels a side comes back corrupted, in the same shape; severity 1 to 5.
 
     >>> white = np.full((32, 32, 3), 255, np.uint8)
     >>> corrupt(white, "contrast", 5, np.random.default_rng(0)).min()

@@ -10,7 +10,7 @@ from ssl_vit.eval.corruptions.filters import FloatPixels, enlarged, moved, smoot
 
 
 def defocus_blur(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> FloatPixels:
-    """The mean over a disk with a soft edge."""
+    """Every pixel becomes the mean over a disk with a soft edge."""
     radius, soft = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))[severity - 1]
     reach = max(8, radius)
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
@@ -26,7 +26,7 @@ def defocus_blur(image: NDArray[np.uint8], severity: int, rng: np.random.Generat
 
 
 def glass_blur(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> FloatPixels:
-    """Smoothed, pixels scattered, smoothed again.
+    """The image is smoothed, its pixels are scattered, and it is smoothed again.
 
     The paper says that pixels are exchanged; its code overwrites each by a neighbour, and so does this.
     """
@@ -51,7 +51,7 @@ def motion_blur(image: NDArray[np.uint8], severity: int, rng: np.random.Generato
 
 
 def zoom_blur(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> FloatPixels:
-    """The mean of the image and of more and more enlarged ones."""
+    """The image becomes the mean of itself and of more and more enlarged ones."""
     end, step = ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))[severity - 1]
     pixels, factors = image.astype(np.float32), np.arange(1, end, step)
     total = pixels.copy()

@@ -13,7 +13,7 @@ from ssl_vit.eval.corruptions.filters import FloatPixels, smoothed
 
 
 def contrast(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> FloatPixels:
-    """Every channel nearer to its mean."""
+    """Every channel comes nearer to its mean."""
     x = image / 255
     mean = x.mean((0, 1), keepdims=True)
     flat: FloatPixels = 255 * ((x - mean) * (0.4, 0.3, 0.2, 0.1, 0.05)[severity - 1] + mean)
@@ -47,7 +47,7 @@ def elastic_transform(image: NDArray[np.uint8], severity: int, rng: np.random.Ge
 
 
 def pixelate(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> FloatPixels:
-    """Shrunk, and enlarged again in blocks."""
+    """The image is shrunk, and enlarged again in blocks."""
     height, width = image.shape[:2]
     share = (0.6, 0.5, 0.4, 0.3, 0.25)[severity - 1]
     small = Image.fromarray(image).resize((int(width * share), int(height * share)), Image.Resampling.BOX)
@@ -55,7 +55,7 @@ def pixelate(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) 
 
 
 def jpeg_compression(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> FloatPixels:
-    """Saved as a small JPEG."""
+    """The image is saved as a small JPEG and read again."""
     with io.BytesIO() as file:
         Image.fromarray(image).save(file, "JPEG", quality=(25, 18, 15, 10, 7)[severity - 1])
         return np.asarray(Image.open(file), dtype=np.float32)

@@ -14,7 +14,7 @@ FloatPixels = NDArray[np.floating]
 def smoothed(
     x: FloatPixels, sigma: float | tuple[float, float], edge: str = "edge", truncate: float = 4.0
 ) -> FloatPixels:
-    """Gaussian smoothing of the first two axes, cut off at `truncate` deviations; edge: numpy's name of the padding."""
+    """The first two axes are smoothed by a Gaussian of `truncate` deviations; edge: numpy's name of the padding."""
     for axis, deviation in enumerate(sigma if isinstance(sigma, tuple) else (sigma, sigma)):
         radius = int(truncate * deviation + 0.5)
         taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / deviation) ** 2)
@@ -29,7 +29,7 @@ def smoothed(
 
 
 def moved(x: FloatPixels, radius: int, sigma: float, angle: float) -> FloatPixels:
-    """A motion towards `angle`, in degrees, that fades as half a Gaussian; beyond the border its last pixel goes on."""
+    """The image moves towards `angle`, in degrees, and fades as half a Gaussian; beyond the border its edge goes on."""
     height, width = x.shape[:2]
     weights = np.exp(-np.square(np.arange(2 * radius + 1)) / (2 * sigma**2))
     weights /= weights.sum()
@@ -45,7 +45,7 @@ def moved(x: FloatPixels, radius: int, sigma: float, angle: float) -> FloatPixel
 
 
 def enlarged(x: FloatPixels, factor: float) -> FloatPixels:
-    """The central part of [H, W, C], enlarged bilinearly, corner on corner, to at least the size it had."""
+    """The central part of [H, W, C] is enlarged bilinearly, corner on corner, to at least the size it had."""
     part = [math.ceil(side / factor) for side in x.shape[:2]]
     top, left = ((side - kept) // 2 for side, kept in zip(x.shape[:2], part, strict=True))
     pixels = torch.from_numpy(x[top : top + part[0], left : left + part[1]].copy()).permute(2, 0, 1)[None]

@@ -11,7 +11,7 @@ _LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # ITU-R 601
 
 
 def snow(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> FloatPixels:
-    """Flakes that fall from two sides, over an image that is whitened."""
+    """Flakes fall from two sides over an image that is whitened."""
     mean, deviation, zoom, least, radius, sigma, kept = (
         (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
         (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
@@ -31,13 +31,13 @@ def snow(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> F
 
 
 def frost(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> FloatPixels:
-    """Ice over a darkened image."""
+    """Ice lies over a darkened image."""
     kept, ice = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[severity - 1]
     return kept * image.astype(np.float32) + ice * crystals(image.shape[0], image.shape[1], rng)[..., None]
 
 
 def crystals(height: int, width: int, rng: np.random.Generator) -> FloatPixels:
-    """A picture of ice [H, W], about 0 to 255: needles in all directions, denser here and thinner there.
+    """A picture of ice [H, W], about 0 to 255, is drawn: needles in all directions, denser here and thinner there.
 
     Its deviation, and the range of its mean, are those of ImageNet-C's five photographs of frost.
     """
@@ -55,7 +55,7 @@ def crystals(height: int, width: int, rng: np.random.Generator) -> FloatPixels:
 
 
 def fog(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> FloatPixels:
-    """A cloud of plasma; the brightest stays as bright."""
+    """A cloud of plasma lies over the image; the brightest value stays as bright."""
     thick, decay = ((1.5, 2), (2.0, 2), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4))[severity - 1]
     height, width = image.shape[:2]
     x = image / 255
@@ -66,7 +66,7 @@ def fog(image: NDArray[np.uint8], severity: int, rng: np.random.Generator) -> Fl
 
 
 def plasma(side: int, decay: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Diamond-square noise in [0, 1], [M, M], that wraps; M is the power of two from `side` on.
+    """Diamond-square noise in [0, 1], [M, M], is drawn so that it wraps; M is the power of two from `side` on.
 
     Every point becomes the mean of its four neighbours at this step and a random number from a range that shrinks by
     `decay` at every halving of the step.
