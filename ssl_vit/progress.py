@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,3 +64,12 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
     with bar:
         task = bar.add_task(what, total=total, completed=done, numbers="")
         yield advance
+
+
+def memory_gb() -> float:
+    """Most memory held so far, GB: the GPU's where there is one, else this process's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -12,10 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ssl_vit.errors import RunFailed
-from ssl_vit.progress import progress_bar
+from ssl_vit.progress import memory_gb, progress_bar
 from ssl_vit.schedules import noise_seed, warmup_cosine
 from ssl_vit.tokenizers.tokenizer import Grid, Tokenizer
-from ssl_vit.training.looks.progress import memory_gb
 
 LR = 2e-3  # peak, of AdamW
 WARMUP = 0.05  # of the steps

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 
-import torch
-
-from ssl_vit.progress import LOG_EVERY, progress_bar
+from ssl_vit.progress import LOG_EVERY, memory_gb, progress_bar
 from ssl_vit.training.looks.look import Look
 from ssl_vit.training.step import Learner, Outcome
 
@@ -65,10 +62,3 @@ class ProgressLine(Look):
     @staticmethod
     def _mean(old: float, new: float) -> float:
         return SMOOTH * old + (1 - SMOOTH) * new if old else new
-
-
-def memory_gb() -> float:
-    """Most memory held so far, GB: the GPU's where there is one, else this process's."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
