@@ -34,7 +34,7 @@ COLUMNS = 4
 
 
 class Boxed(NamedTuple):
-    """An image with its true boxes and those that were found; corners in pixels (left, top, right, bottom)."""
+    """An image has its true boxes and those that were found; corners are pixels (left, top, right, bottom)."""
 
     image: Image  # [H, W, 3]
     true: NDArray[np.float32]  # [n, 4]
@@ -45,7 +45,7 @@ class Boxed(NamedTuple):
 
 
 def boxes_figure(images: Sequence[Boxed], title: str, through: str = "what is there") -> Figure:
-    """A grid of images; true boxes (or what `through` says) drawn through, found ones dashed, each with its name."""
+    """Draw a grid of images: true boxes (or what `through` says) drawn through, found ones dashed, each named."""
     columns = min(COLUMNS, len(images))
     rows = math.ceil(len(images) / columns)
     with mpl.rc_context(cast(Any, STYLE)):

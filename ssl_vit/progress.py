@@ -67,7 +67,7 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
 
 
 def memory_gb() -> float:
-    """Most memory held so far, GB: the GPU's where there is one, else this process's."""
+    """The most memory held so far, in GB: of the GPU where there is one, else of this process."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Vision backbones behind one contract: timm's families and our own.
+"""Vision backbones, timm's families and our own, stand behind one contract.
 
 The names below are looked up when first used, so that a family's file can import its neighbours.
 """

@@ -19,7 +19,8 @@ from torch import nn
 
 from ssl_vit.backbones.backbone import BackboneInfo, Stage
 from ssl_vit.backbones.kinds import kind_by_layers, kind_of
-from ssl_vit.backbones.layout import FeatureLayout, Sight, Size, TimmModel, find_layout
+from ssl_vit.backbones.layers import Size
+from ssl_vit.backbones.layout import FeatureLayout, Sight, TimmModel, find_layout
 from ssl_vit.errors import UserError
 from ssl_vit.spelling import did_you_mean
 
@@ -49,7 +50,7 @@ class Anatomy:
 
 
 def build_model(name: str, args: Mapping[str, Argument]) -> TimmModel:
-    """The plain timm model without a classifier, on torch's default device; nothing is downloaded."""
+    """Build the plain timm model without a classifier, on torch's default device; nothing is downloaded."""
     settings: dict[str, Any] = dict(args)
     try:
         return timm.create_model(name, pretrained=False, num_classes=0, **settings)
@@ -61,7 +62,7 @@ def build_model(name: str, args: Mapping[str, Argument]) -> TimmModel:
 
 @lru_cache(maxsize=512)
 def accepted_args(name: str) -> frozenset[str]:
-    """What a name takes in `model_args`: the arguments of its constructor and the fields of its configuration.
+    """List what a name takes in `model_args`: the arguments of its constructor and the fields of its configuration.
 
     >>> "img_size" in accepted_args("vit_tiny_patch16_224"), "img_size" in accepted_args("resnet18")
     (True, False)
@@ -163,7 +164,7 @@ def _info(model: TimmModel, name: str, family: str, size: Size, sight: Sight) ->
 
 
 def patch_embedding(model: TimmModel) -> Any:
-    """The layer that embeds square patches of the image, none overlapping another; None where there isn't one."""
+    """Return the layer that embeds square patches of the image, none overlapping; None where there isn't one."""
     for module in model.modules():
         if isinstance(module, PatchEmbed) and isinstance(module.proj, nn.Conv2d) and module.proj.in_channels == 3:
             return module

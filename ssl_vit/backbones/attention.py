@@ -16,7 +16,7 @@ from ssl_vit.backbones.layers import merge_heads, no_autocast, split_heads
 
 
 class EfficientAttention(nn.Module):
-    """Multi-head attention [B, N, D] -> [B, N, D] whose :meth:`mix` a kind defines."""
+    """Multi-head attention [B, N, D] -> [B, N, D] has a :meth:`mix` which each kind defines."""
 
     def __init__(
         self,
@@ -39,11 +39,11 @@ class EfficientAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Three times [B, heads, N, D / heads] -> the same."""
+        """Mix values by queries and keys, three times [B, heads, N, D / heads], to the same shape."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """[B, N, D] -> [B, N, D]."""
+        """Map [B, N, D] to [B, N, D]."""
         if attn_mask is not None or is_causal:
             raise ValueError(f"{type(self).__name__} takes no attention mask")
         query, key, value = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
@@ -52,7 +52,7 @@ class EfficientAttention(nn.Module):
 
 
 class PerformerAttention(EfficientAttention):
-    """Softmax attention estimated from positive orthogonal random features (FAVOR+, 2009.14794).
+    """Softmax attention is estimated from positive orthogonal random features (FAVOR+, 2009.14794).
 
     The directions are drawn once and kept as a buffer; the paper draws them anew from time to time, which would make a
     teacher and its student differ.
@@ -69,13 +69,13 @@ class PerformerAttention(EfficientAttention):
         self.register_buffer("directions", torch.cat(blocks)[:count] * lengths)
 
     def features(self, x: Tensor, over: tuple[int, ...]) -> Tensor:
-        """exp(w x - |x|^2 / 2) for each direction w, divided by its largest value along the dimensions `over`."""
+        """Compute exp(w x - |x|^2 / 2) for each direction w, divided by its largest value along dimensions `over`."""
         logits = x @ self.directions.T
         largest = logits.amax(dim=over, keepdim=True).detach()
         return torch.exp(logits - x.square().sum(-1, keepdim=True) / 2 - largest) + 1e-4
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Three times [B, heads, N, D / heads] -> the same."""
+        """Mix values by queries and keys, three times [B, heads, N, D / heads], to the same shape."""
         scale = query.shape[-1] ** -0.25
         with no_autocast(query):  # exponentials and sums over all tokens need float32
             query32 = self.features(query.float() * scale, over=(-1,))
@@ -86,7 +86,7 @@ class PerformerAttention(EfficientAttention):
 
 
 class LinformerAttention(EfficientAttention):
-    """Attention to 64 learned mixtures of the keys and of the values (2006.04768).
+    """Tokens attend to 64 learned mixtures of the keys and of the values (2006.04768).
 
     The weights of the mixtures belong to positions. For another number of patches they are interpolated along their
     raster order and rescaled, so that a mixture's total weight stays.
@@ -109,7 +109,7 @@ class LinformerAttention(EfficientAttention):
         self.value_mix = nn.Parameter(torch.empty(self.mixtures, tokens).uniform_(-bound, bound))
 
     def resized(self, weights: Tensor, tokens: int) -> Tensor:
-        """[mixtures, N built for] -> [mixtures, tokens]."""
+        """Resize mixtures over tokens, [mixtures, N built for] -> [mixtures, tokens]."""
         if tokens == weights.shape[1]:
             return weights
         patches = weights[:, self.prefix :]
@@ -117,7 +117,7 @@ class LinformerAttention(EfficientAttention):
         return torch.cat([weights[:, : self.prefix], new * (patches.shape[1] / new.shape[1])], dim=1)
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Three times [B, heads, N, D / heads] -> the same."""
+        """Mix values by queries and keys, three times [B, heads, N, D / heads], to the same shape."""
         tokens = key.shape[-2]
         key = self.resized(self.key_mix, tokens).to(key.dtype) @ key
         value = self.resized(self.value_mix, tokens).to(value.dtype) @ value
@@ -125,7 +125,7 @@ class LinformerAttention(EfficientAttention):
 
 
 class NystromAttention(EfficientAttention):
-    """Softmax attention approximated through 64 landmarks, plus a convolution of the values (2102.03902).
+    """Softmax attention is approximated through 64 landmarks, plus a convolution of the values (2102.03902).
 
     Landmarks are means over equal runs of tokens; of runs that can't be equal, some overlap by one token. With no more
     tokens than landmarks the approximation is exact.
@@ -141,11 +141,11 @@ class NystromAttention(EfficientAttention):
         )
 
     def landmarks_of(self, x: Tensor) -> Tensor:
-        """[B, heads, N, C] -> [B, heads, landmarks, C]."""
+        """Average tokens to landmarks, [B, heads, N, C] -> [B, heads, landmarks, C]."""
         return F.adaptive_avg_pool2d(x, (min(self.landmarks, x.shape[-2]), x.shape[-1]))
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Three times [B, heads, N, D / heads] -> the same."""
+        """Mix values by queries and keys, three times [B, heads, N, D / heads], to the same shape."""
         query_marks, key_marks = self.landmarks_of(query), self.landmarks_of(key)
         summary = F.scaled_dot_product_attention(query_marks, key, value)
         with no_autocast(query):
@@ -156,7 +156,7 @@ class NystromAttention(EfficientAttention):
 
 
 class FourierMixing(nn.Module):
-    """No attention: the real part of the Fourier transform over tokens and channels (FNet, 2105.03824), no weights."""
+    """The real part of the Fourier transform over tokens and channels takes the place of attention (2105.03824)."""
 
     def __init__(self, dim: int, num_heads: int = 8, attn_drop: float = 0.0, proj_drop: float = 0.0, **_: Any) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class FourierMixing(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """[B, N, D] -> [B, N, D]."""
+        """Map [B, N, D] to [B, N, D]."""
         if attn_mask is not None or is_causal:
             raise ValueError("FourierMixing takes no attention mask")
         with no_autocast(x):  # in half precision FFT takes powers of two only
@@ -175,7 +175,7 @@ class FourierMixing(nn.Module):
 
 
 def pseudo_inverse(x: Tensor, rounds: int = 6) -> Tensor:
-    """Moore-Penrose inverse of square matrices [..., M, M], iterated to the third order (2102.03902, equation 11)."""
+    """Iterate the Moore-Penrose inverse of square matrices [..., M, M] to the third order (2102.03902, equation 11)."""
     identity = torch.eye(x.shape[-1], device=x.device, dtype=x.dtype)
     norms = x.abs().sum(-2).amax(-1) * x.abs().sum(-1).amax(-1)
     inverse = x.transpose(-2, -1) / norms[..., None, None]

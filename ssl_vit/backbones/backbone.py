@@ -1,4 +1,4 @@
-"""The backbone contract: a vision model seen the way self-supervision needs it."""
+"""The backbone contract is a vision model seen the way self-supervision needs it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Colour = tuple[float, float, float]
 
 
 class Features(NamedTuple):
-    """What one forward gives: D channels, on a grid of H x W patches."""
+    """One forward pass gives these: D channels, on a grid of H x W patches."""
 
     pooled: Tensor  # [B, D]        one vector an image
     patches: Tensor  # [B, D, H, W]  the last feature map or token grid
 
 
 class Visible(NamedTuple):
-    """What a plain transformer gives that saw N of an image's patches."""
+    """A plain transformer gives these when it saw N of an image's patches."""
 
     pooled: Tensor  # [B, D]
     prefix: Tensor  # [B, P, D]  class and register tokens; P may be 0
@@ -27,7 +27,7 @@ class Visible(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """One level of the pyramid."""
+    """A stage is one level of the pyramid."""
 
     channels: int
     stride: int  # pixels of the image per cell of the map
@@ -35,7 +35,7 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """What a backbone is and what it can do; where it can't, why."""
+    """The info says what a backbone is and what it can do."""
 
     name: str  # timm's name, without weights tag
     family: str  # timm's module: "vision_transformer", "resnet", …
@@ -64,11 +64,14 @@ class Backbone(nn.Module):
     info: BackboneInfo
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Features:
-        """images: [B, 3, H, W] normalised; mask: bool [B, H/s, W/s] of the patch grid, True = hidden."""
+        """Compute pooled features and patches.
+
+        images: [B, 3, H, W] normalised; mask: bool [B, H/s, W/s] of the patch grid, True = hidden.
+        """
         raise NotImplementedError
 
     def visible(self, images: Tensor, kept: Tensor) -> Visible:
-        """Patches that aren't kept are never computed; only where ``info.drops_patches``.
+        """Compute the features of the patches that are kept, and never the others; where ``info.drops_patches``.
 
         images: [B, 3, H, W]; kept: int64 [B, N], numbers of patches, counted row by row.
         """
@@ -89,5 +92,5 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
-        """The map of every stage, [B, C_i, H/s_i, W/s_i], finest first, as a detector wants them."""
+        """Return the map of every stage, [B, C_i, H/s_i, W/s_i], finest first, as a detector wants them."""
         raise NotImplementedError

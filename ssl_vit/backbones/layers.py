@@ -17,7 +17,7 @@ from timm.layers.weight_init import trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-Size = tuple[int, int]  # (height, width), cells of a map
+Size = tuple[int, int]  # (height, width), cells of a map or pixels of an image
 
 
 def register_variants(
@@ -63,7 +63,7 @@ def register_variants(
 def rename_keys(
     weights: Mapping[str, Tensor], *rules: tuple[str, str | Callable[[re.Match[str]], str]]
 ) -> dict[str, Tensor]:
-    """A state dict, every name through every (pattern, replacement) of `rules` in turn.
+    """Rename a state dict: every name goes through every (pattern, replacement) of `rules` in turn.
 
     >>> rename({"merge1.norm.bias": Tensor()}, (r"^merge(\\d)", r"stages.\\1.downsample"))
     {'stages.1.downsample.norm.bias': tensor([])}
@@ -83,27 +83,27 @@ def no_autocast(x: Tensor) -> AbstractContextManager[None]:
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """[B, D, H, W] -> [B, H*W, D]."""
+    """Flatten a map to tokens, [B, D, H, W] -> [B, H*W, D]."""
     return x.flatten(2).transpose(1, 2)
 
 
 def to_map(x: Tensor, size: Size) -> Tensor:
-    """[B, H*W, D] -> [B, D, H, W]."""
+    """Fold tokens to a map, [B, H*W, D] -> [B, D, H, W]."""
     return x.transpose(1, 2).reshape(x.shape[0], -1, *size)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """[B, N, D] -> [B, heads, N, D / heads]."""
+    """Split channels into heads, [B, N, D] -> [B, heads, N, D / heads]."""
     return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """[B, heads, N, D] -> [B, N, heads * D]."""
+    """Join heads to channels, [B, heads, N, D] -> [B, N, heads * D]."""
     return x.transpose(1, 2).flatten(2)
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """[B, D, H, W] with zeros below and on the right, so that `multiple` divides both sides."""
+    """Pad [B, D, H, W] with zeros below and on the right, so that `multiple` divides both sides."""
     height, width = x.shape[-2:]
     down, right = -height % multiple, -width % multiple
     return F.pad(x, (0, right, 0, down)) if down or right else x
@@ -117,7 +117,7 @@ def resize_positions(positions: Tensor, built: Size, size: Size) -> Tensor:
 
 
 def init_linear(model: nn.Module, *kinds: type[nn.Module]) -> None:
-    """Truncated normal weights (std 0.02) and zero biases for all linear layers, and the other `kinds` of layer."""
+    """Draw weights from a truncated normal (std 0.02), biases 0, for linear layers and the other `kinds` of layer."""
     for module in model.modules():
         if isinstance(module, (nn.Linear, *kinds)):
             trunc_normal_(module.weight, std=0.02)
@@ -126,7 +126,7 @@ def init_linear(model: nn.Module, *kinds: type[nn.Module]) -> None:
 
 
 class PatchEmbed(nn.Module):
-    """A vector, layer-normed, for each square of `patch` cells; pads where a side is no multiple of it."""
+    """Each square of `patch` cells becomes a layer-normed vector; a side that is no multiple of it is padded."""
 
     def __init__(self, in_chans: int, dim: int, patch: int = 4) -> None:
         super().__init__()
@@ -135,14 +135,14 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, D, H / patch, W / patch]."""
+        """Embed [B, C, H, W] as [B, D, H / patch, W / patch]."""
         x = self.proj(pad_to_multiple(x, self.patch))
         x = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return x
 
 
 class PreNormBlock(nn.Module):
-    """x + attn(norm(x), (H, W)), then x + mlp(norm(x)), over tokens [B, H*W, D]."""
+    """The block gives x + attn(norm(x), (H, W)), then x + mlp(norm(x)), over tokens [B, H*W, D]."""
 
     def __init__(self, dim: int, attn: nn.Module, mlp: nn.Module, drop_path: float, eps: float) -> None:
         super().__init__()
@@ -153,14 +153,14 @@ class PreNormBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
-        """[B, H*W, D] and (H, W) -> [B, H*W, D]."""
+        """Map [B, H*W, D] and (H, W) to [B, H*W, D]."""
         x = x + self.drop_path(self.attn(self.norm1(x), size))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x
 
 
 def conv_norm(in_dim: int, dim: int, kernel: int, stride: int, padding: int) -> nn.Sequential:
-    """A convolution and a layer norm over channels, [B, C, H, W] -> [B, D, H / stride, W / stride]."""
+    """Build a convolution and a layer norm over channels, [B, C, H, W] -> [B, D, H / stride, W / stride]."""
     return nn.Sequential(nn.Conv2d(in_dim, dim, kernel, stride, padding), LayerNorm2d(dim, eps=1e-5))
 
 
@@ -178,11 +178,11 @@ class ReducedAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """[B, heads, N, d] and twice [B, heads, M, d] -> [B, heads, N, d]."""
+        """Attend from [B, heads, N, d] to keys and values [B, heads, M, d]: [B, heads, N, d]."""
         return F.scaled_dot_product_attention(q, k, v)
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
-        """[B, N, D] -> [B, N, D]."""
+        """Map [B, N, D] to [B, N, D]."""
         q = split_heads(self.q(x), self.heads)
         if self.reduce is not None:
             x = to_tokens(self.reduce(to_map(x, size)))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ssl_vit.backbones.backbone import Features
+from ssl_vit.backbones.layers import Size
 
-Size = tuple[int, int]  # height, width
 TimmModel = Any  # an nn.Module; what timm's models have in common (forward_features, feature_info …) is in no type
 
 # Models whose forward_features doesn't hold the last map in order; their forward_intermediates gives both in one pass.
@@ -24,7 +24,7 @@ _MAP_BESIDE_FEATURES = {
 
 @dataclass(frozen=True)
 class FeatureLayout:
-    """Where a timm model keeps what the contract asks for."""
+    """The layout says where a timm model keeps what the contract asks for."""
 
     beside: bool = False  # the last map lies beside the features: see _MAP_BESIDE_FEATURES
     channels_last: bool = False  # the last map is [B, H, W, D]
@@ -34,7 +34,7 @@ class FeatureLayout:
     levels: tuple[int, ...] = ()  # of forward_intermediates for the pyramid, finest first; () is the last map alone
 
     def encode(self, model: TimmModel, images: Tensor) -> tuple[Any, Tensor]:
-        """What the model's head takes, and the last map [B, D, H, W], in one pass; images: [B, 3, H, W]."""
+        """Return what the model's head takes, and the last map [B, D, H, W], in one pass; images: [B, 3, H, W]."""
         if self.beside:
             features, maps = model.forward_intermediates(images, indices=1)
             return features, maps[-1]
@@ -47,17 +47,17 @@ class FeatureLayout:
         return features, patches.reshape(patches.shape[0], -1, *grid)  # len() would fix the number when traced
 
     def read(self, model: TimmModel, images: Tensor) -> Features:
-        """Pooled and patches in one pass; images: [B, 3, H, W]."""
+        """Compute pooled and patches in one pass; images: [B, 3, H, W]."""
         features, patches = self.encode(model, images)
         return Features(self.pool(model, features, patches), patches)
 
     def pool(self, model: TimmModel, features: Any, patches: Tensor) -> Tensor:
-        """One vector an image, [B, D], as the model's own head would see it."""
+        """Pool one vector an image, [B, D], as the model's own head would see it."""
         pooled: Tensor = model.forward_head(features, pre_logits=True) if self.head else patches.mean((-2, -1))
         return pooled
 
     def pyramid(self, model: TimmModel, images: Tensor) -> list[Tensor]:
-        """The map of every level, finest first; images: [B, 3, H, W]."""
+        """Return the map of every level, finest first; images: [B, 3, H, W]."""
         if not self.levels:
             return [self.encode(model, images)[1]]
         maps: list[Tensor] = model.forward_intermediates(images, indices=list(self.levels), intermediates_only=True)

@@ -18,7 +18,7 @@ from ssl_vit.backbones.layers import Size, pad_to_multiple, to_map
 
 
 class PlainViT(VisionTransformer):
-    """timm's plain ViT taking images of any size: padded to whole patches, positions resized.
+    """timm's plain ViT takes images of any size here: padded to whole patches, positions resized.
 
     Arguments are timm's; `attn_layer` may also be a key of :data:`ssl_vit.backbones.attention.ATTENTIONS`.
     """
@@ -62,22 +62,22 @@ class StemEmbed(nn.Module):
             self.num_patches = math.prod(self.grid_size)
 
     def feat_ratio(self) -> int:
-        """Pixels per token."""
+        """Return the pixels per token."""
         return self.patch_size[0]
 
     def dynamic_feat_size(self, img_size: Size) -> Size:
-        """The grid of tokens (rows, columns) of an image (height, width) in pixels."""
+        """Return the grid of tokens (rows, columns) of an image (height, width) in pixels."""
         stride = self.feat_ratio()
         return -(-img_size[0] // stride), -(-img_size[1] // stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, H/s, W/s, D]."""
+        """Embed [B, C, H, W] as [B, H/s, W/s, D]."""
         x = self.stem(pad_to_multiple(x, self.feat_ratio()))
         return x.permute(0, 2, 3, 1)
 
 
 def stem_embed(stem: Callable[[int, int], nn.Module], stride: int) -> Callable[..., StemEmbed]:
-    """The ``embed_layer`` of a :class:`PlainViT` with a :class:`StemEmbed` around ``stem(in_chans, embed_dim)``."""
+    """Make the ``embed_layer`` of a :class:`PlainViT`: a :class:`StemEmbed` around ``stem(in_chans, embed_dim)``."""
 
     def embed(img_size: int | Size, patch_size: int | Size, in_chans: int, embed_dim: int, **_: Any) -> StemEmbed:
         layer = StemEmbed(stem(in_chans, embed_dim), img_size, stride)
@@ -99,12 +99,12 @@ class WiredViT(PlainViT):
         return checkpoint(block, *args) if self.grad_checkpointing else block(*args)
 
     def embed(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, N, D], positions added."""
+        """Embed images [B, C, H, W] as tokens [B, N, D], positions added."""
         x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
         return x
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """[B, C, H, W] -> [B, N, D], normed."""
+        """Map [B, C, H, W] to [B, N, D], normed."""
         if attn_mask is not None or is_causal:
             raise ValueError(f"{type(self).__name__} takes no attention mask")
         for level in self.walk(self.embed(x)):

@@ -17,7 +17,7 @@ from ssl_vit.backbones.windows import PatchMerging
 
 
 class PyramidStage(nn.Module):
-    """One level of a pyramid over maps: a downsampling layer, then blocks; [B, C, H, W] -> [B, D, H / s, W / s]."""
+    """A stage is a downsampling layer, then blocks over maps; [B, C, H, W] -> [B, D, H / s, W / s]."""
 
     def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class PyramidStage(nn.Module):
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, D, H / s, W / s]."""
+        """Map [B, C, H, W] to [B, D, H / s, W / s]."""
         return self.run(self.downsample(x))
 
 
@@ -40,7 +40,7 @@ class NHWCStage(PyramidStage):
     """One level of a pyramid whose blocks take maps with the channels last, [B, H, W, D]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, D, H / s, W / s]."""
+        """Map [B, C, H, W] to [B, D, H / s, W / s]."""
         return self.run(self.downsample(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -52,14 +52,14 @@ class TokenStage(PyramidStage):
         return ()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, D, H / s, W / s]."""
+        """Map [B, C, H, W] to [B, D, H / s, W / s]."""
         x = self.downsample(x)
         size = (x.shape[-2], x.shape[-1])
         return to_map(self.run(to_tokens(x), size, *self.shared(size)), size)
 
 
 class Pyramid(nn.Module):
-    """A stem, stages of falling resolution, a norm and a linear head, with timm's conventions.
+    """A pyramid has a stem, stages of falling resolution, a norm and a linear head, with timm's conventions.
 
     Args:
         stem: [B, in_chans, H, W] to the map that the first stage takes.
@@ -106,7 +106,7 @@ class Pyramid(nn.Module):
         return {name for name, _ in self.named_parameters() if any(part in name for part in positions)}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's patterns for layer-wise learning rates: by stage, or by block."""
+        """Return timm's patterns for layer-wise learning rates: by stage, or by block."""
         blocks = [(r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^stages\.(\d+)", (0,)), (r"^norm", (99999,))]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 
@@ -116,12 +116,12 @@ class Pyramid(nn.Module):
             stage.grad_checkpointing = enable  # type: ignore[assignment]  # a plain flag, torch types all attributes
 
     def get_classifier(self) -> nn.Module:
-        """The last linear layer."""
+        """Return the last linear layer."""
         classifier: nn.Module = self.head.fc
         return classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head for `num_classes`; 0 for none."""
+        """Make a new head for `num_classes`; 0 for none."""
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
 
@@ -171,22 +171,22 @@ class Pyramid(nn.Module):
         return list(wanted)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """[B, in_chans, H, W] -> [B, D, H / s, W / s], normed."""
+        """Compute the last map, normed: [B, in_chans, H, W] -> [B, D, H / s, W / s]."""
         x = self.norm(self.stages(self.stem(x)))
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """[B, D, H, W] -> [B, num_classes], or [B, head_hidden_size] with `pre_logits`."""
+        """Map [B, D, H, W] to [B, num_classes], or to [B, head_hidden_size] with `pre_logits`."""
         x = self.head(x, pre_logits=pre_logits)
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_chans, H, W] -> [B, num_classes]."""
+        """Map [B, in_chans, H, W] to [B, num_classes]."""
         return self.forward_head(self.forward_features(x))
 
 
 def drop_path_rates(most: float, depths: Sequence[int]) -> list[list[float]]:
-    """A rate of stochastic depth for each block of each stage, rising evenly from 0 to `most` (arXiv 1603.09382)."""
+    """Make a rate of stochastic depth for each block of each stage, rising evenly from 0 to `most` (1603.09382)."""
     count = sum(depths)
     rates = (most * i / max(1, count - 1) for i in range(count))
     return [list(islice(rates, depth)) for depth in depths]

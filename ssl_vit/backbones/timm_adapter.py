@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ssl_vit.backbones.anatomy import Anatomy, patch_embedding
 from ssl_vit.backbones.backbone import Backbone, Features, Visible
-from ssl_vit.backbones.layout import Size, TimmModel
+from ssl_vit.backbones.layers import Size
+from ssl_vit.backbones.layout import TimmModel
 
 LOCALITY = 1.0  # how much less a head looks at what is a patch further off, in its logits
 

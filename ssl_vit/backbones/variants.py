@@ -13,7 +13,7 @@ TABLE = "variants.csv"  # beside the families; docs/backbone_pages.py --measure 
 
 
 class Variant(NamedTuple):
-    """One row of the table."""
+    """A variant is one row of the table."""
 
     parameters: int  # of the backbone alone
     with_classifier: int  # parameters as papers count them

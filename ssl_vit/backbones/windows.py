@@ -25,7 +25,7 @@ def even_windows(size: Size, most: Size) -> Size:
 
 
 class RelativePositionBias(nn.Module):
-    """A learned bias for each head and each offset between two tokens of a window (Swin, arXiv 2103.14030)."""
+    """A bias is learned for each head and each offset between two tokens of a window (Swin, arXiv 2103.14030)."""
 
     index: Tensor
 
@@ -46,7 +46,7 @@ class RelativePositionBias(nn.Module):
 
 
 def to_windows(x: Tensor, window: Size) -> Tensor:
-    """[B, H, W, D] -> [B * windows, tokens, D]; zeros below and on the right where windows don't tile the map."""
+    """Cut maps [B, H, W, D] into [B * windows, tokens, D]; zeros fill up where windows don't tile the map."""
     batch, height, width, dim = x.shape
     high, wide = window
     x = F.pad(x, (0, 0, 0, -width % wide, 0, -height % high))
@@ -63,7 +63,7 @@ def from_windows(x: Tensor, window: Size, size: Size) -> Tensor:
 
 
 class WindowAttention(nn.Module):
-    """Attention inside windows with relative positions (Swin, arXiv 2103.14030), not shifted; maps [B, H, W, D]."""
+    """Tokens attend inside windows with relative positions (Swin, arXiv 2103.14030), not shifted; maps [B, H, W, D]."""
 
     def __init__(self, dim: int, heads: int, window: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, D] -> [B, H, W, D]."""
+        """Map [B, H, W, D] to [B, H, W, D]."""
         size = (x.shape[1], x.shape[2])
         window = even_windows(size, self.window)
         qkv = to_windows(self.qkv(x), window)
@@ -95,7 +95,7 @@ class MapBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, D] -> [B, H, W, D]."""
+        """Map [B, H, W, D] to [B, H, W, D]."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x
@@ -110,7 +110,7 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, out_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, D, H / 2, W / 2]."""
+        """Map [B, C, H, W] to [B, D, H / 2, W / 2]."""
         x = pad_to_multiple(x, 2)
         batch, dim, height, width = x.shape
         x = x.reshape(batch, dim, height // 2, 2, width // 2, 2).permute(0, 2, 4, 5, 3, 1).flatten(3)

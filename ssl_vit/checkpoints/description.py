@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ssl_vit.backbones.anatomy import Argument
 from ssl_vit.backbones.backbone import Colour
-from ssl_vit.backbones.layout import Size
+from ssl_vit.backbones.layers import Size
 from ssl_vit.checkpoints.reader import METADATA, Document
 from ssl_vit.errors import UserError
 
@@ -26,7 +26,7 @@ class Description(NamedTuple):
 
 
 def read_description(file: Path, document: Document) -> Description | None:
-    """From config.json beside the file, a safetensors' metadata or a run's checkpoint; None where none says it.
+    """Read it from config.json beside the file, a safetensors' metadata or a run's checkpoint; None where none says it.
 
     Raises:
         UserError: something that begins like timm's config.json and doesn't go on like it.

@@ -95,17 +95,17 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def renames(names: Mapping[str, str], ours: str = "", theirs: str = "") -> list[Rule]:
-    """A rule for each pair of templates, with these prefixes; the tensors stay as they are."""
+    """Make a rule for each pair of templates, with these prefixes; the tensors stay as they are."""
     return [Rule((ours + left,), (theirs + right,)) for left, right in names.items()]
 
 
 def fused(ours: str, *theirs: str) -> Rule:
-    """One tensor of timm's is cut in equal parts along its first dimension: query, key and value."""
+    """Make the rule that cuts one tensor of timm's in equal parts along its first dimension: query, key and value."""
     return Rule((ours,), theirs, split_equally(len(theirs)), join)
 
 
 def split_equally(parts: int) -> Turn:
-    """Cut in equal parts along the first dimension."""
+    """Make a turn that cuts a tensor in equal parts along the first dimension."""
     return lambda tensors: [part.contiguous() for part in tensors[0].chunk(parts)]
 
 

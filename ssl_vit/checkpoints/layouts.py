@@ -13,7 +13,7 @@ from ssl_vit.checkpoints.reader import Document, tensors
 
 
 class CheckpointLayout(NamedTuple):
-    """One kind of checkpoint."""
+    """A layout says how one kind of checkpoint looks from outside."""
 
     name: str
     inside: tuple[str, ...]  # the entry that holds the weights, the first that is there; "" is the file itself
@@ -106,7 +106,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Recognised(NamedTuple):
-    """A layout, the backbone's weights without their prefix, and the other names."""
+    """What was recognised: the layout's name, the backbone's weights without their prefix, and the other names."""
 
     layout: str
     state: dict[str, Tensor]
@@ -114,7 +114,7 @@ class Recognised(NamedTuple):
 
 
 def recognise(document: Document) -> Recognised | None:
-    """The first layout that fits, and what it holds; None for a document without weights."""
+    """Find the first layout that fits, and what it holds; None for a document without weights."""
     if isinstance(ours := document.get(OURS), dict) and isinstance(document.get("state_dict"), dict):
         return _under(re.compile(re.escape(str(ours.get("exported")))), tensors(document["state_dict"]), _OUR_RUN)
     for layout in LAYOUTS:

@@ -1,4 +1,4 @@
-"""Putting the weights of any known file into a backbone: renamed, positions resized, and then every key must fit."""
+"""The weights of any known file are put into a backbone: renamed, positions resized, and then every key must fit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load_weights(backbone: TimmBackbone, path: str | Path) -> Inspection:
 
 
 def backbone_of_file(path: str | Path, name: str | None = None) -> TimmBackbone:
-    """The backbone that a file or folder holds; its info has the size, mean and deviation that it was trained with.
+    """Build the backbone that a file or folder holds; its info has the size, mean and deviation of its training.
 
     name: timm's name of the architecture, where neither the file says it nor its weights are a published model's.
 
@@ -60,14 +60,14 @@ def backbone_of_file(path: str | Path, name: str | None = None) -> TimmBackbone:
 
 
 def put(backbone: TimmBackbone, found: Inspection) -> list[str]:
-    """Load what was found, strictly; what was changed, in words. UserError as :func:`fitted_weights`."""
+    """Load what was found, strictly, and say what was changed, in words. UserError as :func:`fitted_weights`."""
     state, notes = fitted_weights(backbone, found)
     backbone.model.load_state_dict(state, strict=True)
     return notes
 
 
 def fitted_weights(backbone: TimmBackbone, found: Inspection) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights as the backbone wants them, and whose they were and what was changed, in words.
+    """Fit the weights to a backbone: its state dict, and whose they were and what was changed, in words.
 
     The backbone is not changed, and may be on the meta device.
 

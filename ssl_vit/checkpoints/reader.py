@@ -1,4 +1,4 @@
-"""Opening files of weights without running what is in them."""
+"""Files of weights are opened without running what is in them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ METADATA = "__metadata__"  # the entry of a safetensors that holds no tensor, as
 
 
 def read_document(path: str | Path) -> tuple[Path, Document]:
-    """The file of weights that `path` means, and all that is in it; nothing in it is run.
+    """Read the file of weights that `path` means, and return it with all that is in it; nothing in it is run.
 
     path: a .safetensors, .pth, .pt, .ckpt or .bin file, a folder of timm's or transformers' with one, or a hub id.
 
@@ -66,7 +66,7 @@ def _safetensors(file: Path) -> Document:
 
 
 def weights_file(path: str | Path) -> Path:
-    """The file of weights that `path` means: itself, or the one in a run's, timm's, transformers' or hub's folder."""
+    """Find the file of weights that `path` means: itself, or that in a run's, timm's, transformers' or hub's folder."""
     path = fetch(path) if is_hub_id(path) else Path(path)
     if not path.is_dir():
         if not path.is_file():
@@ -94,5 +94,5 @@ def _forbidden(file: Path, error: Exception) -> str:
 
 
 def tensors(document: Document) -> dict[str, Tensor]:
-    """The tensors of a document that lie at its top."""
+    """Return the tensors of a document that lie at its top."""
     return {key: value for key, value in document.items() if isinstance(value, Tensor)}

@@ -15,7 +15,7 @@ State = dict[str, Tensor]
 
 
 class Vocabulary(NamedTuple):
-    """Names that one library or paper uses."""
+    """A vocabulary is the names that one library or paper uses."""
 
     name: str
     mark: str  # pattern that some name has
@@ -81,7 +81,7 @@ VOCABULARIES = (
 
 
 def to_timm(state: State) -> tuple[str, Mapped]:
-    """Whose names these are, and the weights under timm's; timm's own, and those that nobody knows, stay."""
+    """Say whose names these are, and rename the weights to timm's; timm's own, and those that nobody knows, stay."""
     for vocabulary in VOCABULARIES:
         if any(re.search(vocabulary.mark, key) for key in state):
             return vocabulary.name, vocabulary.to_timm(state)

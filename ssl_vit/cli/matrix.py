@@ -1,4 +1,4 @@
-"""``ssl-vit matrix``: which method pretrains which family of backbones."""
+"""``ssl-vit matrix`` shows which method pretrains which family of backbones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments in, lines out: argparse made to say what to type, and printing that outlives its reader."""
+"""argparse says here what to type, and printing outlives its reader."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ssl_vit.spelling import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose every complaint is one line that says what to type."""
+    """Every complaint of this argparse is one line that says what to type."""
 
     def __init__(self, command: str, description: str, epilog: str | None = None) -> None:
         layout = argparse.RawDescriptionHelpFormatter
@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
-        """The arguments; UserError with the nearest flag if one is unknown."""
+        """Parse the arguments; UserError with the nearest flag if one is unknown."""
         flags = ["--help", *re.findall(r"--[a-z][a-z-]*", self.format_usage())]
         for word in itertools.takewhile(lambda word: word != "--", argv):
             flag = word.partition("=")[0]
@@ -42,29 +42,29 @@ class Parser(argparse.ArgumentParser):
         return self.parse_args(argv)
 
     def error(self, message: str) -> NoReturn:
-        """One line, and where to read more, as a UserError."""
+        """Raise UserError with the message in one line, and where to read more."""
         raise UserError(f"{message}; see {self.prog} --help")
 
     def print_help(self, file: Any = None) -> None:
-        """The help on stdout."""
+        """Print the help on stdout."""
         say(self.format_help().rstrip())
 
 
 def add_weights(parser: Parser) -> None:
-    """The arguments that name a network with its weights."""
+    """Add the arguments that name a network with its weights."""
     parser.add_argument("weights", metavar="RUN|WEIGHTS", type=weights, help="a run, a file of weights or a hub id")
     parser.add_argument("--backbone", metavar="NAME", help="the network, where a file of weights doesn't say it")
 
 
 def existing(text: str) -> Path:
-    """Type of an argument that names a file or folder."""
+    """Check an argument that names a file or folder, and return its path."""
     if not os.path.exists(text):
         raise argparse.ArgumentTypeError(f"{text}: no such file or folder")
     return Path(text)
 
 
 def images(text: str) -> str:
-    """Type of an argument that names images as for pretrain: a folder, a list, archives, a dataset."""
+    """Check an argument that names images as for pretrain: a folder, a list, archives, a dataset."""
     try:
         check_images(text, "a folder of images, a list of them, archives or a dataset")
     except UserError as error:
@@ -73,12 +73,12 @@ def images(text: str) -> str:
 
 
 def weights(text: str) -> Path:
-    """Type of an argument that names weights: a file, a folder or a hub id."""
+    """Check an argument that names weights: a file, a folder or a hub id."""
     return Path(text) if is_hub_id(text) else existing(text)
 
 
 def new(text: str) -> Path:
-    """Type of an argument that names what is to be made."""
+    """Check an argument that names what is to be made, and return its path."""
     try:
         check_new(Path(text))
     except UserError as error:
@@ -87,7 +87,7 @@ def new(text: str) -> Path:
 
 
 def new_file(text: str) -> Path:
-    """Type of an argument that names a file to be made in a folder that is there."""
+    """Check an argument that names a file to be made in a folder that is there, and return its path."""
     path = new(text)
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{path.parent}: no such folder; make it first")
@@ -95,7 +95,7 @@ def new_file(text: str) -> Path:
 
 
 def one_of(*names: str) -> Callable[[str], str]:
-    """Type of an argument that is one of these words."""
+    """Make the type of an argument that is one of these words."""
 
     def check(text: str) -> str:
         if text not in names:
@@ -107,7 +107,7 @@ def one_of(*names: str) -> Callable[[str], str]:
 
 @contextmanager
 def heard() -> Iterator[None]:
-    """What is logged meanwhile goes to stderr."""
+    """Show on stderr what is logged meanwhile."""
     log, handler = logging.getLogger("ssl_vit"), logging.StreamHandler()
     level = log.level
     log.setLevel(logging.INFO)
@@ -120,7 +120,7 @@ def heard() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Print; where the reader is gone (``| head``), there is nothing left to do."""
+    """Print a text; where the reader is gone (``| head``), the process ends quietly."""
     try:
         print(text, flush=True)
     except BrokenPipeError:

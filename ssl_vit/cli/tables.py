@@ -1,4 +1,4 @@
-"""Rows as aligned text."""
+"""Rows become aligned text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import IO, Any
 
 
 def aligned(rows: Sequence[dict[str, Any]], stream: IO[str]) -> str:
-    """Rows under the names of their keys; as wide as they need to be where no one is looking."""
+    """Format rows under the names of their keys; as wide as they need to be where no one is looking."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""The configuration of a run: typed, strict, the same from YAML, the command line and Python. Needs no torch."""
+"""The configuration of a run is typed, strict, and the same from YAML, the command line and Python. Needs no torch."""
 
 from ssl_vit.config.load import FLAGS, dump, load_config
 from ssl_vit.config.paths import check_data, check_out

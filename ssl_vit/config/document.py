@@ -1,4 +1,4 @@
-"""A small, strict YAML: data alone, every line known, nothing that can surprise, hang or import.
+"""The YAML is small and strict: data alone, every line known, nothing that can surprise, hang or import.
 
 Read from the parser's events, so that anchors, aliases, tags, duplicate keys and deep nesting are refused
 before anything is built. Plain scalars follow YAML 1.2's core schema (1e-3 is a number, ``no`` is text).
@@ -30,12 +30,12 @@ _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 def read_file(path: Path) -> list[Leaf]:
-    """The leaves of a YAML file; ConfigError names the file and the line."""
+    """Read the leaves of a YAML file; ConfigError names the file and the line."""
     return read_text(_text(path), str(path))
 
 
 def read_text(text: str, name: str) -> list[Leaf]:
-    """The leaves of YAML text; ``name`` says where it is from.
+    """Read the leaves of YAML text; ``name`` says where it is from.
 
     >>> read_text("optim: {lr: 1e-3}", "run.yaml")
     [(('optim', 'lr'), 0.001, 1)]
@@ -52,7 +52,7 @@ def read_text(text: str, name: str) -> list[Leaf]:
 
 
 def scalar(text: str) -> Any:
-    """What unquoted YAML text stands for.
+    """Return what unquoted YAML text stands for.
 
     >>> [scalar(word) for word in ("3", "1e-3", "true", "no", "null")]
     [3, 0.001, True, 'no', None]
@@ -68,7 +68,7 @@ def scalar(text: str) -> Any:
 
 
 def dump_tree(tree: dict[str, Any]) -> str:
-    """YAML that :func:`read_text` reads back to the same values; keys stay in order, lists on one line."""
+    """Write YAML that :func:`read_text` reads back to the same values; keys stay in order, lists on one line."""
     text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
     return text
 

@@ -1,4 +1,4 @@
-"""YAML files, ``--set`` and flags into one :class:`RunConfig`, and back to YAML."""
+"""YAML files, ``--set`` and flags become one :class:`RunConfig`, and YAML again."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ always done now; and what any other value is answered with."""
 def load_config(
     files: Iterable[str | Path] = (), sets: Iterable[str] = (), flags: Mapping[str, Any] | None = None
 ) -> RunConfig:
-    """The configuration that the sources give together: files merge left to right, then ``sets``, then ``flags`` win.
+    """Build the configuration that all sources give: files merge left to right, then ``sets``, then ``flags`` win.
 
     ``sets`` are "key.path=value" with the value in YAML; ``flags`` map keys ("train.epochs") to values, text being
     read as on the command line. ConfigError lists all mistakes at once, one a line.
@@ -61,7 +61,7 @@ def load_config(
 
 
 def dump(config: RunConfig) -> str:
-    """YAML that :func:`load_config` reads back to an equal configuration, always the same bytes."""
+    """Write YAML that :func:`load_config` reads back to an equal configuration, always the same bytes."""
     return dump_tree(config.model_dump(mode="json"))
 
 

@@ -1,4 +1,4 @@
-"""What can be said about a run's paths before anything heavy is loaded or written."""
+"""A run's paths are looked at before anything heavy is loaded or written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ssl_vit.errors import UserError
 
 
 def check_data(config: RunConfig, *, resume: bool = False) -> None:
-    """UserError if the images, the labelled folder or the weights to start from aren't there.
+    """Raise UserError if the images, the labelled folder or the weights to start from aren't there.
 
     A run that is resumed has its weights in a checkpoint of its own.
     """
@@ -26,7 +26,7 @@ def check_data(config: RunConfig, *, resume: bool = False) -> None:
 
 
 def check_images(text: str, expected: str) -> None:
-    """UserError if what names images can't be theirs: no such folder or archive, a name that is spelt wrongly."""
+    """Raise UserError if what names images can't be theirs: no such folder or archive, a name that is spelt wrongly."""
     refuse_object(text)
     if is_dataset(text):
         parse(text)
@@ -37,7 +37,7 @@ def check_images(text: str, expected: str) -> None:
 
 
 def check_new(path: Path) -> None:
-    """UserError if something is at ``path`` (but for an empty folder), or if nothing can be made there."""
+    """Raise UserError if something is at ``path`` (but for an empty folder), or if nothing can be made there."""
     found = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
     if found == path and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path}: exists, and nothing is overwritten; choose another name")
@@ -48,7 +48,7 @@ def check_new(path: Path) -> None:
 
 
 def check_out(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
-    """UserError if a run can't be kept in ``out``; what is there is lost only where it is a run, by ``overwrite``."""
+    """Raise UserError if a run can't be kept in ``out``; what is there is lost only if a run, by ``overwrite``."""
     if resume and overwrite:
         raise UserError("--resume goes on with a run and --overwrite starts it again; give one of them")
     is_run = (out / "config.yaml").is_file()

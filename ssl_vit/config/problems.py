@@ -15,7 +15,7 @@ from ssl_vit.wording import mistake_lines
 
 
 def known_keys(method: str = DEFAULT_METHOD) -> dict[KeyPath, FieldInfo]:
-    """Every key of a run with this method, sections before what is in them."""
+    """List every key of a run with this method, sections before what is in them."""
     name = method if method in list_methods() else DEFAULT_METHOD
     keys: dict[KeyPath, FieldInfo] = {}
     for section, field in RunConfig.model_fields.items():
@@ -26,7 +26,7 @@ def known_keys(method: str = DEFAULT_METHOD) -> dict[KeyPath, FieldInfo]:
 
 
 def takes_text(field: FieldInfo) -> bool:
-    """Whether a field takes any text, so that what is typed for it must not be read as a number."""
+    """Tell whether a field takes any text, so that what is typed for it must not be read as a number."""
 
     def parts(annotation: Any) -> list[Any]:
         found = [part for each in get_args(annotation) for part in parts(each)]
@@ -36,7 +36,7 @@ def takes_text(field: FieldInfo) -> bool:
 
 
 def mistakes(error: ValidationError, tree: Mapping[str, Any], origins: Mapping[KeyPath, str]) -> list[str]:
-    """One line for each key that is wrong; ``origins`` says where each key of ``tree`` is from."""
+    """Write one line for each key that is wrong; ``origins`` says where each key of ``tree`` is from."""
     method = tree.get("method")
     keys = known_keys(str(method.get("name", DEFAULT_METHOD)) if isinstance(method, dict) else DEFAULT_METHOD)
     return mistake_lines(error, keys, tree, origins)

@@ -24,7 +24,7 @@ _SHOWN = 3  # names of each kind of broken box in a message
 
 
 class Raw(NamedTuple):
-    """A box as a file has it."""
+    """A box stands here as its file has it, before it is checked."""
 
     where: str  # for messages: "0001.jpg, annotation 17"
     corners: Sequence[float]  # left, top, right, bottom, pixels
@@ -35,7 +35,7 @@ class Raw(NamedTuple):
 
 
 class Objects(NamedTuple):
-    """The n objects of one image."""
+    """The arrays describe the n objects of one image; which of them are crowds, too."""
 
     boxes: NDArray[np.float32]  # [n, 4] left, top, right, bottom, pixels of the original image
     labels: NDArray[np.int64]  # [n]
@@ -46,7 +46,7 @@ class Objects(NamedTuple):
 
 @dataclass
 class Annotations:
-    """Images with boxes; images without any belong to it too."""
+    """Annotations are images with their boxes; images without any belong to them too."""
 
     root: str  # that `files` are relative to
     classes: tuple[str, ...]
@@ -60,16 +60,16 @@ class Annotations:
         return len(self.files)
 
     def path(self, index: int) -> str:
-        """The image to open."""
+        """Return the path of the image to open."""
         return os.path.join(self.root, self.files[index])
 
     def counts(self) -> Counter[str]:
-        """Boxes of each class."""
+        """Count the boxes of each class, over all images."""
         labels = np.concatenate([o.labels for o in self.objects]) if self.objects else np.empty(0, np.int64)
         return Counter({name: int((labels == i).sum()) for i, name in enumerate(self.classes)})
 
     def add(self, file: str, size: tuple[int, int], raw: Iterable[Raw]) -> None:
-        """An image and its boxes; broken ones are left out, and named in ``broken``."""
+        """Add an image and its boxes; broken ones are left out, and named in ``broken``."""
         if not os.path.isfile(os.path.join(self.root, file)):
             self.missing.append(file)
             return
@@ -89,7 +89,7 @@ class Annotations:
         return raw._replace(corners=corners)
 
     def report(self) -> str:
-        """What was left out or mended, a line for each kind with the first names; empty where nothing was."""
+        """Say what was left out or mended, in a line for each kind with the first names; empty where nothing was."""
         kinds = [(f"boxes {kind}", names) for kind, names in sorted(self.broken.items())]
         if self.missing:
             kinds.append(("images that are not there", self.missing))
@@ -128,7 +128,7 @@ def _table(boxes: Sequence[Raw]) -> Objects:
 
 
 def open_annotations(path: str | os.PathLike[str], images: str | os.PathLike[str] | None = None) -> Annotations:
-    """Boxes of any of three formats, recognised by what is there.
+    """Read the boxes of any of three formats, recognised by what is there.
 
     - COCO: a .json file; file names are relative to `images`, by default to the folder of the file.
     - Pascal VOC: a folder with ``Annotations/*.xml`` and ``JPEGImages/``, or a list in its ``ImageSets/Main/*.txt``.

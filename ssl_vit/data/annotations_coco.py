@@ -1,4 +1,4 @@
-"""COCO's annotations: one JSON file. https://cocodataset.org/#format-data."""
+"""COCO's annotations lie in one JSON file: https://cocodataset.org/#format-data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ssl_vit.errors import UserError
 
 
 def read(path: Path, images: Path) -> Annotations:
-    """The boxes of a file whose names are relative to `images`; classes in the order of their numbers."""
+    """Read the boxes of a file whose image names are relative to `images`; classes come by their numbers."""
     content = _load(path)
     tables = {name: _entries(path, content, name) for name in ("images", "annotations", "categories")}
     categories = sorted(tables["categories"], key=lambda entry: int(_of(path, "categories", entry, "id", int)))

@@ -1,4 +1,4 @@
-"""Pascal VOC's annotations: one XML file an image, corners in whole pixels that count from 1."""
+"""Pascal VOC's annotations lie in one XML file an image, with corners in whole pixels that count from 1."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Image(NamedTuple):
 
 
 def is_voc(path: Path) -> bool:
-    """A folder with Annotations/, or a list in its ImageSets/."""
+    """Tell whether a path is a folder with Annotations/, or a list in its ImageSets/."""
     return (_root(path) / "Annotations").is_dir()
 
 
@@ -26,7 +26,7 @@ def _root(path: Path) -> Path:
 
 
 def read(path: Path) -> Annotations:
-    """All images of the folder, or those of the list; classes are the names that occur, sorted.
+    """Read the boxes of all images of the folder, or of those in the list; classes are the names that occur, sorted.
 
     "difficult" objects count as COCO's crowds: not to be found, and not wrong to find.
     """

@@ -1,4 +1,4 @@
-"""YOLO's annotations: one text file an image, a line "class x y width height" a box, as shares of the image."""
+"""YOLO's annotations lie in one text file an image, a line "class x y width height" a box, in shares of the image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ssl_vit.errors import UserError
 
 
 def is_yolo(path: Path) -> bool:
-    """A folder with images/ and labels/, or a folder of images with its counterpart under labels/."""
+    """Tell whether a folder has images/ and labels/, or is one of images with its counterpart under labels/."""
     return path.is_dir() and _labels(_images(path)) is not None
 
 
@@ -32,7 +32,7 @@ def _labels(images: Path) -> Path | None:
 
 
 def read(path: Path) -> Annotations:
-    """The images of the folder; one without a file of labels has no objects. Without names, classes are numbers."""
+    """Read the images and boxes of the folder; one without a file of labels has none. Unnamed classes are numbers."""
     images = _images(path)
     labels = _labels(images)
     assert labels is not None

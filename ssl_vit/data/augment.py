@@ -29,7 +29,7 @@ def augment(
     kernels: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Apply each crop's parameters and normalise.
+    """Apply the colours that each crop's parameters ask for, and normalise the batch.
 
     images: uint8 [N, 3, S, S] on any device; params: float32 [N, P], columns as ``params.Column`` names them. Keep
     them on the CPU: which crops need which operation is decided there, without waiting for the device. mean, std: of
@@ -54,13 +54,13 @@ def augment(
 
 @torch.no_grad()
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 [N, 3, H, W] to float32 of zero mean and unit deviation; mean, std: of images in [0, 1]."""
+    """Turn uint8 [N, 3, H, W] into float32 of zero mean and unit deviation; mean, std: of images in [0, 1]."""
     unit = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     return torch.addcmul(*_standard(mean, std, images.device), unit)
 
 
 def blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur of sigma [n] pixels on the CPU, along rows, then columns; edges are repeated."""
+    """Blur images [n, 3, H, W] by Gaussians of sigma [n] pixels, along rows, then columns; edges are repeated."""
     height, width = x.shape[2:]
     weights = blur_weights(sigma).to(x.device, non_blocking=True)
     radius, taps = weights.shape[1] // 2, weights[..., None, None, None].unbind(1)  # each [n, 1, 1, 1]
@@ -78,7 +78,7 @@ def _weighted(windows: Sequence[Tensor], taps: Sequence[Tensor]) -> Tensor:
 
 
 def blur_weights(sigma: Tensor) -> Tensor:
-    """Kernels [n, 2R + 1] of Gaussians with sigma [n] pixels, each cut at its own four sigma; sigma 0 is no blur."""
+    """Make kernels [n, 2R + 1] of Gaussians with sigma [n] pixels, each cut at its own four sigma; 0 is no blur."""
     reach = (4 * sigma + 0.5).floor()
     radius = int(reach.amax())
     offset = torch.arange(-radius, radius + 1)
@@ -87,7 +87,7 @@ def blur_weights(sigma: Tensor) -> Tensor:
 
 
 def solarize(x: Tensor) -> Tensor:
-    """Invert what is at or above 128 of 255."""
+    """Invert, in place, the values of images in [0, 1] that are at or above 128 of 255."""
     return x.addcmul_((x >= _THRESHOLD).to(x.dtype), 1 - 2 * x)  # exact, and quicker on a CPU than choosing
 
 

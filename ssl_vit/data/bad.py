@@ -17,7 +17,7 @@ _REPLACED = "another image takes its place"
 
 
 class BadList:
-    """Logs each bad file once and appends it to a list, a JSON object a line; what the list already holds counts.
+    """The list logs each bad file once and appends it to a file, a JSON object a line; what that holds counts too.
 
     total: files in the source; max_bad: the share of them that may be bad, else RunFailed.
     """
@@ -29,7 +29,7 @@ class BadList:
             self.files = _read(path)
 
     def note(self, bad: BadFiles) -> None:
-        """Record the bad files of a batch; raises RunFailed when they become too many."""
+        """Record the bad files of a batch; RunFailed where they have become too many."""
         for name, reason in bad:
             if name in self.files:
                 continue
@@ -46,7 +46,7 @@ class BadList:
             )
 
     def failure(self, problem: str) -> RunFailed:
-        """The error that names the first bad files and the list of all."""
+        """Make the error that says the problem, and names the first bad files and the list of all."""
         shown = ", ".join(f"{printable(name)} ({reason})" for name, reason in list(self.files.items())[:_SHOWN])
         listed = f"; all are listed in {self.path}" if self.path is not None else ""
         return RunFailed(f"{problem}: {shown}{listed}; mend or remove them, or raise max_bad")

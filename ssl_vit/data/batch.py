@@ -18,7 +18,7 @@ from ssl_vit.data.plan import ViewPlan
 
 @dataclass
 class Batch:
-    """What a step reads: the crops of B images, crop-major (all images of crop 0 first), View after View.
+    """A batch is what a step reads: the crops of B images, crop-major (all images of crop 0 first), View after View.
 
     One tensor holds all pixels and travels as one; ``views`` and ``params`` are parts of the two tensors, not copies.
     """
@@ -32,7 +32,7 @@ class Batch:
 
     @classmethod
     def empty(cls, plan: ViewPlan, index: Sequence[int]) -> Batch:
-        """Room for the views of these images, in memory that processes share if a worker asks for it."""
+        """Make room for the views of these images, in memory that processes share if a worker asks for it."""
         size = len(index) * plan.bytes()
         if get_worker_info() is None:
             pixels = torch.empty(size, dtype=torch.uint8)
@@ -44,23 +44,23 @@ class Batch:
 
     @property
     def places(self) -> list[Tensor]:
-        """For each View uint8 [count, B, S, S, 3]."""
+        """The crops as they lie in memory: for each View uint8 [count, B, S, S, 3]."""
         shapes = [(view.count, len(self.index), view.size, view.size, 3) for view in self.plan.views]
         parts = torch.split(self.pixels, [math.prod(shape) for shape in shapes])
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     @property
     def views(self) -> list[Tensor]:
-        """For each View uint8 [count * B, 3, S, S], channels last in memory."""
+        """The crops as images: for each View uint8 [count * B, 3, S, S], channels last in memory."""
         return [place.flatten(0, 1).permute(0, 3, 1, 2) for place in self.places]
 
     @property
     def params(self) -> list[Tensor]:
-        """For each View float32 [count * B, P]."""
+        """The parameters of the crops: for each View float32 [count * B, P], with the columns of ``params.Column``."""
         return list(torch.split(self.values, [view.count * len(self.index) for view in self.plan.views]))
 
     def divided(self, parts: int) -> list[Batch]:
-        """The same images in so many batches of equal size, in order; their number must be a multiple."""
+        """Split the images, in order, into so many batches of equal size; their number must be a multiple of it."""
         size = len(self.index) // parts
         return [self] if parts == 1 else [self._some(slice(i * size, (i + 1) * size)) for i in range(parts)]
 
@@ -75,11 +75,11 @@ class Batch:
         )
 
     def pin_memory(self) -> Batch:
-        """Called by the DataLoader."""
+        """Copy the pixels to pinned memory, as the DataLoader asks."""
         return replace(self, pixels=self.pixels.pin_memory())
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
-        """The images and boxes on a device; the parameters stay, `augment` wants them on the CPU."""
+        """Move the images and boxes to a device; the parameters stay on the CPU, where `augment` wants them."""
         boxes = None if self.boxes is None else self.boxes.to(device, non_blocking=non_blocking)
         return replace(self, pixels=self.pixels.to(device, non_blocking=non_blocking), boxes=boxes)
 

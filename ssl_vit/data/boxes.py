@@ -1,4 +1,4 @@
-"""Boxes of an image that follow it into a crop."""
+"""Boxes of an image follow it into its crops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SMALLEST = 1 / 32  # of the crop's side: what is left of a box, below which it i
 
 
 def boxes_in_crops(boxes: Tensor, params: Tensor) -> Tensor:
-    """Boxes of B images [B, K, 4] in one crop of each: cut at its edges, mirrored with it; nan where none is left.
+    """Cut boxes of B images [B, K, 4] to one crop of each, mirrored with it; nan stands where none is left.
 
     boxes: (left, top, right, bottom) as shares of the image's sides, rows of nan where an image has fewer than K;
     params: [B, P] of the crops, as `crops` draws them. The result has shares of the crop's sides.

@@ -1,4 +1,4 @@
-"""Random resized crops of one decoded image, in uint8, and the parameters of each crop: its colours, its place.
+"""Random resized crops are cut from one decoded image, in uint8, each with parameters: its colours and its place.
 
 Everything random is a function of (seed, epoch, index), so the views of an image do not depend on the number of
 workers, on the order of reading or on where a run was resumed. Colours are only drawn here; ``augment`` applies them
@@ -29,7 +29,7 @@ _KERNELS = {
 
 
 class Box(NamedTuple):
-    """A rectangle of an image, pixels."""
+    """A box is a rectangle of an image, in pixels."""
 
     top: int
     left: int
@@ -38,7 +38,7 @@ class Box(NamedTuple):
 
 
 def sample_rng(seed: int, epoch: int, index: int, stream: int = 0) -> np.random.Generator:
-    """The generator of one image in one epoch; `stream` separates independent uses.
+    """Make the random generator of one image in one epoch; `stream` separates independent uses.
 
     >>> float(sample_rng(0, 3, 7).random()) == float(sample_rng(0, 3, 7).random())
     True
@@ -48,7 +48,7 @@ def sample_rng(seed: int, epoch: int, index: int, stream: int = 0) -> np.random.
 
 
 def make_views(image: NDArray[np.uint8], plan: ViewPlan, rng: np.random.Generator) -> tuple[list[Tensor], list[Tensor]]:
-    """All the crops of an image [H, W, 3].
+    """Cut all the crops that a plan asks for from an image [H, W, 3].
 
     Returns for each View uint8 [count, 3, S, S] (channels last in memory) and float32 [count, len(Column)].
     """
@@ -61,7 +61,7 @@ def make_views(image: NDArray[np.uint8], plan: ViewPlan, rng: np.random.Generato
 def fill_views(
     image: NDArray[np.uint8], plan: ViewPlan, rng: np.random.Generator, places: list[Tensor], params: list[Tensor]
 ) -> None:
-    """As ``make_views``, into memory that is there: for each View uint8 [count, S, S, 3] and float32 [count, P]."""
+    """Do as ``make_views`` in memory that is there: for each View uint8 [count, S, S, 3] and float32 [count, P]."""
     for view, pixels, values in zip(plan.views, places, params, strict=True):
         uniform = rng.random((view.count, _BOX + 1 + _COLOUR)).tolist()
         rows = []
@@ -75,7 +75,7 @@ def fill_views(
 
 
 def random_box(height: int, width: int, view: View, uniform: Sequence[float]) -> Box:
-    """torchvision's RandomResizedCrop: area uniform, ratio log-uniform, ten attempts, else the largest central box.
+    """Draw a box as torchvision's RandomResizedCrop: area uniform, ratio log-uniform, ten attempts, else central.
 
     In plain numbers: mostly the first attempt fits, and arrays of ten take ten times as long.
     """
@@ -99,7 +99,7 @@ def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
 
 
 def place_of(box: Box, height: int, width: int, flipped: bool) -> list[float]:
-    """The values of the columns ``PLACE`` for one crop of an image.
+    """Give the values of the columns ``PLACE`` for one crop of an image.
 
     >>> place_of(Box(top=10, left=0, height=20, width=25), 40, 100, flipped=True)
     [0.0, 0.25, 0.25, 0.75, 1.0]
@@ -109,7 +109,7 @@ def place_of(box: Box, height: int, width: int, flipped: bool) -> list[float]:
 
 
 def draw_colour(view: View, u: Sequence[float]) -> list[float]:
-    """The values of the columns of colours for one crop; jitter factors as torchvision's ColorJitter draws them."""
+    """Draw the values of the columns of colours for one crop; jitter factors as torchvision's ColorJitter's."""
     row = list(UNCHANGED)
     jitter, *factors, turn, order, gray, blur, sigma, solarize = u
     if jitter < view.jitter_p:
@@ -130,7 +130,7 @@ def draw_colour(view: View, u: Sequence[float]) -> list[float]:
 def resize(
     image: NDArray[np.uint8], box: Box, size: tuple[int, int], mode: str = "bicubic", out: Tensor | None = None
 ) -> Tensor:
-    """A box of an image [H, W, 3] resized with antialiasing to uint8 [3, h, w], in `out` [h, w, 3] if it is given.
+    """Resize a box of an image [H, W, 3] with antialiasing to uint8 [3, h, w], into `out` [h, w, 3] if it is given.
 
     The kernel works on the decoder's own layout, channels last; it differs from Pillow's bicubic by less than 0.1
     of 255 in the mean. It is called as ``F.interpolate`` calls it, which cannot write into memory that is there.
@@ -144,5 +144,5 @@ def resize(
 
 
 def wanted_side(plan: ViewPlan) -> int:
-    """The short side, in pixels, below which the smallest crop of the plan would have to be enlarged."""
+    """Return the short side, in pixels, below which the smallest crop of the plan would have to be enlarged."""
     return max(math.ceil(view.size / math.sqrt(view.scale[0] * view.ratio[0])) for view in plan.views)

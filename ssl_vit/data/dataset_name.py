@@ -73,13 +73,13 @@ def parse(text: str) -> DatasetName:
 
 
 def require_library(text: str) -> None:
-    """UserError that names the extra, where `datasets` is not installed."""
+    """Raise UserError, which names the extra, where `datasets` is not installed."""
     if importlib.util.find_spec("datasets") is None:
         raise UserError(f"{text}: reading it needs the library datasets; pip install 'ssl_vit[datasets]'")
 
 
 def images_name(images: Images) -> str:
-    """The path, or a text that stands for an object: its class.
+    """Name images in a text: the path, or for an object its class.
 
     >>> described("photos"), described([1])
     ('photos', 'python:builtins.list')
@@ -90,12 +90,12 @@ def images_name(images: Images) -> str:
 
 
 def is_object(text: str) -> bool:
-    """Whether a text stands for an object."""
+    """Tell whether a text stands for an object."""
     return text.startswith(_OBJECT)
 
 
 def refuse_object(text: str) -> None:
-    """UserError for a text that stands for an object, which only its program has."""
+    """Raise UserError for a text that stands for an object, which only its program has."""
     if is_object(text):
         raise UserError(
             f"{text}: a dataset that a Python program handed over; go on in that program, with the same datasets: "

@@ -1,4 +1,4 @@
-"""One file to RGB, safely: Pillow only, any mode, orientation applied, pixels capped before decoding."""
+"""A file becomes RGB, safely: Pillow only, any mode, orientation applied, pixels capped before decoding."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _UPRIGHT = {
 
 
 class Member(NamedTuple):
-    """A file inside an archive that is not compressed."""
+    """A member is a file inside an archive that is not compressed."""
 
     archive: str  # a path or a URL
     offset: int
@@ -46,14 +46,14 @@ class Member(NamedTuple):
 
 
 class Rows(Protocol):
-    """Images that a library keeps, one a row."""
+    """Rows are images that a library keeps, one a row."""
 
     def read(self, index: int) -> bytes | Image.Image:
-        """A row's image, as a file or decoded; whatever this raises makes it a bad image."""
+        """Return a row's image, as a file or decoded; whatever this raises makes it a bad image."""
 
 
 class Row(NamedTuple):
-    """An image that a library keeps."""
+    """A row is an image that a library keeps."""
 
     rows: Rows
     number: int
@@ -67,7 +67,7 @@ Place = str | Member | Row  # where an image is: a path, a part of an archive, a
 
 
 class BadImage(Exception):
-    """A file that is no readable image; one line, without the path in `reason`."""
+    """A file is no readable image; the message is one line, the `reason` is the same without the path."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
@@ -78,7 +78,7 @@ class BadImage(Exception):
 
 
 def decode(place: Place, max_pixels: float = MAX_PIXELS, want: int | None = None) -> NDArray[np.uint8]:
-    """A file as RGB [H, W, 3].
+    """Decode a file to RGB, uint8 [H, W, 3].
 
     The first frame of an animation; transparency on white; EXIF orientation applied; 16 bits scaled by 1/257 (see
     ``to_rgb`` for other depths). A JPEG above a megapixel whose short side is at least twice `want` pixels may come at
@@ -89,19 +89,19 @@ def decode(place: Place, max_pixels: float = MAX_PIXELS, want: int | None = None
 
 
 def image_size(place: Place) -> tuple[int, int]:
-    """Height and width in pixels from the header, orientation not applied. Raises BadImage."""
+    """Read height and width in pixels from the header, orientation not applied. Raises BadImage."""
     with _image(place) as image:
         return image.height, image.width
 
 
 def image_type(data: bytes) -> str:
-    """The extension that a file of these bytes should have. Raises BadImage."""
+    """Return the extension that a file of these bytes should have. Raises BadImage."""
     with _blaming("an image"), _parsed(io.BytesIO(data)) as image:
         return {"JPEG": "jpg", "MPO": "jpg"}.get(str(image.format), str(image.format).lower())
 
 
 def read_bytes(place: Place) -> bytes:
-    """The file as it is; a PNG of a row that a library has decoded. Raises BadImage."""
+    """Return the file as it is; a PNG of a row that a library has decoded. Raises BadImage."""
     with _blaming(str(place)):
         found = _opened(place)
         if not isinstance(found, Image.Image):
@@ -189,7 +189,7 @@ def _blaming(path: str) -> Iterator[None]:
 
 
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Any Pillow mode to RGB [H, W, 3].
+    """Convert an image of any Pillow mode to RGB, uint8 [H, W, 3].
 
     Transparency is composited on white. 16-bit grey is divided by 257; so are 32-bit integers that fit in 16 bits,
     and others are stretched from their minimum and maximum to 0 … 255. Floats are taken as 0 … 1 if they all lie

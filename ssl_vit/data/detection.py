@@ -25,7 +25,7 @@ _LEAST = 2.0  # pixels a side below which what a crop leaves of a box is no obje
 
 
 class Placement(NamedTuple):
-    """Where an image lies on the canvas: original pixel (x, y) is at (scale * x - left, scale * y - top)."""
+    """The placement of an image on the canvas: its pixel (x, y) is at (scale * x - left, scale * y - top)."""
 
     scale_x: float
     scale_y: float
@@ -36,7 +36,7 @@ class Placement(NamedTuple):
 
 @dataclass
 class Scene:
-    """An image on a canvas of S x S pixels, at its upper left, with its n objects; `image` is None if unreadable."""
+    """A scene is an image at the upper left of a canvas of S x S pixels, with its n objects; None if unreadable."""
 
     index: int
     image: Tensor | None  # uint8 [3, S, S]
@@ -49,7 +49,7 @@ class Scene:
 
 
 class DetectionDataset(Dataset[Scene]):
-    """(epoch, index) -> a Scene.
+    """The dataset turns (epoch, index) into a Scene.
 
     training: flipped at random and scaled by large-scale jitter, without crowds; else the whole image. masks: outlines
     are drawn, where all objects have one.
@@ -133,13 +133,13 @@ class DetectionDataset(Dataset[Scene]):
 
 
 def share_of(images: int, share: float, seed: int) -> NDArray[np.int64]:
-    """The images whose labels may be used: at least one, the same for the same seed, smaller shares within larger."""
+    """Choose the images whose labels may be used: at least one, fixed by the seed, smaller shares within larger."""
     chosen = sample_rng(seed, 0, 0, _SUBSET_STREAM).permutation(images)[: max(1, round(share * images))]
     return np.sort(chosen)
 
 
 class SceneLoader:
-    """Batches of readable Scenes, which may be empty; what can't be read is named once and left out.
+    """The loader yields batches of readable Scenes, which may be empty; what can't be read is named once and left out.
 
     Raises RunFailed where too many are bad and where the processes that read are lost.
     """
@@ -166,14 +166,14 @@ def training_scenes(
     first: int = 0,
     workers: int = 0,
 ) -> SceneLoader:
-    """The batches of steps `first` to `steps`, of the chosen images in the stateless order of (seed, epoch)."""
+    """Load the batches of steps `first` to `steps`, of the chosen images in the stateless order of (seed, epoch)."""
     sampler = _Chosen(chosen, min(batch_size, len(chosen)), seed, first, steps)
     loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=list, **worker_options(workers, TIMEOUT))
     return SceneLoader(loader, len(chosen))
 
 
 def scenes_in_order(dataset: DetectionDataset, *, batch_size: int, workers: int = 0) -> SceneLoader:
-    """Every image once, in order."""
+    """Load every image once, in order."""
     items = [(0, index) for index in range(len(dataset))]
     batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
     loader = DataLoader(dataset, batch_sampler=batches, collate_fn=list, **worker_options(workers, TIMEOUT))

@@ -23,7 +23,7 @@ Alteration = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class EvalSample:
-    """One image; `image` is None where the file could not be read."""
+    """A sample is one image; `image` is None where the file could not be read."""
 
     index: int
     image: Tensor | None  # uint8 [3, S, S]
@@ -33,7 +33,7 @@ class EvalSample:
 
 @dataclass
 class EvalBatch:
-    """The B images of a batch that could be read."""
+    """A batch holds the B of its images that could be read, and names the others."""
 
     images: Tensor  # uint8 [B, 3, S, S]; see augment.normalise
     labels: Tensor  # int64 [B], -1 without labels
@@ -42,7 +42,7 @@ class EvalBatch:
     bad: BadFiles  # their names and reasons
 
     def pin_memory(self) -> EvalBatch:
-        """Called by the DataLoader."""
+        """Copy the images to pinned memory, as the DataLoader asks."""
         return EvalBatch(self.images.pin_memory(), self.labels, self.index, self.unread, self.bad)
 
 
@@ -85,7 +85,7 @@ class EvalDataset(Dataset[EvalSample]):
 
 
 class EvalLoader:
-    """An iterable of EvalBatches in order, over a whole dataset or over `rows` of it; logs each bad file once."""
+    """The loader yields EvalBatches in order, over a whole dataset or over `rows` of it; it logs each bad file once."""
 
     def __init__(
         self,

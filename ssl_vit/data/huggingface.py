@@ -1,4 +1,4 @@
-"""Datasets of the library `datasets`: from the Hugging Face hub, from a folder, or as an object of the user's program.
+"""Datasets of the library `datasets` are read here: from the Hugging Face hub, a folder, or the user's program.
 
 Its bytes go through our own decoder, row by row, so that bad images, order and exact resuming are those of a folder.
 """
@@ -27,7 +27,7 @@ STREAM = (
 
 
 def is_saved(folder: str) -> bool:
-    """Whether `save_to_disk` wrote the folder."""
+    """Tell whether `save_to_disk` wrote the folder."""
     return os.path.isfile(os.path.join(folder, _SAVED[0])) or all(
         os.path.isfile(os.path.join(folder, name)) for name in (_SAVED[1], "state.json")
     )
@@ -44,13 +44,13 @@ def open_named(text: str) -> RowSource:
 
 
 def open_saved(folder: str) -> RowSource:
-    """The images of a folder that `save_to_disk` wrote. Raises UserError."""
+    """Open the images of a folder that `save_to_disk` wrote. Raises UserError."""
     require_library(folder)
     return open_dataset(_load(DatasetName(folder)), folder)
 
 
 def open_dataset(dataset: Any, root: str, split: str | None = None, column: str | None = None) -> RowSource:
-    """The images of a `Dataset`, or of one split of a `DatasetDict`; `root` is what messages call it.
+    """Open the images of a `Dataset`, or of one split of a `DatasetDict`; `root` is what messages call it.
 
     Labels are its column of type ClassLabel, if there is one or one is called label. Raises UserError.
     """

@@ -1,4 +1,4 @@
-"""torchvision's ColorJitter on a batch of crops, each with its own factors and its own order of operations."""
+"""torchvision's ColorJitter on a batch of crops, each of which has its own factors and its own order of operations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BLENDS = torch.tensor([[kind for kind in order if kind != Column.HUE] for order
 
 
 def jittered(images: Tensor, params: Tensor, together: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Colours and grey of uint8 [N, 3, S, S]: rows [n] and what becomes of them, at most so many together.
+    """Yield rows [n] and their colours jittered or grey, float32 [n, 3, S, S] in [0, 1], at most so many together.
 
     params: float32 [N, P] on the CPU; see `augment`. Each part is float32 [n, 3, S, S] in [0, 1].
     """
@@ -37,7 +37,7 @@ def jittered(images: Tensor, params: Tensor, together: int) -> Iterator[tuple[Te
 
 
 def blend(x: Tensor, factor: Tensor, base: Tensor) -> Tensor:
-    """Brightness, contrast or saturation: a mixture with black, the mean grey of the image, or the image in grey.
+    """Change brightness, contrast or saturation: mix with black, with the mean grey, or with the image in grey.
 
     base: [n, 2], how much of the grey image and of its mean the other part of the mixture has: a row of ``BASES``.
     """
@@ -74,12 +74,12 @@ def _equal(a: Tensor, b: Tensor) -> Tensor:
 
 
 def gray(x: Tensor) -> Tensor:
-    """Grey in all three channels."""
+    """Make all three channels grey, [n, 3, H, W]."""
     return luma(x).repeat(1, 3, 1, 1)
 
 
 def luma(x: Tensor) -> Tensor:
-    """[n, 3, H, W] -> [n, 1, H, W]."""
+    """Weigh the channels of [n, 3, H, W] into one grey channel, [n, 1, H, W]."""
     return x[:, 0:1].mul(LUMA[0]).add_(x[:, 1:2], alpha=LUMA[1]).add_(x[:, 2:3], alpha=LUMA[2])
 
 
@@ -112,7 +112,7 @@ def _jitter(x: Tensor, params: Tensor, turned: int | None) -> Tensor:
 
 
 def some(x: Tensor, values: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The operation on those crops whose value [n], on the CPU, is not 0."""
+    """Apply an operation to those crops whose value [n], on the CPU, is not 0; the others stay."""
     chosen = values.nonzero().flatten()
     if len(chosen) in (0, len(x)):
         return operation(x, values) if len(chosen) else x

@@ -1,4 +1,4 @@
-"""The colours of `augment` on a CPU, compiled by numba: row by row, so that a row stays in the core's nearest cache.
+"""numba compiles the colours of `augment` for a CPU: row by row, so that a row stays in the core's nearest cache.
 
 The same operations in the same order, equal to rounding. Values are in [0, 255] until the end.
 """
@@ -34,7 +34,7 @@ _TINY = np.float32(1e-30)  # a chroma of nothing, which nothing is divided by
 
 
 def coloured(images: Tensor, params: Tensor, weights: Tensor, shift: Tensor, scale: Tensor, out: Tensor) -> None:
-    """Colours, blur and normalisation of uint8 [N, 3, H, W], best channels last in memory, to float32 in `out`.
+    """Colour, blur and normalise uint8 [N, 3, H, W], best channels last in memory, into float32 `out`.
 
     params: see `augment`; weights: of the blur, [N, 2R + 1]; shift, scale: what is added, and before that
     multiplied by, of values in [0, 1].

@@ -34,7 +34,7 @@ Item = tuple[int, int]  # (epoch, index of the image in the source)
 
 
 class RegionBoxes(Protocol):
-    """Boxes that were proposed for each image of a source."""
+    """Boxes were proposed for each image of a source, and are looked up by its index."""
 
     def __getitem__(self, index: int) -> NDArray[np.float32]:
         """[n, 4], best first: left, top, right, bottom, as shares of the image's sides."""
@@ -47,12 +47,12 @@ TIMEOUT = 600  # seconds without a batch after which the workers are taken for h
 
 
 def steps_per_epoch(num_images: int, batch_size: int, world: int = 1) -> int:
-    """Whole global batches in one pass over the images; what is left over waits for the next order."""
+    """Count the whole global batches in one pass over the images; what is left over waits for the next order."""
     return num_images // (batch_size * world)
 
 
 class StepSampler(Sampler[list[Item]]):
-    """For each step from `start_step` to `total_steps`, this rank's part of the global batch.
+    """The sampler yields this rank's part of the global batch for each step from `start_step` to `total_steps`.
 
     ``len()`` is `total_steps`, whatever the start.
 
@@ -92,12 +92,12 @@ class StepSampler(Sampler[list[Item]]):
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order in which an epoch reads the images."""
+    """Draw the order in which an epoch reads the images, [num_images]."""
     return sample_rng(seed, epoch, 0, _ORDER_STREAM).permutation(num_images)
 
 
 class Views(Dataset[Batch]):
-    """(epoch, index) of some images -> their views, or those of the replacement that (seed, epoch, index) names."""
+    """The dataset turns (epoch, index) of images into views; (seed, epoch, index) names what replaces a bad one."""
 
     def __init__(self, source: Source, plan: ViewPlan, seed: int, max_pixels: float = MAX_PIXELS) -> None:
         self.source, self.plan, self.seed, self.max_pixels = source, plan, seed, max_pixels
@@ -137,7 +137,7 @@ class Views(Dataset[Batch]):
 
 
 class Loader:
-    """An iterable of Batches that names each bad file once and says in one line what became of a lost worker.
+    """The loader yields Batches, names each bad file once, and says in one line what became of a lost worker.
 
     regions: where the plan asks for boxes, what was proposed. Raises RunFailed above the bearable share of bad files
     and where the workers die or hang.
@@ -188,7 +188,7 @@ def build_loader(
     max_pixels: float = MAX_PIXELS,
     regions: RegionBoxes | None = None,
 ) -> Loader:
-    """Everything between a Source and a training step.
+    """Build the loader that stands between a Source and a training step.
 
     batch_size: images a rank and step; timeout: seconds without a batch, then the workers are taken for hung;
     max_bad: the share of the files that may be unreadable; bad_list: where they are listed, a JSON object a line;
@@ -218,14 +218,14 @@ def build_loader(
 
 
 def worker_count(asked: int | None, images: int, many: int = MANY) -> int:
-    """Processes that read images, where none were asked for: none for few images."""
+    """Return how many processes read images: as many as asked for; else none for few images, and one a core up to 8."""
     if asked is not None:
         return asked
     return min(8, os.cpu_count() or 1) if images > many else 0
 
 
 def worker_options(workers: int, timeout: float) -> dict[str, Any]:
-    """The DataLoader's options that only make sense with workers."""
+    """Return the options of a DataLoader that only make sense with workers."""
     if workers == 0:
         return {}
     return {
@@ -238,7 +238,7 @@ def worker_options(workers: int, timeout: float) -> dict[str, Any]:
 
 
 def watched(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The batches of a loader; a killed or hung worker becomes RunFailed."""
+    """Yield the batches of a DataLoader; a killed or hung worker becomes RunFailed."""
     try:
         yield from loader
     except RuntimeError as error:
@@ -249,7 +249,7 @@ def watched(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def worker_failure(error: RuntimeError) -> RunFailed | None:
-    """What to tell the user if this is the DataLoader's error about a lost worker, which can surface in any line."""
+    """Return what to tell the user if this is the DataLoader's error about a lost worker; it surfaces in any line."""
     text = str(error).splitlines()[0] if str(error) else ""
     if text.startswith("DataLoader timed out"):
         return RunFailed(

@@ -12,7 +12,7 @@ _MIN_ASPECT = 0.3  # of a block, height to width; at most the inverse
 
 
 def blockwise_masks(counts: Tensor, height: int, width: int) -> Tensor:
-    """Masks bool [N, height, width], True = hidden, from torch's global generator, on the CPU.
+    """Draw masks of blocks as BEiT's (arXiv 2106.08254): bool [N, height, width], True = hidden, on the CPU.
 
     counts: [N], how many patches to hide at most; where it is at least 1, one is hidden at least. Blocks are added
     until the count is reached or ten in a row don't fit. The smallest block has the 16 patches of a grid of 14 x 14,
@@ -37,7 +37,7 @@ def blockwise_masks(counts: Tensor, height: int, width: int) -> Tensor:
 
 
 def random_masks(images: int, height: int, width: int, *, unit: int, ratio: float) -> Tensor:
-    """Masks bool [images, height, width], True = hidden: a share of squares of ``unit`` patches (2111.09886).
+    """Draw masks of squares of ``unit`` patches as SimMIM's (2111.09886): bool [images, height, width], True = hidden.
 
     Rounded up to whole squares, of which one is hidden at least and one left; on the CPU, from torch's generator.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class View:
-    """A kind of crop and what is done to its colours; the defaults change nothing.
+    """A view is a kind of crop and what is done to its colours; the defaults change nothing.
 
     Sizes are pixels, scales are fractions of the image's area, ``*_p`` are probabilities.
     """
@@ -29,21 +29,21 @@ class View:
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """All the views of an image, in the order in which a batch carries them."""
+    """The plan lists all the views of an image, in the order in which a batch carries them."""
 
     views: tuple[View, ...]
     boxes: int = 0  # proposed regions of each image that a batch carries too, in the crops of the first view
 
     def crops(self) -> int:
-        """How many crops one image becomes."""
+        """Count the crops that one image becomes."""
         return sum(view.count for view in self.views)
 
     def pixels(self) -> int:
-        """Pixels of all the crops of one image: the cost of a step grows with it."""
+        """Count the pixels of all the crops of one image: the cost of a step grows with it."""
         return sum(view.count * view.size**2 for view in self.views)
 
     def bytes(self) -> int:
-        """Bytes of all the crops of one image in uint8, which is what travels from a worker to the training process.
+        """Count the bytes of all the crops of one image in uint8: what travels from a worker to the training process.
 
         >>> ViewPlan((View("global", 2, 224), View("local", 8, 96))).bytes()
         522240

@@ -1,4 +1,4 @@
-"""Files behind a URL (s3://…, https://…), through fsspec, which an extra installs."""
+"""Files behind a URL (s3://…, https://…) are read through fsspec, which an extra installs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def open_url(url: str) -> BinaryIO:
 
 
 def read_part(url: str, start: int, end: int) -> bytes:
-    """Some bytes of the file; OSError where that fails."""
+    """Read some bytes of the file; OSError where that fails."""
     system, path = _system(url)
     try:
         return cast(bytes, system.cat_file(path, start=start, end=end))

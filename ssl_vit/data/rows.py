@@ -18,17 +18,17 @@ _UNNAMED = "unnamed"
 
 @dataclass(frozen=True, eq=False)
 class RowSource(Source):
-    """Images in rows; `name` is "row 17", with the name of its file where there was one: "row 17: cat.jpg"."""
+    """The images lie in rows; `name` is "row 17", with the name of its file where there was one: "row 17: cat.jpg"."""
 
     _rows: Rows = field(repr=False)
 
     def name(self, index: int) -> str:
-        """The row, counted from 0."""
+        """Name the row, counted from 0."""
         file = super().name(index)
         return f"row {index}: {file}" if file else f"row {index}"
 
     def path(self, index: int) -> Row:
-        """The row, and what a file of it would be called."""
+        """Return the row, with what a file of it would be called."""
         folder = f"{self.classes[self._labels[index]].replace('/', '_')}/" if self.classes else ""
         file = super().name(index)
         return Row(self._rows, index, f"{folder}{index:08d}{'-' * bool(file)}{file}")
@@ -37,7 +37,7 @@ class RowSource(Source):
 def open_rows(
     rows: Rows, root: str, found: list[ImageFile], labels: NDArray[np.int64] | None, classes: Sequence[str]
 ) -> RowSource:
-    """A source of rows; found: each one's file name, which may be empty, and size in bytes.
+    """Make a source of rows; found: each one's file name, which may be empty, and size in bytes.
 
     labels: the numbers [N] of their `classes`; the images count as unlabelled where not every row has one of them.
     Raises UserError without rows.

@@ -1,4 +1,4 @@
-"""Images with a mask each: folders as Pascal VOC's or ADE20K's, or ``images`` beside ``masks``."""
+"""Images with a mask each come from folders as Pascal VOC's or ADE20K's, or from ``images`` beside ``masks``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its mask, files."""
+    """A pair is the file of an image and the file of its mask."""
 
     image: Path
     mask: Path
@@ -36,7 +36,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Segmented:
-    """One image to be segmented."""
+    """A sample is one image to be segmented, with its mask."""
 
     name: str
     pixels: Tensor | None  # uint8 [3, S, S], the whole image, stretched; None where a file could not be read
@@ -84,7 +84,7 @@ def _paired(folder: Path, images: Path, masks: Path, listed: set[str] | None) ->
 
 
 def read_mask(path: Path) -> NDArray[np.int64]:
-    """Class numbers [H, W] of a mask of one channel (grey or palette). Raises BadImage."""
+    """Read the class numbers [H, W] of a mask of one channel (grey or palette). Raises BadImage."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -99,7 +99,7 @@ def read_mask(path: Path) -> NDArray[np.int64]:
 
 
 class SegmentationDataset(Dataset[Segmented]):
-    """Images stretched to `size` x `size`, so that every pixel of the mask is seen; masks as they are."""
+    """Images are stretched to `size` x `size`, so that every pixel of the mask is seen; masks stay as they are."""
 
     def __init__(self, pairs: Sequence[Pair], size: int) -> None:
         self.pairs, self.size = pairs, size
@@ -122,7 +122,7 @@ class SegmentationDataset(Dataset[Segmented]):
 
 
 def collate(samples: list[Segmented]) -> tuple[Tensor, list[Segmented], list[Segmented]]:
-    """Images uint8 [B, 3, S, S] of those that could be read, those, and the others."""
+    """Sort samples: images uint8 [B, 3, S, S] of those that could be read, those, and the others."""
     good = [sample for sample in samples if sample.pixels is not None]
     pixels = [sample.pixels for sample in good if sample.pixels is not None]
     bad = [sample for sample in samples if sample.pixels is None]

@@ -32,7 +32,7 @@ _FORMAT = 1  # of the remembered headers
 
 @dataclass(frozen=True, eq=False)
 class ShardSource(Source):
-    """Images in archives; `name` is ARCHIVE:KEY.EXTENSION."""
+    """The images lie in archives; `name` is ARCHIVE:KEY.EXTENSION."""
 
     archives: tuple[str, ...]
     _archive: NDArray[np.int32] = field(repr=False)  # of each image
@@ -40,11 +40,11 @@ class ShardSource(Source):
     _sizes: NDArray[np.int64] = field(repr=False)
 
     def name(self, index: int) -> str:
-        """The archive's name, and the image's in it."""
+        """Return the archive's name, and the image's in it."""
         return f"{os.path.basename(self.archives[self._archive[index]])}:{super().name(index)}"
 
     def path(self, index: int) -> Member:
-        """The place in the archive."""
+        """Return the place of the image in its archive."""
         archive = self.archives[self._archive[index]]
         return Member(archive, int(self._offsets[index]), int(self._sizes[index]), super().name(index))
 
@@ -60,7 +60,7 @@ class ShardSource(Source):
 
 
 def open_shards(files: Sequence[str], root: str) -> ShardSource:
-    """The images of archives, in the archives' order; `root` is what messages call them. Raises UserError."""
+    """Open the images of archives, in the archives' order; `root` is what messages call them. Raises UserError."""
     heads = [_head(file) for file in files]
     found = [(name, size) for head in heads for name, size in zip(head.names, head.sizes.tolist(), strict=True)]
     if not found:

@@ -20,7 +20,7 @@ ImageFile = tuple[bytes, int]  # path relative to the root, size in bytes
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Image files in a fixed order, with labels where sub-folders give them.
+    """A source is image files in a fixed order, with labels where sub-folders give them.
 
     Names live in one block of bytes: two million `str` objects would be copied into every forked worker, as counting
     references to them writes to their memory.
@@ -41,21 +41,21 @@ class Source:
         return len(self._ends)
 
     def name(self, index: int) -> str:
-        """The path relative to the root; bytes that are not UTF-8 come as surrogates, as in `os.fsdecode`."""
+        """Return the path relative to the root; bytes that are not UTF-8 come as surrogates, as in `os.fsdecode`."""
         start = int(self._ends[index - 1]) if index else 0
         return os.fsdecode(self._names[start : int(self._ends[index])])
 
     def path(self, index: int) -> Place:
-        """What to open."""
+        """Return what `decode` opens."""
         return os.path.join(self.root, self.name(index))
 
     def label(self, index: int) -> int | None:
-        """The number of the image's class in `classes`."""
+        """Return the number of the image's class in `classes`, None without classes."""
         return int(self._labels[index]) if self.classes else None
 
     @property
     def labels(self) -> NDArray[np.int32]:
-        """All labels [N]; empty without classes."""
+        """All labels, int32 [N]; empty without classes."""
         return self._labels
 
 
@@ -71,7 +71,7 @@ def require(source: Source, batch_size: int) -> None:
 def build_source(
     root: str, found: list[ImageFile], skipped: Counter[str], damage: tuple[str, ...] = (), lost: float = 0.0
 ) -> Source:
-    """A Source of images that were found."""
+    """Make a Source of images that were found, with labels where each lies in one of several sub-folders."""
     names = [name for name, _ in found]
     digest = hashlib.sha256()
     for name, size in found:
@@ -95,5 +95,5 @@ def build_source(
 
 
 def extension(name: bytes) -> str:
-    """Of a file's name, in small letters, without the dot."""
+    """Return the extension of a file's name, in small letters, without the dot."""
     return os.fsdecode(os.path.splitext(name)[1][1:].lower())

@@ -1,4 +1,4 @@
-"""Where images come from: a folder, a list of files, archives, or a dataset."""
+"""Images come from a folder, a list of files, archives, or a dataset."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LISTS = ("txt", "lst")
 
 
 def open_source(images: Images, outside_links: bool = False) -> Source:
-    """A folder, searched with its sub-folders; a text file (.txt, .lst) of one image path a line; archives; a dataset.
+    """Open images: a folder with its sub-folders, a list of paths (.txt, .lst), archives, or a dataset.
 
     Archives are a folder of them, or their path or URL, with braces where there are several: "train-{000..099}.tar".
     A dataset of the library `datasets` is a folder that its save_to_disk wrote, or "hf:owner/name,split=train"; in

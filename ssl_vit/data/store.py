@@ -21,7 +21,7 @@ _COMMIT = 64  # blocks between two syncs of the file; what a kill costs at most
 
 
 class Store:
-    """A row of numbers for every image of a source, and whether it is there.
+    """A store has a row of numbers for every image of a source, and knows whether it is there.
 
     In a folder: ``features.npy`` (or another `file`) float32 [N, D], ``rows.npy`` uint8 [N] (0 missing, 1 there,
     2 image unreadable) and ``index.json`` (how they are made, names and labels). A row counts as there only once its
@@ -42,7 +42,7 @@ class Store:
         first: bool = True,
         file: str = FEATURES,
     ) -> Store:
-        """Empty in memory, or the folder's, made there by the `first` of the processes that fill it.
+        """Open a store: empty in memory, or the folder's, which the `first` of the processes that fill it makes.
 
         made: what the rows depend on; a folder with other ones is refused with UserError. file: their file's name.
         """
@@ -91,7 +91,7 @@ class Store:
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """index.json of a folder of rows."""
+    """Read index.json of a folder of rows; UserError where it can't be read."""
     try:
         index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

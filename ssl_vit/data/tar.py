@@ -11,7 +11,7 @@ _LONGEST = 2**20  # bytes of a name that is too long for its header
 
 
 class TarMember(NamedTuple):
-    """A regular file in an archive."""
+    """A member is a regular file in an archive."""
 
     name: bytes
     offset: int  # of its first byte
@@ -19,7 +19,7 @@ class TarMember(NamedTuple):
 
 
 class DamagedTar(Exception):
-    """What follows `offset` can't be read."""
+    """What follows `offset` in an archive can't be read."""
 
     def __init__(self, offset: int, reason: str) -> None:
         super().__init__(offset, reason)
@@ -27,7 +27,7 @@ class DamagedTar(Exception):
 
 
 def entries(file: BinaryIO, length: int) -> Iterator[TarMember]:
-    """The regular files of an archive of `length` bytes (ustar, GNU or pax, not compressed).
+    """Yield the regular files of an archive of `length` bytes (ustar, GNU or pax, not compressed).
 
     Raises DamagedTar where a header is no header or the archive ends too early; what came before has been yielded. A
     last file may reach beyond the end.

@@ -1,1 +1,1 @@
-"""Detectors that predict a set of boxes: DETR, Deformable DETR and YOLOS, on any backbone."""
+"""Detectors predict boxes on any backbone: DETR, Deformable DETR, YOLOS, and torchvision's."""

@@ -1,4 +1,4 @@
-"""From a name in the table to a detector on a backbone."""
+"""A name in the table becomes a detector on a backbone."""
 
 from __future__ import annotations
 

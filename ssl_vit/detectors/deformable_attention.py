@@ -1,4 +1,4 @@
-"""Attention to a few sampled points of several maps (Deformable DETR, arXiv 2010.04159), with nothing compiled."""
+"""Queries attend to a few sampled points of several maps (Deformable DETR, arXiv 2010.04159), with nothing compiled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Sizes = list[tuple[int, int]]  # (height, width) of each level, cells
 
 
 def sample(value: Tensor, sizes: Sizes, points: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sums of bilinear samples.
+    """Sum bilinear samples of maps, each times its weight.
 
     value: [B, N, heads, d], the cells of all levels one after the other; points: [B, Q, heads, L, P, 2] (x, y), where
     0 and 1 are the edges of the map; weights: [B, Q, heads, L, P]. Outside of a map there is zero. -> [B, Q, heads * d]
@@ -44,7 +44,7 @@ class DeformableAttention(nn.Module):
         self.reset()
 
     def reset(self) -> None:
-        """At first each head looks into its own direction, each of its points one cell further."""
+        """Begin officially: each head looks into a direction of its own, each point one cell further."""
         angle = torch.arange(self.heads) * (2 * math.pi / self.heads)
         direction = torch.stack([angle.cos(), angle.sin()], -1)
         direction = direction / direction.abs().amax(-1, keepdim=True)
@@ -60,14 +60,17 @@ class DeformableAttention(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, query: Tensor, reference: Tensor, memory: Tensor, sizes: Sizes, padding: Tensor) -> Tensor:
-        """query: [B, Q, D]; reference: [B, Q, L, 2] in [0, 1]; memory: [B, N, D]; padding: bool [B, N]."""
+        """Mix what each query sees into [B, Q, D].
+
+        query: [B, Q, D]; reference: [B, Q, L, 2] in [0, 1]; memory: [B, N, D]; padding: bool [B, N].
+        """
         points, weights = self.look(query, reference, sizes)
         value = self.value_proj(memory).masked_fill(padding[..., None], 0.0)
         seen: Tensor = self.output_proj(sample(value.unflatten(-1, (self.heads, -1)), sizes, points, weights))
         return seen
 
     def look(self, query: Tensor, reference: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
-        """Where it looks, [B, Q, heads, L, P, 2] in [0, 1], and how much each point counts, [B, Q, heads, L, P]."""
+        """Return where it looks, [B, Q, heads, L, P, 2] in [0, 1], and what each point counts, [B, Q, heads, L, P]."""
         shape = (self.heads, self.levels, self.points)
         offsets = self.sampling_offsets(query).unflatten(-1, (*shape, 2))
         weights = self.attention_weights(query).unflatten(-1, (self.heads, -1)).softmax(-1)

@@ -1,4 +1,4 @@
-"""Deformable DETR: several maps of any backbone, looked at where it matters (arXiv 2010.04159)."""
+"""Deformable DETR looks at several maps of any backbone, each where it matters (arXiv 2010.04159)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _OTHERS = {  # the first names that only these models have, of official weights
 
 
 class Memory(NamedTuple):
-    """The cells of L maps, one after the other: N of each image."""
+    """The memory holds the cells of L maps, one after the other: N of each image."""
 
     cells: Tensor  # [B, N, D]
     positions: Tensor  # [B, N, D]
@@ -38,7 +38,7 @@ class Memory(NamedTuple):
     valid: Tensor  # [B, L, 2] share of the maps' (width, height) that the image fills
 
     def references(self) -> Tensor:
-        """The centre of every cell on every map, [B, N, L, 2], as a share of the map."""
+        """Return the centre of every cell on every map, [B, N, L, 2], as a share of the map."""
         centres = []
         for level, (height, width) in enumerate(self.sizes):
             rows = (torch.arange(height, device=self.cells.device) + 0.5) / height
@@ -59,7 +59,7 @@ class DeformableEncoderLayer(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, x: Tensor, references: Tensor, memory: Memory) -> Tensor:
-        """x: [B, N, D]; references: [B, N, L, 2]."""
+        """Update the cells x [B, N, D]; references: [B, N, L, 2]."""
         seen = self.self_attn(x + memory.positions, references, x, memory.sizes, memory.padding)
         x = self.norm1(x + self.dropout(seen))
         hidden = self.linear2(self.dropout(F.relu(self.linear1(x))))
@@ -67,7 +67,7 @@ class DeformableEncoderLayer(nn.Module):
 
 
 class DeformableDecoderLayer(nn.Module):
-    """Self-attention among the queries, then a look at the maps around each query's reference point."""
+    """Queries attend to one another, then to the maps around each query's reference point."""
 
     def __init__(self, dim: int, levels: int, hidden: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class DeformableDecoderLayer(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, x: Tensor, queries: Tensor, references: Tensor, memory: Memory) -> Tensor:
-        """x, queries: [B, Q, D]; references: [B, Q, L, 2]."""
+        """Update the states x [B, Q, D]; queries: [B, Q, D]; references: [B, Q, L, 2]."""
         q = x + queries
         attended, _ = self.self_attn(q, q, x, need_weights=False)
         x = self.norm2(x + self.dropout(attended))
@@ -89,7 +89,7 @@ class DeformableDecoderLayer(nn.Module):
 
 
 class Layers(nn.Module):
-    """A stack of layers under its official name."""
+    """A stack holds layers under its official name."""
 
     def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Layers(nn.Module):
 
 
 class DeformableTransformer(nn.Module):
-    """Encoder and decoder under the official names."""
+    """Encoder and decoder stand under the official names."""
 
     def __init__(self, dim: int, levels: int, hidden: int, depth: int) -> None:
         super().__init__()
@@ -114,7 +114,9 @@ class DeformableTransformer(nn.Module):
                 module.reset()
 
     def forward(self, maps: list[Tensor], paddings: list[Tensor], queries: Tensor) -> tuple[list[Tensor], Tensor]:
-        """maps: [B, D, H_l, W_l]; paddings: bool [B, H_l, W_l]; queries: [Q, 2 D].
+        """Return the queries [B, Q, D] after each layer, and their reference points [B, Q, 2] as shares of the image.
+
+        maps: [B, D, H_l, W_l]; paddings: bool [B, H_l, W_l]; queries: [Q, 2 D].
 
         The queries [B, Q, D] after each layer, and their reference points [B, Q, 2] as a share of the image.
         """
@@ -129,7 +131,7 @@ class DeformableTransformer(nn.Module):
         return seen, reference
 
     def remember(self, maps: list[Tensor], paddings: list[Tensor]) -> Memory:
-        """The maps after the encoder."""
+        """Encode the maps: what the decoder looks at."""
         dim = maps[0].shape[1]
         positions = [
             sine_position_map(padding, dim, centred=True).to(maps[0].dtype) + level[:, None, None]
@@ -154,7 +156,7 @@ def _filled(padding: Tensor) -> Tensor:
 
 
 class DeformableDETR(FrozenNorms, Detector):
-    """Deformable DETR with `queries` objects at most, on `levels` maps; the official sizes are the defaults.
+    """Deformable DETR finds `queries` objects at most, on `levels` maps; the official sizes are the defaults.
 
     The maps are the backbone's of stride 8 and more; what is missing is made of the coarsest by convolutions of
     stride 2. dim: of the queries and maps, a multiple of 32. embedding: the length of a vector that each query gives of
@@ -196,7 +198,10 @@ class DeformableDETR(FrozenNorms, Detector):
         self.freeze_norms()
 
     def forward(self, images: Tensor, padding: Tensor | None = None) -> Predictions:
-        """images: [B, 3, H, W] normalised; padding: bool [B, H, W], True beside the image."""
+        """Predict classes and boxes, for each query and after each layer.
+
+        images: [B, 3, H, W] normalised; padding: bool [B, H, W], True beside the image.
+        """
         maps = self.maps(images)
         seen, reference = self.transformer(maps, [shrink(padding, map_) for map_ in maps], self.query_embed.weight)
         said = [(self.class_embed(x), self._boxes(x, reference)) for x in seen]
@@ -204,7 +209,7 @@ class DeformableDETR(FrozenNorms, Detector):
         return Predictions(*said[-1], tuple(said[:-1]), embeddings)
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] -> L maps [B, D, H_l, W_l], finest first."""
+        """Project the backbone's maps: [B, 3, H, W] -> L maps [B, D, H_l, W_l], finest first."""
         pyramid = self.backbone.pyramid(images)
         taken = [pyramid[i] for i in self.kept]
         maps = [project(map_) for project, map_ in zip(self.input_proj, taken, strict=False)]
@@ -218,7 +223,7 @@ class DeformableDETR(FrozenNorms, Detector):
         return sigmoid_shares(torch.cat([raw[..., :2] + reference.logit(eps=1e-5), raw[..., 2:]], -1))
 
     def forget_classes(self, num_classes: int) -> None:
-        """A new class head, with random weights, under which everything is unlikely at first (arXiv 1708.02002)."""
+        """Make a new class head, at random, under which everything is unlikely at first (arXiv 1708.02002)."""
         self.num_classes = num_classes
         self.class_embed = nn.Linear(self.dim, num_classes)
         nn.init.constant_(self.class_embed.bias, -math.log(99))
@@ -241,7 +246,7 @@ def _projection(channels: int, dim: int, stride: int) -> nn.Sequential:
 
 
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The names of fundamentalvision/Deformable-DETR and of amirbar/DETReg to ours.
+    """Rename the weights of fundamentalvision/Deformable-DETR and of amirbar/DETReg to ours.
 
     There all layers share one class head and one box head, which the file holds once a layer. UserError for a model of
     two stages or one that refines boxes from layer to layer, where the heads differ: ours is neither.

@@ -1,4 +1,4 @@
-"""The detector contract, and the small parts that all set-predicting detectors share."""
+"""All set-predicting detectors keep this contract, and share these small parts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Predictions(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """The boxes of one image, best first."""
+    """Detections are the boxes of one image, best first."""
 
     boxes: Tensor  # [N, 4] pixels, (left, top, right, bottom)
     scores: Tensor  # [N]
@@ -33,7 +33,7 @@ class Detections(NamedTuple):
 
 
 class Detector(nn.Module):
-    """A detector whose queries are matched with objects one to one, so that nothing has to be suppressed after it."""
+    """Its queries are matched with objects one to one, so that nothing has to be suppressed after it."""
 
     name: ClassVar[str]
     settings: dict[str, Any]  # with which it was built, beside the backbone and the number of classes
@@ -41,11 +41,14 @@ class Detector(nn.Module):
     num_classes: int
 
     def forward(self, images: Tensor, padding: Tensor | None = None) -> Predictions:
-        """images: [B, 3, H, W] normalised; padding: bool [B, H, W], True beside the image."""
+        """Predict classes and boxes, for each query.
+
+        images: [B, 3, H, W] normalised; padding: bool [B, H, W], True beside the image.
+        """
         raise NotImplementedError
 
     def forget_classes(self, num_classes: int) -> None:
-        """A new class head, with random weights, for other classes; everything else is kept."""
+        """Make a new class head, with random weights, for other classes; everything else is kept."""
         raise NotImplementedError
 
 
@@ -61,7 +64,7 @@ class Mlp(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., dims[0]] -> [..., dims[-1]]."""
+        """Map [..., dims[0]] to [..., dims[-1]]."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         out: Tensor = self.layers[-1](x)
@@ -69,19 +72,19 @@ class Mlp(nn.Module):
 
 
 class FrozenNorms(nn.Module):
-    """A module whose backbone's batch norm keeps its statistics and its scale: detection batches are too small."""
+    """The backbone's batch norm keeps its statistics and its scale in it: detection batches are too small."""
 
     backbone: Backbone
     frozen = True
 
     def freeze_norms(self, frozen: bool = True) -> None:
-        """Call it once the backbone is in place; False where the backbone has random weights, which must have norms."""
+        """Freeze the norms, once the backbone is in place; False for one with random weights, which must have norms."""
         self.frozen = frozen
         for norm in self._norms():
             norm.requires_grad_(not frozen)
 
     def train(self, mode: bool = True) -> FrozenNorms:
-        """Batch norm alone stays in evaluation mode."""
+        """Set the mode of all but the frozen batch norms, which stay in evaluation mode."""
         super().train(mode)
         if self.frozen:
             for norm in self._norms():
@@ -93,12 +96,12 @@ class FrozenNorms(nn.Module):
 
 
 def sigmoid_shares(raw: Tensor) -> Tensor:
-    """Shares of the image's sides, between 0 and 1; in bfloat16 they would come in steps of 0.004."""
+    """Turn raw outputs into shares of the image's sides, 0 to 1; in bfloat16 they would come in steps of 0.004."""
     return raw.to(torch.promote_types(raw.dtype, torch.float32)).sigmoid()
 
 
 def shrink(padding: Tensor | None, like: Tensor) -> Tensor:
-    """Padding [B, H, W] on the grid of a map [B, C, h, w]: bool [B, h, w]."""
+    """Resize padding [B, H, W] to the grid of a map [B, C, h, w]: bool [B, h, w], all False without padding."""
     if padding is None:
         return like.new_zeros(like.shape[0], *like.shape[-2:], dtype=torch.bool)
     return F.interpolate(padding[:, None].float(), like.shape[-2:])[:, 0] > 0
@@ -108,7 +111,7 @@ def shrink(padding: Tensor | None, like: Tensor) -> Tensor:
 def best(
     predictions: Predictions, sizes: Tensor, *, focal: bool, count: int = 100, looks: Tensor | None = None
 ) -> list[Detections]:
-    """At most `count` boxes an image, as the official code chooses them; sizes: [B, 2] (height, width) in pixels.
+    """Choose at most `count` boxes an image, as the official code does; sizes: [B, 2] (height, width) in pixels.
 
     With a softmax each query gives its likeliest class; with sigmoids the best (query, class) pairs are taken, so that
     a query may give several. looks: [B, Q, P, 3] of the queries, passed on to their boxes.

@@ -1,4 +1,4 @@
-"""DETR: an encoder and a decoder on the last map of any backbone (arXiv 2005.12872)."""
+"""DETR puts an encoder and a decoder on the last map of any backbone (arXiv 2005.12872)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEADS, DROPOUT = 8, 0.1  # of the official models
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention over the cells of the map, norm after each branch."""
+    """The cells of the map attend to one another; a norm follows each branch."""
 
     def __init__(self, dim: int, heads: int, hidden: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, x: Tensor, positions: Tensor, padding: Tensor) -> Tensor:
-        """x, positions: [B, N, D]; padding: bool [B, N]."""
+        """Update the cells x [B, N, D]; positions: [B, N, D]; padding: bool [B, N]."""
         q = x + positions
         attended, _ = self.self_attn(q, q, x, key_padding_mask=padding, need_weights=False)
         x = self.norm1(x + self.dropout(attended))
@@ -35,7 +35,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention among the queries, then attention to the map."""
+    """The queries attend to one another, then to the map."""
 
     def __init__(self, dim: int, heads: int, hidden: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, x: Tensor, queries: Tensor, memory: Tensor, positions: Tensor, padding: Tensor) -> Tensor:
-        """x, queries: [B, Q, D]; memory, positions: [B, N, D]; padding: bool [B, N]."""
+        """Update the states x [B, Q, D]; queries: [B, Q, D]; memory, positions: [B, N, D]; padding: bool [B, N]."""
         q = x + queries
         attended, _ = self.self_attn(q, q, x, need_weights=False)
         x = self.norm1(x + self.dropout(attended))
@@ -59,21 +59,21 @@ class DecoderLayer(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
-    """The encoder's layers."""
+    """The layers of the encoder follow one another."""
 
     def __init__(self, depth: int, dim: int, heads: int, hidden: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(dim, heads, hidden) for _ in range(depth))
 
     def forward(self, x: Tensor, positions: Tensor, padding: Tensor) -> Tensor:
-        """x, positions: [B, N, D]; padding: bool [B, N]."""
+        """Encode the cells x [B, N, D]; positions: [B, N, D]; padding: bool [B, N]."""
         for layer in self.layers:
             x = layer(x, positions, padding)
         return x
 
 
 class TransformerDecoder(nn.Module):
-    """The decoder's layers; each is looked at through the same last norm."""
+    """The layers of the decoder follow one another; each is looked at through the same last norm."""
 
     def __init__(self, depth: int, dim: int, heads: int, hidden: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class TransformerDecoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, queries: Tensor, memory: Tensor, positions: Tensor, padding: Tensor) -> list[Tensor]:
-        """What each layer gives, [B, Q, D], the last at the end."""
+        """Return what each layer gives, [B, Q, D], the last at the end."""
         x, seen = torch.zeros_like(queries), []
         for layer in self.layers:
             x = layer(x, queries, memory, positions, padding)
@@ -90,7 +90,7 @@ class TransformerDecoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Encoder and decoder under the official names."""
+    """Encoder and decoder stand under the official names."""
 
     def __init__(self, dim: int, heads: int, hidden: int, depth: int) -> None:
         super().__init__()
@@ -101,7 +101,10 @@ class Transformer(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
     def forward(self, map_: Tensor, padding: Tensor, queries: Tensor) -> list[Tensor]:
-        """map_: [B, D, H, W]; padding: bool [B, H, W]; queries: [Q, D]. The queries [B, Q, D] after each layer."""
+        """Return the queries [B, Q, D] after each layer.
+
+        map_: [B, D, H, W]; padding: bool [B, H, W]; queries: [Q, D].
+        """
         positions = sine_position_map(padding, map_.shape[1]).to(map_.dtype).flatten(2).mT
         cells, hidden = map_.flatten(2).mT, padding.flatten(1)
         memory = self.encoder(cells, positions, hidden)
@@ -110,7 +113,7 @@ class Transformer(nn.Module):
 
 
 class DETR(FrozenNorms, Detector):
-    """DETR with `queries` objects at most; the official sizes are the defaults.
+    """DETR finds `queries` objects at most; the official sizes are the defaults.
 
     dim: of the queries and the map, a multiple of 8. embedding: the length of a vector that each query gives of its
     object (DETReg, arXiv 2106.04550).
@@ -142,7 +145,10 @@ class DETR(FrozenNorms, Detector):
         self.freeze_norms()
 
     def forward(self, images: Tensor, padding: Tensor | None = None) -> Predictions:
-        """images: [B, 3, H, W] normalised; padding: bool [B, H, W], True beside the image."""
+        """Predict classes and boxes, for each query and after each layer.
+
+        images: [B, 3, H, W] normalised; padding: bool [B, H, W], True beside the image.
+        """
         map_ = self.backbone.pyramid(images)[-1]
         seen = self.transformer(self.input_proj(map_), shrink(padding, map_), self.query_embed.weight)
         said = [(self.class_embed(x), sigmoid_shares(self.bbox_embed(x))) for x in seen]
@@ -150,11 +156,11 @@ class DETR(FrozenNorms, Detector):
         return Predictions(*said[-1], tuple(said[:-1]), embeddings)
 
     def forget_classes(self, num_classes: int) -> None:
-        """A new class head, with random weights."""
+        """Make a new class head, with random weights."""
         self.num_classes = num_classes
         self.class_embed = nn.Linear(self.dim, num_classes + 1)
 
 
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """facebookresearch/detr's names to ours: only the backbone's differ."""
+    """Rename facebookresearch/detr's weights to ours: only the backbone's names differ."""
     return {name.replace("backbone.0.body.", "backbone.model."): weight for name, weight in weights.items()}

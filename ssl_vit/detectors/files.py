@@ -1,4 +1,4 @@
-"""A detector in one file of safetensors: its weights, and in the file's metadata how to build it again."""
+"""A detector lies in one file of safetensors: its weights, and in the file's metadata how to build it again."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ FILE = "detector.safetensors"
 
 
 def save_detector(detector: Pretrainable, path: Path, config: Mapping[str, Any]) -> None:
-    """All of a detector's weights; config: timm's, of its backbone."""
+    """Write all of a detector's weights to a file; config: timm's, of its backbone."""
     said = {"name": detector.name, "num_classes": detector.num_classes, "settings": detector.settings}
     state = {name: value.detach().cpu().contiguous() for name, value in detector.state_dict().items()}
     save_file(state, path, metadata={"format": "pt", "detector": json.dumps(said), "config": json.dumps(config)})
 
 
 def detector_of(run: Path | str) -> Path | None:
-    """The file of the detector that a run or its export holds; None where it pretrained a backbone alone."""
+    """Find the file of the detector that a run or its export holds; None where it pretrained a backbone alone."""
     places = (Path(run) / "export" / FILE, Path(run) / FILE)
     return next((place for place in places if place.is_file()), None)
 
 
 def load_detector(path: Path | str, num_classes: int | None = None) -> Pretrainable:
-    """The detector in a file that :func:`save_detector` has written.
+    """Load the detector in a file that :func:`save_detector` has written.
 
     num_classes: make it ready to be fine-tuned on so many classes, with a new class head and without object embeddings,
     as the official code does (arXiv 2106.04550); all other weights are the file's, and none may be missing. The

@@ -1,4 +1,4 @@
-"""The contract of a detector that is trained: Scenes in, losses or boxes out, whatever it is inside."""
+"""A finder is a detector that is trained: it takes Scenes and gives losses or boxes, whatever it is inside."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from ssl_vit.detectors.losses import GroundTruth, SetLoss
 
 
 class Finder(nn.Module):
-    """A detector as it is trained and asked; Scenes are on the CPU, and all of them have an image."""
+    """A finder is trained and asked with Scenes, which are on the CPU and have an image, all of them."""
 
     finds_masks = False
 
     def losses(self, scenes: Sequence[Scene]) -> dict[str, Tensor]:
-        """Weighted parts, to be summed; in training mode."""
+        """Return the weighted parts of the loss, to be summed; in training mode."""
         raise NotImplementedError
 
     def find(self, scenes: Sequence[Scene]) -> list[Detections]:
-        """What is in each image, best first, in pixels of its canvas; in evaluation mode."""
+        """Find what is in each image, best first, in pixels of its canvas; in evaluation mode."""
         raise NotImplementedError
 
     def look(self, scenes: Sequence[Scene]) -> list[Detections]:
-        """The same, with the places that it looked at, if its queries look; for pictures."""
+        """Find the same, with the places that were looked at, if its queries look; for pictures."""
         return self.find(scenes)
 
     def trunk(self) -> nn.Module:
-        """The backbone in it, which may learn at a rate of its own."""
+        """Return the backbone in it, which may learn at a rate of its own."""
         raise NotImplementedError
 
 
 class SetFinder(Finder):
-    """A detector of queries (DETR, Deformable DETR, YOLOS) with its set loss.
+    """A detector of queries (DETR, Deformable DETR, YOLOS) stands here with its set loss.
 
     Boxes are shares of the image, not of the canvas, as the official code has them.
     """
@@ -52,16 +52,16 @@ class SetFinder(Finder):
         self._mean, self._std = info.mean, info.std
 
     def losses(self, scenes: Sequence[Scene]) -> dict[str, Tensor]:
-        """ "class", "l1" and "giou"."""
+        """Return the parts "class", "l1" and "giou"."""
         device = next(self.parameters()).device
         return self.loss(self.detector(*self._images(scenes)), [_target(scene, device) for scene in scenes])
 
     def find(self, scenes: Sequence[Scene]) -> list[Detections]:
-        """At most 100 boxes an image."""
+        """Find at most 100 boxes an image."""
         return best(self.detector(*self._images(scenes)), _extents(scenes), focal=self.detector.focal)
 
     def look(self, scenes: Sequence[Scene]) -> list[Detections]:
-        """With the attention of the last decoder layer; YOLOS has no decoder."""
+        """Find them with the attention of the last decoder layer; YOLOS has no decoder."""
         if not isinstance(self.detector, DETR | DeformableDETR):
             return self.find(scenes)
         images, padding = self._images(scenes)
@@ -71,7 +71,7 @@ class SetFinder(Finder):
         return best(seen.predictions, _extents(scenes), focal=self.detector.focal, looks=looks)
 
     def trunk(self) -> nn.Module:
-        """With the detection tokens in YOLOS."""
+        """Return the backbone, with the detection tokens in YOLOS."""
         return self.detector.get_submodule("backbone")
 
     def _images(self, scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:

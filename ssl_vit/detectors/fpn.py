@@ -1,4 +1,4 @@
-"""Any backbone as torchvision's detectors want it: its pyramid, made equally deep by a pyramid network."""
+"""A pyramid network makes any backbone's maps equally deep, as torchvision's detectors want them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STRIDES = (4, 8, 16, 32)  # of the maps that torchvision's detectors are made fo
 
 
 class BackboneWithFPN(nn.Module):
-    """What FasterRCNN, MaskRCNN and RetinaNet take as their backbone, with torchvision's names: ``body`` and ``fpn``.
+    """FasterRCNN, MaskRCNN and RetinaNet take this as their backbone; it has torchvision's names, ``body`` and ``fpn``.
 
     Stages go through a feature pyramid network (arXiv 1612.03144), the one map of a plain ViT through ViTDet's simple
     pyramid. A map whose stride is no power of 2, which torchvision takes all of them for, is resized to the nearest.
@@ -61,12 +61,12 @@ class BackboneWithFPN(nn.Module):
         self.strides = (*strides, *(strides[-1] * 2**i for i in range(1, 3 if convolved else 2)))
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """The backbone's maps that the pyramid network is given, [B, C_i, H/s_i, W/s_i], finest first."""
+        """Return the backbone's maps that the pyramid network is given, [B, C_i, H/s_i, W/s_i], finest first."""
         maps = self._layout.pyramid(self.body, images)
         return [maps[index] for index in self.kept]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """[B, 3, H, W] -> {"0": [B, out_channels, H/4, W/4], …}, then the coarser ones."""
+        """Map [B, 3, H, W] to {"0": [B, out_channels, H/4, W/4], …}, then the coarser ones."""
         maps = OrderedDict[str, Tensor]()
         for level, (map_, stride) in enumerate(zip(self.maps(images), self._own, strict=True)):
             if _power(stride) != stride:

@@ -1,4 +1,4 @@
-"""Where a detector's queries look: the attention of its last decoder layer to the image."""
+"""The attention of a detector's last decoder layer shows where its queries look."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ssl_vit.detectors.networks import Pretrainable
 
 
 class Gaze(NamedTuple):
-    """What the Q queries look at in B images, and what they say; places are shares of the image, (x, y)."""
+    """The Q queries look at these places in B images, and say this; places are shares of the image, (x, y)."""
 
     points: Tensor  # [B, Q, P, 2]
     weights: Tensor  # [B, Q, P], a sum of 1 for each query
@@ -24,7 +24,7 @@ class Gaze(NamedTuple):
 
 @torch.no_grad()
 def gaze(detector: Pretrainable, images: Tensor, padding: Tensor | None = None) -> Gaze:
-    """The mean over heads; of a Deformable DETR the points that were sampled, on all maps.
+    """Return the mean attention over heads; of a Deformable DETR the points that were sampled, on all maps.
 
     images: [B, 3, H, W] normalised; padding: bool [B, H, W], True beside the image, with which places are shares of
     the whole canvas; the detector in evaluation mode, as dropout hides a part of what it looks at.
@@ -58,7 +58,7 @@ def _centres(rows: int, columns: int) -> Tensor:
 
 
 def surest(predictions: Predictions, focal: bool, count: int) -> Tensor:
-    """The queries that are surest that there is an object, [B, count], the surest first."""
+    """Choose the queries that are surest that there is an object, [B, count], the surest first."""
     logits = predictions.logits
     likely = logits.sigmoid() if focal else logits.softmax(-1)[..., :-1]
     return likely.amax(-1).topk(min(count, logits.shape[1]), dim=1).indices

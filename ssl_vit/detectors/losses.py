@@ -1,4 +1,4 @@
-"""Matching queries with objects one to one, and the loss of the matched pairs (DETR, arXiv 2005.12872)."""
+"""Queries are matched with objects one to one, and the matched pairs give the loss (DETR, arXiv 2005.12872)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Matches = tuple[Tensor, Tensor]  # int64 [n] queries, int64 [n] the objects that
 
 
 class GroundTruth(NamedTuple):
-    """The n objects of one image."""
+    """The ground truth is the n objects of one image."""
 
     boxes: Tensor  # [n, 4] (centre x, centre y, width, height) in [0, 1]
     labels: Tensor  # int64 [n]
@@ -27,7 +27,7 @@ class GroundTruth(NamedTuple):
 
 @dataclass(frozen=True)
 class SetLoss:
-    """The loss of a detector's predictions; the same weights price a pair when queries are matched.
+    """The loss compares a detector's predictions with objects; the same weights price a pair when queries are matched.
 
     focal: classes by sigmoids and the focal loss (arXiv 1708.02002, alpha 0.25, gamma 2), else by a softmax in which
     unmatched queries are "nothing", at a tenth of the weight. class_weight: 1 in DETR and YOLOS, 2 in Deformable DETR.
@@ -42,7 +42,7 @@ class SetLoss:
 
     @classmethod
     def of(cls, focal: bool) -> SetLoss:
-        """The official weights."""
+        """Make the loss with the official weights."""
         return cls(focal, class_weight=2.0 if focal else 1.0)
 
     def __call__(
@@ -98,7 +98,7 @@ class SetLoss:
 
     @torch.no_grad()
     def match(self, logits: Tensor, boxes: Tensor, targets: Sequence[GroundTruth]) -> list[Matches]:
-        """The cheapest one-to-one matching of each image's queries with its objects (Hungarian algorithm)."""
+        """Match each image's queries with its objects one to one at the least cost (Hungarian algorithm)."""
         solve = _solver()
         costs = [self._costs(*image) for image in zip(logits.float(), boxes.float(), targets, strict=True)]
         # All at once, as the device is waited for. A network that has diverged is the trainer's to name, by its loss:

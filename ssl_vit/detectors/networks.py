@@ -1,4 +1,4 @@
-"""The networks of the detectors that can embed their objects, and so be pretrained."""
+"""These networks of detectors can embed their objects, and so be pretrained."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Pretrainable: TypeAlias = DETR | DeformableDETR
 
 
 def network_class(name: PretrainableName) -> type[Pretrainable]:
-    """The class of a detector's network, to be built as ``(backbone, classes, **settings)``; KeyError for others."""
+    """Return the class of a detector's network, made as ``(backbone, classes, **settings)``; KeyError for others."""
     home = DETECTORS[name].network
     if home is None:
         raise KeyError(name)
@@ -23,6 +23,6 @@ def network_class(name: PretrainableName) -> type[Pretrainable]:
 
 
 def lookup(home: str) -> Any:
-    """What "module:name" is, imported now."""
+    """Import "module:name" and return what it is."""
     module, _, attribute = home.partition(":")
     return getattr(importlib.import_module(module), attribute)

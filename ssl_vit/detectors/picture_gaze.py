@@ -1,4 +1,4 @@
-"""What a detector's queries look at: the surest few of them on some images, each with its box."""
+"""The figure shows what a detector's queries look at: the surest few of them on some images, each with its box."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _AREA = 60.0  # of the largest dot, in points squared
 
 
 def draw_gaze(detector: Pretrainable, images: Tensor, colours: tuple[Colour, Colour], path: Path) -> None:
-    """A PNG with a row for each of some images [B, 3, S, S], normalised by `colours` (mean, deviation).
+    """Write a PNG with a row for each of some images [B, 3, S, S], normalised by `colours` (mean, deviation).
 
     The detector is left in evaluation mode.
     """
@@ -35,7 +35,7 @@ def draw_gaze(detector: Pretrainable, images: Tensor, colours: tuple[Colour, Col
 
 
 def gaze_figure(detector: Pretrainable, images: Tensor, pixels: NDArray[np.uint8]) -> Figure:
-    """As a map where a query looks at every cell (DETR), as dots where it samples points (Deformable DETR).
+    """Draw a map where a query looks at every cell (DETR), dots where it samples points (Deformable DETR).
 
     images: [B, 3, S, S] normalised; pixels: [B, S, S, 3], the same as they are shown.
     """

@@ -1,4 +1,4 @@
-"""What a detector without labels learns from, and what it finds by now: proposed regions beside its own boxes."""
+"""The figure shows what a detector without labels learns from, and finds by now: regions beside its own boxes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHOWN = 8  # boxes of each kind on an image: more can't be told apart
 def draw_regions(
     detector: Pretrainable, images: Tensor, boxes: Tensor, colours: tuple[Colour, Colour], path: Path
 ) -> None:
-    """A PNG of some images [B, 3, S, S], normalised by `colours` (mean, deviation), with the first regions of each.
+    """Write a PNG of images [B, 3, S, S], normalised by `colours` (mean, deviation), with the first regions of each.
 
     boxes: [B, K, 4], corners as shares of the image, nan where there are fewer. Beside them stand the boxes that the
     detector is surest of. The detector is left in evaluation mode.
@@ -40,7 +40,7 @@ def draw_regions(
 
 
 def shown(images: Tensor, colours: tuple[Colour, Colour]) -> NDArray[np.uint8]:
-    """The pixels [B, S, S, 3] of images [B, 3, S, S] that were normalised by `colours` (mean, deviation)."""
+    """Return the pixels [B, S, S, 3] of images [B, 3, S, S] that were normalised by `colours` (mean, deviation)."""
     mean, std = (torch.tensor(colour, device=images.device).view(3, 1, 1) for colour in colours)
     pixels: NDArray[np.uint8] = (
         (255 * (images * std + mean)).clamp(0, 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Sine positions of the cells of a map, as DETR (arXiv 2005.12872) adds them to queries and keys."""
+"""DETR (arXiv 2005.12872) adds sine positions of the cells of a map to queries and keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def sine_position_map(padding: Tensor, dim: int, *, centred: bool = False) -> Tensor:
-    """[B, H, W] -> [B, dim, H, W]: half of the channels tell the row, half the column, each from 0 to 2 pi.
+    """Make positions [B, dim, H, W]: half of the channels tell the row, half the column, each from 0 to 2 pi.
 
     padding: bool, True beside the image, whose cells count for nothing. centred: a cell's position is its centre
     (Deformable DETR, arXiv 2010.04159), not its far edge (DETR).

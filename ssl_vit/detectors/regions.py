@@ -1,4 +1,4 @@
-"""torchvision's detectors of regions on any backbone: Faster R-CNN, RetinaNet and Mask R-CNN."""
+"""torchvision's detectors of regions stand on any backbone: Faster R-CNN, RetinaNet and Mask R-CNN."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _POOLED = 7  # cells a side of a region that the box head looks at
 
 
 class RegionFinder(Finder):
-    """One of torchvision's detectors.
+    """One of torchvision's detectors is trained and asked as every finder.
 
     first: the label of the first class, 1 where 0 is the background.
     """
@@ -34,12 +34,12 @@ class RegionFinder(Finder):
         self.finds_masks = isinstance(model, MaskRCNN)
 
     def losses(self, scenes: Sequence[Scene]) -> dict[str, Tensor]:
-        """torchvision's parts, under its names."""
+        """Return torchvision's parts of the loss, under its names."""
         parts: dict[str, Tensor] = self.model(self._images(scenes), [self._target(scene) for scene in scenes])
         return parts
 
     def find(self, scenes: Sequence[Scene]) -> list[Detections]:
-        """At most 100 boxes an image; masks are those of the image, without the canvas beside it."""
+        """Find at most 100 boxes an image; masks are those of the image, without the canvas beside it."""
         return [
             Detections(
                 found["boxes"],
@@ -51,7 +51,7 @@ class RegionFinder(Finder):
         ]
 
     def trunk(self) -> nn.Module:
-        """The backbone under the pyramid network."""
+        """Return the backbone under the pyramid network."""
         body: nn.Module = self.model.backbone.body
         return body
 
@@ -73,13 +73,13 @@ class RegionFinder(Finder):
 
 
 def build_faster_rcnn(backbone: TimmBackbone, classes: int, size: int) -> RegionFinder:
-    """Faster R-CNN (arXiv 1506.01497) for canvases of `size` pixels a side."""
+    """Build Faster R-CNN (arXiv 1506.01497) for canvases of `size` pixels a side."""
     body, options = _two_stages(backbone, classes, size)
     return RegionFinder(FasterRCNN(body, **options), first=1)
 
 
 def build_mask_rcnn(backbone: TimmBackbone, classes: int, size: int) -> RegionFinder:
-    """Mask R-CNN (arXiv 1703.06870): the same, and a mask for each object."""
+    """Build Mask R-CNN (arXiv 1703.06870): Faster R-CNN, and a mask for each object."""
     body, options = _two_stages(backbone, classes, size)
     width = body.out_channels
     head, predictor = MaskRCNNHeads(width, (width,) * 4, 1), MaskRCNNPredictor(width, width, classes + 1)
@@ -87,7 +87,7 @@ def build_mask_rcnn(backbone: TimmBackbone, classes: int, size: int) -> RegionFi
 
 
 def build_retinanet(backbone: TimmBackbone, classes: int, size: int) -> RegionFinder:
-    """RetinaNet (arXiv 1708.02002): one stage with the focal loss, on maps of stride 8 and coarser, of 4 if small."""
+    """Build RetinaNet (arXiv 1708.02002): one stage with the focal loss, on maps of stride 8 and more, 4 if small."""
     body = BackboneWithFPN(backbone, _width(size), strides=STRIDES if size < SMALL else STRIDES[1:], convolved=True)
     octaves = tuple(tuple(round(4 * stride * 2 ** (i / 3)) for i in range(3)) for stride in body.strides)
     anchors = AnchorGenerator(octaves, (RATIOS,) * len(octaves))

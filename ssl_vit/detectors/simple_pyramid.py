@@ -37,7 +37,7 @@ class SimplePyramid(nn.Module):
         self.extra_blocks = extra_blocks
 
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        """{"0": [B, C, h, w]} -> a map for each stride under "0", "1", …, and those of the extra blocks."""
+        """Turn {"0": [B, C, h, w]} into a map for each stride under "0", "1", …, and those of the extra blocks."""
         [map_] = maps.values()
         found = [level(map_) for level in self.levels]
         names = [str(place) for place in range(len(found))]

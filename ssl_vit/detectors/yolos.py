@@ -1,4 +1,4 @@
-"""YOLOS: detection tokens in a plain ViT, and nothing else (arXiv 2106.00666)."""
+"""YOLOS adds detection tokens to a plain ViT, and nothing else (arXiv 2106.00666)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ssl_vit.errors import UserError
 
 
 class DetectionViT(nn.Module):
-    """A ViT with detection tokens behind its patches; the official names.
+    """A ViT has detection tokens behind its patches here, under the official names.
 
     Positions are learnt on the grid of `image_size` (height, width) in pixels, and resized to that of the images.
     middle: positions are added again after every block but the last, as in the official small and base models.
@@ -47,7 +47,7 @@ class DetectionViT(nn.Module):
             trunc_normal_(self.mid_pos_embed, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> the detection tokens [B, Q, D]."""
+        """Map images [B, 3, H, W] to the detection tokens [B, Q, D]."""
         size = images.shape[-2] // self.patch_embed.patch_size[0], images.shape[-1] // self.patch_embed.patch_size[1]
         patches: Tensor = self.patch_embed(images).flatten(1, -2)
         b = patches.shape[0]
@@ -78,7 +78,7 @@ class DetectionViT(nn.Module):
 
 
 class YOLOS(Detector):
-    """YOLOS on a plain ViT with a class token."""
+    """YOLOS detects on a plain ViT with a class token."""
 
     focal = False
 
@@ -103,16 +103,19 @@ class YOLOS(Detector):
         self.class_embed, self.bbox_embed = Mlp([dim, dim, dim, num_classes + 1]), Mlp([dim, dim, dim, 4])
 
     def forward(self, images: Tensor, padding: Tensor | None = None) -> Predictions:
-        """images: [B, 3, H, W] normalised; padding is black to it, as to the official one."""
+        """Predict classes and boxes.
+
+        images: [B, 3, H, W] normalised; padding is black to it, as to the official one.
+        """
         x = self.backbone(images)
         return Predictions(self.class_embed(x), sigmoid_shares(self.bbox_embed(x)))
 
     def forget_classes(self, num_classes: int) -> None:
-        """A new class head, with random weights."""
+        """Make a new class head, with random weights."""
         self.num_classes = num_classes
         self.class_embed = Mlp([self.dim, self.dim, self.dim, num_classes + 1])
 
 
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """hustvl/YOLOS's names are ours."""
+    """Return hustvl/YOLOS's weights as they are: their names are ours."""
     return dict(weights)

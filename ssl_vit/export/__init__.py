@@ -1,4 +1,4 @@
-"""Weights in the layout that others load, one file per target, each proven by loading it where that can be done."""
+"""Weights leave in the layout that others load: one file a target, each proven by loading it where that can be done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hand the weights of a run to another library: written, loaded there and compared before they appear."""
+"""The weights of a run are handed to another library: written, loaded there and compared before they appear."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ssl_vit.spelling import did_you_mean
 
 @dataclass(frozen=True)
 class ExportResult:
-    """Where the weights are, who has loaded them, and how to do it oneself."""
+    """The result says where the weights are, who has loaded them, and how to do it oneself."""
 
     folder: Path
     consumer: str  # name and version of the library that loaded them, or that their names were checked for
@@ -79,7 +79,7 @@ def hand_over(backbone: TimmBackbone, folder: Path, to: str, description: Mappin
 
 
 def says(verified: Verified) -> str:
-    """How far an export was checked, in words."""
+    """Say in words how far an export was checked."""
     if verified.max_difference is None:
         return f"names checked for {verified.consumer}, not loaded"
     return f"verified in {verified.consumer}, outputs within {verified.max_difference:.1g} of the run's"

@@ -1,4 +1,4 @@
-"""What lies beside exported weights for people to read: a model card, and the table of names."""
+"""Beside exported weights lies what people read: a model card, and the table of names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write(
     snippet: str,
     keys: Sequence[tuple[str, str, tuple[int, ...]]],
 ) -> None:
-    """README.md, and keys.tsv where the export has names of weights: timm's name, the new name, timm's shape.
+    """Write README.md, and keys.tsv where the export has names of weights: timm's name, the new name, timm's shape.
 
     description: of the run that trained the weights; what it groups together (its data, its scores, its settings)
     gets a section of its own.

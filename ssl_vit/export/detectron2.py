@@ -1,4 +1,4 @@
-"""Weights for Detectron2's ResNet, ViTDet and Swin: a .pkl that its DetectionCheckpointer matches by name.
+"""Detectron2's ResNet, ViTDet and Swin get their weights as a .pkl that its DetectionCheckpointer matches by name.
 
 Detectron2 is on no package index, so that its names are checked against a table and nothing is loaded.
 """
@@ -20,7 +20,7 @@ FILE = "model.pkl"
 
 
 def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
-    """model.pkl: numpy arrays under Detectron2's names, and the flag by which it matches them to any model."""
+    """Write model.pkl: numpy arrays under Detectron2's names, and the flag by which it matches them to any model."""
     family = backbone.info.family
     mapped = to_library_names(backbone, MAPS, "Detectron2", family, NOT_THEIRS.get(family, set()))
     arrays = {key: value.numpy() for key, value in mapped.state.items()}
@@ -30,7 +30,7 @@ def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) 
 
 
 def snippet(folder: Path, backbone: TimmBackbone) -> str:
-    """The settings of a config that starts from the file; mean and std are of pixels from 0 to 255."""
+    """Return the settings of a config that starts from the file; mean and std are of pixels from 0 to 255."""
     info = backbone.info
     mean, std = ([round(255 * value, 3) for value in colour] for colour in (info.mean, info.std))
     lines = [f"settings = ['MODEL.WEIGHTS', {str(Path(folder).absolute() / FILE)!r}, 'INPUT.FORMAT', 'RGB']"]
@@ -41,7 +41,7 @@ def snippet(folder: Path, backbone: TimmBackbone) -> str:
 
 
 def verify(folder: Path, backbone: TimmBackbone) -> Verified:
-    """Read the file back: each name is Detectron2's, and each weight turns back into ours."""
+    """Read the file back: each name must be Detectron2's, and each weight turn back into ours."""
     run_snippet(snippet(folder, backbone), "Detectron2")
     content = pickle.loads((folder / FILE).read_bytes())  # written by us a moment ago
     family = backbone.info.family

@@ -1,4 +1,4 @@
-"""The backbone as an ONNX graph with a free batch size, checked in onnxruntime (``pip install ssl_vit[onnx]``)."""
+"""The backbone becomes an ONNX graph with a free batch size, checked in onnxruntime (``pip install ssl_vit[onnx]``)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OPSET = 20
 
 
 def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
-    """model.onnx: images [B, 3, H, W] -> pooled, patches, pyramid_0, …; B is free."""
+    """Write model.onnx: images [B, 3, H, W] -> pooled, patches, pyramid_0, …; B is free."""
     for package in ("onnx", "onnxruntime", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"--to onnx: {package} is not installed; pip install 'ssl_vit[onnx]'")
@@ -62,7 +62,7 @@ def _tidy(program: torch.onnx.ONNXProgram) -> None:
 
 
 def snippet(folder: Path, backbone: TimmBackbone) -> str:
-    """A session; its outputs come in the order of ``names``."""
+    """Return the Python that runs a session; its outputs come in the order of ``names``."""
     return "\n".join(
         [
             "import onnxruntime",

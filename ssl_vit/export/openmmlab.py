@@ -1,4 +1,4 @@
-"""Weights for MMDetection and MMPretrain: ViT, Swin, ResNet and PVT v2 under ``backbone.``.
+"""MMDetection and MMPretrain get the weights of ViT, Swin, ResNet and PVT v2 under ``backbone.``.
 
 Both need a compiled mmcv that no current Python has, so that their names are checked against a table.
 """
@@ -22,7 +22,7 @@ _PREFIX = "backbone."
 
 
 def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
-    """model.pth: a state_dict whose names start with ``backbone.``."""
+    """Write model.pth: a state_dict whose names start with ``backbone.``."""
     if backbone.info.family == "pvt_v2" and structure.pvt_v2(backbone).linear:
         raise UserError(f"{backbone.info.name}: MMDetection has no linear attention; use --to timm or --to onnx")
     mapped = to_library_names(backbone, MAPS, "MMDetection", backbone.info.family, set())
@@ -32,7 +32,7 @@ def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) 
 
 
 def snippet(folder: Path, backbone: TimmBackbone) -> str:
-    """Parts of a config; mean and std are of pixels from 0 to 255."""
+    """Return the parts of a config that name the file; mean and std are of pixels from 0 to 255."""
     info = backbone.info
     mean, std = ([round(255 * value, 3) for value in colour] for colour in (info.mean, info.std))
     path = str(Path(folder).absolute() / FILE)
@@ -46,7 +46,7 @@ def snippet(folder: Path, backbone: TimmBackbone) -> str:
 
 
 def verify(folder: Path, backbone: TimmBackbone) -> Verified:
-    """Read the file back: each name is MMDetection's, and each weight turns back into ours."""
+    """Read the file back: each name must be MMDetection's, and each weight turn back into ours."""
     run_snippet(snippet(folder, backbone), "MMDetection")
     state = torch.load(folder / FILE, weights_only=True)["state_dict"]
     theirs = {key.removeprefix(_PREFIX): value for key, value in state.items()}

@@ -1,4 +1,4 @@
-"""A backbone as one function of images, for formats that keep the computation and not only the weights."""
+"""A backbone is one function of images here, for formats that keep the computation and not only the weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ssl_vit.export.target import frozen, probe
 
 
 class Outputs(nn.Module):
-    """[B, 3, H, W] -> pooled [B, D], patches [B, D, H/s, W/s], then the pyramid, finest first; H and W are fixed."""
+    """Images [B, 3, H, W] give pooled [B, D], patches [B, D, H/s, W/s], then the pyramid, finest first; fixed H, W."""
 
     def __init__(self, backbone: TimmBackbone) -> None:
         super().__init__()
@@ -22,14 +22,14 @@ class Outputs(nn.Module):
                 module.fused_attn = False  # type: ignore[assignment]  # a plain flag of timm's, not a parameter
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """images: [B, 3, H, W] normalised."""
+        """Compute all outputs, as a flat tuple; images: [B, 3, H, W] normalised."""
         pooled, patches = self.backbone(images)
         several = bool(self.backbone.layout.levels)  # with one scale the pyramid is the patches, and one pass is enough
         return pooled, patches, *(self.backbone.pyramid(images) if several else [patches.clone()])
 
 
 def trace(backbone: TimmBackbone) -> ExportedProgram:
-    """The program of ``Outputs`` with a free number of images; RunFailed where torch can't follow the model."""
+    """Trace the program of ``Outputs`` with a free number of images; RunFailed where torch can't follow the model."""
     batch = ({0: torch.export.Dim("batch")},)
     try:
         return torch.export.export(Outputs(backbone), (probe(backbone),), dynamic_shapes=batch)
@@ -39,5 +39,5 @@ def trace(backbone: TimmBackbone) -> ExportedProgram:
 
 
 def names(backbone: TimmBackbone) -> list[str]:
-    """What the outputs are called."""
+    """Name the outputs, in order."""
     return ["pooled", "patches", *(f"pyramid_{level}" for level in range(len(backbone.info.stages)))]

@@ -1,4 +1,4 @@
-"""Weights for RF-DETR, whose encoder is a ViT-S or ViT-B with LayerScale (DINOv2's, arXiv 2304.07193)."""
+"""RF-DETR, whose encoder is a ViT-S or ViT-B with LayerScale (DINOv2's, arXiv 2304.07193), gets its weights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _ENCODERS = {(384, 12, 6, 4): "dinov2_windowed_small", (768, 12, 12, 4): "dinov2
 
 
 def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
-    """model.pth: a checkpoint that ``pretrain_weights`` takes; all but the encoder is still to be trained."""
+    """Write model.pth: a checkpoint that ``pretrain_weights`` takes; all but the encoder is still to be trained."""
     _encoder(backbone)
     mapped = to_library_names(backbone, {"vision_transformer": _MAP}, "RF-DETR", backbone.info.family, set())
     state = {_PREFIX + key: value for key, value in mapped.state.items()}
@@ -49,7 +49,7 @@ def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) 
 
 
 def snippet(folder: Path, backbone: TimmBackbone) -> str:
-    """The smallest RF-DETR; its larger ones take the same arguments. It resizes the positions to its own grid."""
+    """Return the Python of the smallest RF-DETR, which resizes the positions; larger ones take the same arguments."""
     path = str(Path(folder).absolute() / FILE)
     size = f"encoder={_encoder(backbone)!r}, patch_size={structure.vit(backbone).patch}"
     lines = ["from rfdetr import RFDETRNano", f"model = RFDETRNano(pretrain_weights={path!r}, {size})"]

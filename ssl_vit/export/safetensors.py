@@ -1,4 +1,4 @@
-"""One file that says all about itself: timm's names, and in its metadata what trained it and how to feed it."""
+"""One file says all about itself: timm's names, and in its metadata what trained it and how to feed it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from ssl_vit.export.target import (
 
 
 def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
-    """model.safetensors whose metadata has timm's config.json and the description as JSON, under "config"."""
+    """Write model.safetensors; its metadata has timm's config.json and the description as JSON, under "config"."""
     config = timm.config(backbone, backbone.info.mean, backbone.info.std, description)
     save_weights(weights_of(backbone), folder, {"config": json.dumps(config)})
     return [(key, key) for key in weights_of(backbone)]
 
 
 def snippet(folder: Path, backbone: TimmBackbone) -> str:
-    """timm's model from the metadata; our own families need this package, the others timm alone."""
+    """Return the Python that builds timm's model from the metadata; our own families need this package too."""
     imports = timm.families_of(backbone.info.name)
     return "\n".join(
         [

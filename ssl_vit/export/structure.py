@@ -1,4 +1,4 @@
-"""The numbers with which another library builds the same architecture, read from timm's model."""
+"""Another library builds the same architecture from these numbers, which are read from timm's model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ssl_vit.backbones.timm_adapter import TimmBackbone
 
 
 class ViT(NamedTuple):
-    """A plain vision transformer (arXiv 2010.11929)."""
+    """These numbers make a plain vision transformer (arXiv 2010.11929)."""
 
     size: tuple[int, int]
     patch: int
@@ -20,7 +20,7 @@ class ViT(NamedTuple):
 
 
 class Swin(NamedTuple):
-    """A Swin transformer (arXiv 2103.14030); a number for each stage where there are several."""
+    """These numbers make a Swin transformer (arXiv 2103.14030); there is one for each stage where there are several."""
 
     size: tuple[int, int]
     patch: int
@@ -32,7 +32,7 @@ class Swin(NamedTuple):
 
 
 class ResNet(NamedTuple):
-    """A residual network (arXiv 1512.03385)."""
+    """These numbers make a residual network (arXiv 1512.03385)."""
 
     bottleneck: bool
     depths: list[int]
@@ -42,14 +42,14 @@ class ResNet(NamedTuple):
 
 
 class ConvNeXt(NamedTuple):
-    """A ConvNeXt (arXiv 2201.03545)."""
+    """These numbers make a ConvNeXt (arXiv 2201.03545)."""
 
     depths: list[int]
     dims: list[int]
 
 
 class PVTv2(NamedTuple):
-    """A pyramid vision transformer, version 2 (arXiv 2106.13797)."""
+    """These numbers make a pyramid vision transformer, version 2 (arXiv 2106.13797)."""
 
     depths: list[int]
     dims: list[int]
@@ -60,7 +60,7 @@ class PVTv2(NamedTuple):
 
 
 def vit(backbone: TimmBackbone) -> ViT:
-    """Of a ViT, and of a BEiT."""
+    """Read the numbers of a ViT, or of a BEiT."""
     model: Any = backbone.model
     block, patch = model.blocks[0], model.patch_embed.patch_size[0]
     hidden = block.mlp.fc1.out_features
@@ -69,7 +69,7 @@ def vit(backbone: TimmBackbone) -> ViT:
 
 
 def swin(backbone: TimmBackbone) -> Swin:
-    """Of a Swin."""
+    """Read the numbers of a Swin."""
     model: Any = backbone.model
     first = model.layers[0].blocks[0]
     return Swin(
@@ -84,7 +84,7 @@ def swin(backbone: TimmBackbone) -> Swin:
 
 
 def resnet(backbone: TimmBackbone) -> ResNet:
-    """Of a ResNet, ResNeXt or wide ResNet."""
+    """Read the numbers of a ResNet, ResNeXt or wide ResNet."""
     model: Any = backbone.model
     stages = [model.layer1, model.layer2, model.layer3, model.layer4]
     first = stages[0][0]
@@ -98,13 +98,13 @@ def resnet(backbone: TimmBackbone) -> ResNet:
 
 
 def convnext(backbone: TimmBackbone) -> ConvNeXt:
-    """Of a ConvNeXt."""
+    """Read the numbers of a ConvNeXt."""
     model: Any = backbone.model
     return ConvNeXt([len(stage.blocks) for stage in model.stages], [stage.channels for stage in backbone.info.stages])
 
 
 def pvt_v2(backbone: TimmBackbone) -> PVTv2:
-    """Of a PVT v2."""
+    """Read the numbers of a PVT v2."""
     model: Any = backbone.model
     firsts = [stage.blocks[0] for stage in model.stages]
     return PVTv2(

@@ -1,4 +1,4 @@
-"""What every target of an export has in common: a probe, a comparison, and running the snippet it hands out."""
+"""All targets of an export have in common: a probe, a comparison, and running the snippet that is handed out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KeyPairs = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Verified:
-    """Who loaded the weights, and how far the outputs were apart, relative to the largest value.
+    """The proof says who loaded the weights, and how far the outputs were apart, relative to the largest value.
 
     Without a difference nobody loaded them: their names and shapes were held against the library's.
     """
@@ -37,17 +37,17 @@ class Verified:
 
 
 class ExportTarget(Protocol):
-    """A library that weights are written for; one file each."""
+    """A target is a library that weights are written for; each is one file."""
 
     def write(self, backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
-        """Fill an empty folder; which of timm's names became which. UserError for what the library has no place for.
+        """Fill an empty folder, and say which of timm's names became which; UserError for what has no place there.
 
         description: of the run that trained the weights, for targets that have a place for it.
         """
         ...
 
     def snippet(self, folder: Path, backbone: TimmBackbone) -> str:
-        """The Python that loads the folder, five lines at most."""
+        """Return the Python that loads the folder, five lines at most."""
         ...
 
     def verify(self, folder: Path, backbone: TimmBackbone) -> Verified:
@@ -58,7 +58,7 @@ class ExportTarget(Protocol):
 def to_library_names(
     backbone: TimmBackbone, maps: Mapping[str, KeyMap], library: str, family: str, drop: set[str]
 ) -> Mapped:
-    """The backbone's weights under the library's names; UserError where it has no such family or no such weight."""
+    """Rename the backbone's weights to the library's names; UserError where it has no such family or weight."""
     name = backbone.info.name
     if family not in maps:
         raise UserError(f"{name}: {library} has no {family} among {', '.join(maps)}; use --to timm or --to onnx")
@@ -70,18 +70,18 @@ def to_library_names(
 
 
 def weights_of(backbone: TimmBackbone) -> dict[str, Tensor]:
-    """The state dict on the CPU, each tensor in memory of its own."""
+    """Return the state dict on the CPU, each tensor in memory of its own."""
     return {key: value.detach().cpu().clone().contiguous() for key, value in backbone.model.state_dict().items()}
 
 
 def save_weights(state: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write model.safetensors."""
+    """Write model.safetensors into a folder."""
     tensors = {key: value.clone().contiguous() for key, value in state.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", **(metadata or {})})
 
 
 def run_snippet(code: str, consumer: str) -> dict[str, Any]:
-    """The names that our own snippet defines; RunFailed where it can't be run."""
+    """Run our own snippet and return the names that it defines; RunFailed where it can't be run."""
     names: dict[str, Any] = {}
     try:
         exec(code, names)
@@ -92,12 +92,12 @@ def run_snippet(code: str, consumer: str) -> dict[str, Any]:
 
 
 def frozen(backbone: TimmBackbone) -> TimmBackbone:
-    """A copy on the CPU for inference, so that a model in training is left as it is."""
+    """Copy the backbone to the CPU for inference, so that a model in training is left as it is."""
     return copy.deepcopy(backbone).cpu().eval()
 
 
 def probe(backbone: TimmBackbone, batch: int = 2) -> Tensor:
-    """Images of noise, [batch, 3, H, W]."""
+    """Draw images of noise, [batch, 3, H, W]."""
     return torch.randn(batch, 3, *backbone.info.size, generator=torch.Generator().manual_seed(0))
 
 
@@ -123,13 +123,13 @@ def verified(
 
 
 def relative_difference(expected: Tensor, found: Tensor) -> float:
-    """Largest difference relative to the largest value; infinite for NaN."""
+    """Return the largest difference relative to the largest value; infinite for NaN."""
     apart = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-12))
     return math.inf if math.isnan(apart) else apart
 
 
 def same_weights(consumer: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Verified:
-    """Names checked, not loaded: every weight is there under its name, and turns back into ours."""
+    """Check names without loading: every weight must be there under its name, and turn back into ours."""
     for key in sorted(expected.keys() | found.keys()):
         if key not in expected or key not in found or not torch.equal(expected[key], found[key]):
             raise RunFailed(f"{key} is not the same when read back from the export for {consumer}")

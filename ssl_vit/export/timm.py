@@ -1,4 +1,4 @@
-"""Weights for timm: a folder in its hub layout, and the proof that plain timm loads it."""
+"""timm gets the weights as a folder in its hub's layout, with the proof that plain timm loads it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TOLERANCE = 1e-5  # of the largest value
 
 
 def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
-    """model.safetensors (timm's key names), config.json with the description under "ssl_vit", and SHA256SUMS."""
+    """Write model.safetensors (timm's key names), config.json with the description under "ssl_vit", and SHA256SUMS."""
     settings = config(backbone, backbone.info.mean, backbone.info.std, description)
     save_file(weights_of(backbone), folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -37,7 +37,7 @@ def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) 
 def config(
     backbone: TimmBackbone, mean: tuple[float, ...], std: tuple[float, ...], description: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """config.json: what timm needs to build the same model, and the description under "ssl_vit"."""
+    """Make config.json: what timm needs to build the same model, and the description under "ssl_vit"."""
     model: Any = backbone.model  # what timm hangs on a model has no types
     own = model.pretrained_cfg
     model_args = {key: value for key, value in backbone.timm_args.items() if key != "img_size"}
@@ -68,7 +68,7 @@ def config(
 
 
 def read_export(folder: Path | str) -> TimmBackbone:
-    """The backbone of such a folder; its info has the mean, deviation and size that it was trained with.
+    """Build the backbone of such a folder; its info has the mean, deviation and size that it was trained with.
 
     Raises:
         UserError: a file is missing, damaged or changed since it was written, or the weights are another model's.
@@ -80,7 +80,7 @@ def read_export(folder: Path | str) -> TimmBackbone:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json as it is."""
+    """Read config.json as it is."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -125,7 +125,7 @@ def _difference(expected: Any, found: Any) -> float:
 
 
 def snippet(folder: Path | str, backbone: TimmBackbone) -> str:
-    """The Python that loads the folder; our own families need this package, the others timm alone."""
+    """Return the Python that loads the folder; our own families need this package, the others timm alone."""
     path = f"local-dir:{Path(folder).absolute()}"
     lines = [
         "import timm",
@@ -136,13 +136,13 @@ def snippet(folder: Path | str, backbone: TimmBackbone) -> str:
 
 
 def families_of(name: str) -> list[str]:
-    """The import that registers an architecture in timm, where it is one of ours."""
+    """Return the import that registers an architecture in timm, where it is one of ours."""
     module = timm.models.model_entrypoint(name).__module__
     return [] if module.startswith("timm.") else [f"import {module}"]
 
 
 def check_sums(folder: Path) -> None:
-    """Compare the files with SHA256SUMS where there is one (a folder that timm wrote has none)."""
+    """Compare the files with SHA256SUMS where there is one, as timm writes none; UserError where they differ."""
     for name in (WEIGHTS, CONFIG):
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: missing; expected a folder with {WEIGHTS} and {CONFIG}")

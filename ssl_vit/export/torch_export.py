@@ -1,4 +1,4 @@
-"""The backbone as a program of torch.export, which runs without timm and without this package."""
+"""The backbone becomes a program of torch.export, which runs without timm and without this package."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ FILE = "model.pt2"
 
 
 def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
-    """model.pt2: images [B, 3, H, W] -> (pooled, patches, *pyramid); B is free."""
+    """Write model.pt2: images [B, 3, H, W] -> (pooled, patches, *pyramid); B is free."""
     torch.export.save(trace(backbone), folder / FILE)
     return []
 
 
 def snippet(folder: Path, backbone: TimmBackbone) -> str:
-    """torch alone."""
+    """Return the Python that loads the program; it needs torch alone."""
     path = str(Path(folder).absolute() / FILE)
     return f"import torch\nmodel = torch.export.load({path!r}).module()\n# pooled, patches, *pyramid = model(images)"
 

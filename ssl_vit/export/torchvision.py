@@ -1,4 +1,4 @@
-"""Weights for torchvision's own ViT, Swin, ResNet and ConvNeXt."""
+"""torchvision's own ViT, Swin, ResNet and ConvNeXt get their weights."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _MODELS = "torchvision.models."
 
 
 def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
-    """model.safetensors with torchvision's names, without a classifier."""
+    """Write model.safetensors with torchvision's names, without a classifier."""
     mapped = to_library_names(backbone, MAPS, "torchvision", backbone.info.family, set())
     save_weights(mapped.state, folder)
     return mapped.pairs
 
 
 def snippet(folder: Path, backbone: TimmBackbone) -> str:
-    """Builds torchvision's model, takes its classifier off and loads strictly; what comes out is [B, D]."""
+    """Return the Python that builds torchvision's model without its classifier and loads strictly: it gives [B, D]."""
     model, classifier = _BUILDERS[backbone.info.family](backbone)
     return "\n".join(
         [

@@ -1,4 +1,4 @@
-"""Any backbone under torchvision's Faster R-CNN."""
+"""Any backbone stands under torchvision's Faster R-CNN."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _RATIOS = (0.5, 1.0, 2.0)  # height over width of anchors
 
 
 def faster_rcnn(folder: Path | str, num_classes: int, **options: Any) -> FasterRCNN:
-    """A Faster R-CNN (arXiv 1506.01497) on the backbone of an export; all but the backbone is still to be trained.
+    """Build a Faster R-CNN (arXiv 1506.01497) on the backbone of an export; all else in it is still to be trained.
 
     num_classes: with the background as one of them; options: those of torchvision's FasterRCNN. It takes images in
     [0, 1] of any size, and gives boxes in pixels.
@@ -42,12 +42,12 @@ def faster_rcnn(folder: Path | str, num_classes: int, **options: Any) -> FasterR
 
 
 def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
-    """timm's folder, which ``faster_rcnn`` reads; the detector's names are timm's after ``backbone.body.``."""
+    """Write timm's folder, which ``faster_rcnn`` reads; the detector's names are timm's after ``backbone.body.``."""
     return [(key, f"backbone.body.{key}") for key, _ in timm.write(backbone, folder, description)]
 
 
 def snippet(folder: Path, backbone: TimmBackbone) -> str:
-    """A Faster R-CNN with two classes, of which one is the background."""
+    """Return the Python of a Faster R-CNN with two classes, of which one is the background."""
     return "\n".join(
         [
             "from ssl_vit.export.torchvision_detection import faster_rcnn",

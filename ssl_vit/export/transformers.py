@@ -1,4 +1,4 @@
-"""Weights for Hugging Face transformers, as a folder that AutoModel opens (``pip install ssl_vit[hf]``)."""
+"""Hugging Face transformers gets a folder that AutoModel opens (``pip install ssl_vit[hf]``)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ssl_vit.export.target import (
 
 
 def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
-    """model.safetensors, config.json and preprocessor_config.json; no code of ours is needed to read them."""
+    """Write model.safetensors, config.json and preprocessor_config.json; no code of ours is needed to read them."""
     if importlib.util.find_spec("transformers") is None:
         raise UserError(
             "--to transformers: it is not installed, so nothing could be verified; pip install 'ssl_vit[hf]'"
@@ -49,7 +49,7 @@ def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) 
 
 
 def snippet(folder: Path, backbone: TimmBackbone) -> str:
-    """AutoModel and AutoImageProcessor; a ViT without the pooling layer that self-supervision doesn't train."""
+    """Return the Python of AutoModel and AutoImageProcessor; a ViT comes without the pooling layer, never trained."""
     path, pooler = str(Path(folder).absolute()), ", add_pooling_layer=False" if _kind(backbone) == "vit" else ""
     return "\n".join(
         [

@@ -21,7 +21,7 @@ PRIORS = {
 
 
 def create_prior(name: str, **settings: Any) -> Prior:
-    """A prior by name with its settings; UserError if there is no such prior or setting.
+    """Make a prior by name with its settings; UserError if there is no such prior or setting.
 
     >>> create_prior("random", count=5, seed=1)
     RandomBoxes(count=5, seed=1)

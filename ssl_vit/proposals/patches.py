@@ -1,4 +1,4 @@
-"""Boxes from a pretrained network: regions that grow out of patches which it finds alike.
+"""Regions grow out of patches which a pretrained network finds alike, and become boxes.
 
 That patches of one object are alike to a self-supervised network is what LOST (arXiv 2109.14279) and TokenCut (arXiv
 2202.11539) find the largest object of an image by. Here the patches grow together as cells do in selective search, so
@@ -33,7 +33,7 @@ _LEAST = 2  # patches a side of a box
 
 @dataclass(frozen=True)
 class PatchRegions(Prior):
-    """The boxes of regions of like patches; the network runs on a GPU if there is one.
+    """The prior boxes regions of like patches; the network runs on a GPU if there is one.
 
     weights: a run's export, or a file or folder of weights of any layout that ``ssl-vit inspect`` knows; architecture:
     timm's name, where the file doesn't say it. Raises UserError.
@@ -51,7 +51,7 @@ class PatchRegions(Prior):
 
     @property
     def side(self) -> int:
-        """As large as the images that the network was built for."""
+        """The images must be as large as those that the network was built for."""
         return max(self.size)
 
     def settings(self) -> dict[str, Any]:
@@ -62,13 +62,13 @@ class PatchRegions(Prior):
 
     @cached_property
     def network(self) -> Backbone:
-        """Read when it is first asked for, frozen."""
+        """The network is read when it is first asked for, and frozen."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return backbone_of_file(self.weights, self.architecture).eval().requires_grad_(False).to(device)
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """Height and width of the images that it was built for, pixels."""
+        """Height and width, in pixels, are those of the images that the network was built for."""
         return self.network.info.size
 
     def __getstate__(self) -> dict[str, Any]:
@@ -76,13 +76,13 @@ class PatchRegions(Prior):
         return {key: value for key, value in vars(self).items() if key != "network"} | {"size": self.size}
 
     def look(self, image: Pixels, index: int) -> Pixels:
-        """The image as the network wants it, whatever its aspect: uint8 [3, H, W]."""
+        """Resize the image as the network wants it, whatever its aspect: uint8 [3, H, W]."""
         pixels: Pixels = resize(image, Box(0, 0, *image.shape[:2]), self.size).numpy()
         return pixels
 
     @torch.inference_mode()
     def boxes(self, looked: Sequence[NDArray[Any]]) -> list[Boxes]:
-        """One forward of the network for all images."""
+        """Find the boxes of all images by one forward of the network."""
         if not looked:
             return []
         info, device = self.network.info, next(self.network.parameters()).device

@@ -1,4 +1,4 @@
-"""The contract of region priors: an image becomes boxes."""
+"""A region prior turns an image into boxes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Boxes = NDArray[np.float32]  # [n, 4] left, top, right, bottom, fractions of the
 
 @dataclass(frozen=True)
 class Prior(ABC):
-    """Says where objects may be in an image, as a function of the image, its index and the settings alone.
+    """A prior says where objects may be in an image, as a function of the image, its index and the settings alone.
 
     The work is split in two: ``look`` runs in the processes that read the images, ``boxes`` in the one that asked, for
     many images at once, as a network wants them. A prior without a network does everything in ``look``.
@@ -34,19 +34,19 @@ class Prior(ABC):
 
     @property
     def side(self) -> int | None:
-        """How large an image it needs on its shorter side, pixels; None where that doesn't matter."""
+        """The image must be so large on its shorter side, in pixels; None where that doesn't matter."""
         return None
 
     def settings(self) -> dict[str, Any]:
-        """What the boxes of an image depend on."""
+        """The boxes of an image depend on these settings."""
         return {"prior": self.name, **asdict(self)}
 
     @abstractmethod
     def look(self, image: Pixels, index: int) -> NDArray[Any]:
-        """What ``boxes`` needs of an image [H, W, 3]: where it is not overridden, the boxes themselves."""
+        """Return what ``boxes`` needs of an image [H, W, 3]: where it is not overridden, the boxes themselves."""
 
     def boxes(self, looked: Sequence[NDArray[Any]]) -> list[Boxes]:
-        """The boxes of several images, best first, at most `count` each."""
+        """Return the boxes of several images, best first, at most `count` each."""
         return list(looked)
 
     def __call__(self, image: Pixels, index: int = 0) -> Boxes:

@@ -1,4 +1,4 @@
-"""The boxes of every image of a source, made once and kept."""
+"""The boxes of every image of a source are made once and kept."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def propose(
     workers: int | None = None,
     max_bad: float = 0.05,
 ) -> Proposals:
-    """The boxes of every image, from `folder` where they are there, else made and kept there.
+    """Return the boxes of every image, from `folder` where they are there, else made and kept there.
 
     They lie in a folder of their own within `folder`, named after everything that they depend on: other settings or
     other images never meet them. Work that was killed goes on where it was. A second process that asks for the same

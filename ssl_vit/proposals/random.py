@@ -1,4 +1,4 @@
-"""Boxes at random: the baseline that every other prior has to beat."""
+"""Random boxes are the baseline that every other prior has to beat."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _LEAST = 0.05  # of the image's side
 
 @dataclass(frozen=True)
 class RandomBoxes(Prior):
-    """Width and height uniform from a 20th of the image on, then the place, as UP-DETR draws (arXiv 2011.09094)."""
+    """Width and height are uniform from a 20th of the image on, then the place, as UP-DETR draws (arXiv 2011.09094)."""
 
     seed: int = 0
 
     name: ClassVar[str] = "random"
 
     def look(self, image: Pixels, index: int) -> Boxes:
-        """A function of (seed, index) alone; the first boxes are the same for any count."""
+        """Draw boxes from (seed, index) alone; the first ones are the same for any count."""
         uniform = sample_rng(self.seed, 0, index, _STREAM).random((self.count, 2, 2))
         size = _LEAST + (1 - _LEAST) * uniform[:, 0]
         start = uniform[:, 1] * (1 - size)

@@ -1,4 +1,4 @@
-"""From regions to boxes: those first that stand out longest, none twice."""
+"""Regions become boxes: those first that stand out longest, none twice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOOKED_AT = 8  # boxes to choose each from: all of an image's thousands would t
 
 
 def best_boxes(grown: Grown, grid: tuple[int, int], least: int, count: int) -> Boxes:
-    """At most `count` boxes of regions of a grid of (rows, columns), as fractions of it, best first.
+    """Choose at most `count` boxes of regions of a grid of (rows, columns), as fractions of it, best first.
 
     A region ranks by what it costs to make it part of another one, which is high for what is large and unlike its
     surroundings. least: cells a side of a box.

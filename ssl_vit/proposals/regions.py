@@ -1,4 +1,4 @@
-"""Regions of an image that grow together, from single cells to the whole image.
+"""Regions of an image grow together, from single cells to the whole image.
 
 Ward's criterion on a grid: what joins next is the pair of neighbours whose union spreads its features least (Ward
 1963), times how badly the union fills its box, which selective search calls fill (Uijlings et al. 2013). All pairs that
@@ -21,7 +21,7 @@ _Floats = NDArray[np.float32]
 
 
 class Grown(NamedTuple):
-    """Every region that became part of a larger one, in the order in which they did."""
+    """Every region that became part of a larger one is here, in the order in which they did."""
 
     boxes: _Floats  # [n, 4] left, top, right, bottom, cells
     sizes: _Floats  # [n] cells
@@ -29,7 +29,7 @@ class Grown(NamedTuple):
 
 
 def grow(features: _Floats) -> Grown:
-    """All 2 (H W - 1) regions of a grid of features [H, W, C], two cells or more; the whole grid is left out."""
+    """Grow all 2 (H W - 1) regions of a grid of features [H, W, C], two cells or more; the whole grid is left out."""
     height, width, channels = features.shape
     top, left = np.divmod(np.arange(height * width, dtype=np.float32), np.float32(width))
     ones = np.ones_like(top)

@@ -1,4 +1,4 @@
-"""Selective search: regions grown from colour and texture, those first that stand out longest.
+"""Selective search grows regions from colour and texture, and ranks those first that stand out longest.
 
 The idea is Uijlings et al.'s (2013, doi 10.1007/s11263-013-0620-5): group regions hierarchically and take the box of
 every region on the way. Three things differ, each because it finds more objects in 30 boxes or costs less: the grid is
@@ -28,24 +28,24 @@ _AROUND = 2  # cells on each side over which it is averaged
 
 @dataclass(frozen=True)
 class SelectiveSearch(Prior):
-    """The boxes of regions that stand out from what is around them; DETReg's default (arXiv 2106.04550)."""
+    """The prior boxes regions that stand out from what is around them; it is DETReg's default (arXiv 2106.04550)."""
 
     name: ClassVar[str] = "selective_search"
 
     @property
     def side(self) -> int:
-        """Twice the grid, so that cells are always of resampled pixels."""
+        """The image must be twice the grid, so that cells are always of resampled pixels."""
         return 2 * _GRID
 
     def look(self, image: Pixels, index: int) -> Boxes:
-        """Looks at the image alone, whatever its index and its aspect."""
+        """Find the boxes from the image alone, whatever its index and its aspect."""
         cells = resize(image, Box(0, 0, *image.shape[:2]), (_GRID, _GRID), "bilinear")
         grown = grow(cell_features(cells.permute(1, 2, 0).numpy()))
         return best_boxes(grown, (_GRID, _GRID), _LEAST, self.count)
 
 
 def cell_features(cells: Pixels) -> NDArray[np.float32]:
-    """Colour and texture of cells [H, W, 3] as float32 [H, W, 4]: L*, a*, b*, and the density of edges around."""
+    """Compute colour and texture of cells [H, W, 3], float32 [H, W, 4]: L*, a*, b*, and the density of edges around."""
     colour = lab(cells)
     down, right = np.gradient(colour, axis=(0, 1))
     edges = np.sqrt((down**2 + right**2).sum(-1))
@@ -54,7 +54,7 @@ def cell_features(cells: Pixels) -> NDArray[np.float32]:
 
 
 def lab(rgb: Pixels) -> NDArray[np.float32]:
-    """sRGB [..., 3] to CIE L* (0 to 100), a* and b*, under daylight (D65)."""
+    """Convert sRGB [..., 3] to CIE L* (0 to 100), a* and b*, under daylight (D65)."""
     linear = _LINEAR[rgb] @ _TO_XYZ.T
     cone = np.where(linear > (6 / 29) ** 3, np.cbrt(linear), linear * (29 / 6) ** 2 / 3 + 4 / 29)
     x, y, z = np.moveaxis(cone, -1, 0)

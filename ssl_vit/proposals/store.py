@@ -1,4 +1,4 @@
-"""The boxes of many images in one memory-mapped file."""
+"""The boxes of many images lie in one memory-mapped file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BOXES = "boxes.npy"
 
 
 class Proposals:
-    """``proposals[index]``: the boxes of an image of the source as float32 [n, 4], best first; see ``propose``.
+    """``proposals[index]`` gives the boxes of an image of the source, float32 [n, 4], best first; see ``propose``.
 
     boxes: float32 [N, K, 4] of all images, memory-mapped; fractions of the image, zeros behind the last box. An image
     that could not be read has none. In another process the file is mapped again, not copied.

@@ -1,1 +1,1 @@
-"""What people look at: figures of a run."""
+"""People look at these figures of a run."""

@@ -1,4 +1,4 @@
-"""The figure of ``ssl-vit compare``."""
+"""``ssl-vit compare`` draws this figure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ssl_vit.eval.compare import Comparison
 
 
 def figure(found: Comparison) -> Figure:
-    """Left: top-1 with its interval. Right: the difference from the first run with its interval."""
+    """Draw top-1 with its interval on the left, the difference from the first run with its interval on the right."""
     entries = found.entries
     rows = range(len(entries))
     with mpl.rc_context(cast(Any, STYLE)):

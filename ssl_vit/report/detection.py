@@ -1,4 +1,4 @@
-"""Pictures of boxes: what a detector found beside what is there."""
+"""Pictures show the boxes that a detector found beside what is there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ssl_vit.drawing import Boxed, boxes_figure
 
 
 def figure(result: Mapping[str, Any]) -> Figure:
-    """The picture of ``ssl-vit eval detection``: images of val, and what the detector found that began with weights.
+    """Draw images of val, and what the detector found that began with weights, for ``ssl-vit eval detection``.
 
     Dots are the places that DETR's and Deformable DETR's queries looked at, a colour for each box.
     """

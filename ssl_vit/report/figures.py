@@ -1,4 +1,4 @@
-"""Pictures of a run: what a person looks at before reading a number."""
+"""Pictures of a run are what a person looks at before reading a number."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ssl_vit.files import write_atomically
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl."""
+    """Read the lines of a run's metrics.jsonl."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
 def series(rows: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of the lines that have a key.
+    """Return steps and values of the lines that have a key.
 
     >>> series([{"step": 0, "loss": 2.0}, {"step": 0, "rank": 3.0}, {"step": 1, "loss": 1.0}], "loss")
     ([0, 1], [2.0, 1.0])
@@ -37,7 +37,7 @@ def series(rows: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[fl
 
 
 def smooth(values: Sequence[float], width: int) -> NDArray[np.float64]:
-    """A running mean over ``width`` values, shorter at the ends, as long as the input."""
+    """Compute a running mean over ``width`` values, shorter at the ends, as long as the input."""
     kernel = np.ones(max(1, min(width, len(values))))
     weights = np.convolve(np.ones(len(values)), kernel, mode="same")
     smoothed: NDArray[np.float64] = np.convolve(np.asarray(values), kernel, mode="same") / weights
@@ -45,7 +45,7 @@ def smooth(values: Sequence[float], width: int) -> NDArray[np.float64]:
 
 
 def draw_loss(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    """Loss over steps, with the level at which nothing is learnt."""
+    """Draw the loss over steps, with the level at which nothing is learnt."""
     steps, loss = series(rows, "loss")
     health = [row for row in rows if "health" in row]
     axes.plot(steps, loss, color=FAINT, linewidth=0.6)
@@ -57,14 +57,14 @@ def draw_loss(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def draw_rank(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    """Effective rank over steps."""
+    """Draw the effective rank over steps."""
     axes.plot(*series(rows, "rank"), color=SECOND)
     axes.set(title="Dimensions in use (RankMe)", xlabel="step")
     axes.set_ylim(bottom=0)
 
 
 def draw_knn(axes: Axes, rows: Sequence[dict[str, Any]], k: int, pixels: float | None = None) -> None:
-    """k-NN top-1 over steps, beside that of raw pixels where it is known."""
+    """Draw k-NN top-1 over steps, beside that of raw pixels where it is known."""
     steps, score = series(rows, f"knn/{k}")
     axes.plot(steps, score, color=ACCENT, marker="o", markersize=3)
     for x, y in ((steps[0], score[0]), (steps[-1], score[-1])):
@@ -76,7 +76,7 @@ def draw_knn(axes: Axes, rows: Sequence[dict[str, Any]], k: int, pixels: float |
 
 
 def draw_neighbours(axes: Axes, title: str, queries: list[Image], found: list[list[tuple[Image, bool]]]) -> None:
-    """A row a query: the image, then its nearest neighbours, framed by whether the class is the query's."""
+    """Draw a row a query: the image, then its nearest neighbours, framed by whether the class is the query's."""
     side, gap = queries[0].shape[0], 6
     axes.set(title=title, xlim=(0, (len(found[0]) + 1) * (side + gap) + 3 * gap), ylim=(len(queries) * (side + gap), 0))
     axes.set_aspect("equal")
@@ -99,7 +99,7 @@ def demo_figure(
     sources: tuple[Source, Source],
     k: int,
 ) -> Figure:
-    """Loss, rank and k-NN over time; below, the nearest neighbours of some images before and after."""
+    """Draw loss, rank and k-NN over time, and below them the nearest neighbours of some images before and after."""
     rows = read_metrics(run)
     queries = [int(np.flatnonzero(sources[1].labels == c)[0]) for c in range(min(8, len(sources[1].classes)))]
     with mpl.rc_context(cast(Any, STYLE)):
@@ -117,7 +117,7 @@ def demo_figure(
 def neighbours_figure(
     train: FeatureSet, val: FeatureSet, sources: tuple[Source, Source], queries: Sequence[int], count: int
 ) -> tuple[list[Image], list[list[tuple[Image, bool]]]]:
-    """The queries' images, and for each its ``count`` nearest training images, and whether their class is its own."""
+    """Return the queries' images, and for each the ``count`` nearest training images, and if their class is its own."""
     bank = train.features / np.linalg.norm(train.features, axis=1, keepdims=True)
     found = []
     for query in queries:
@@ -127,5 +127,5 @@ def neighbours_figure(
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """PNG, whole or not at all."""
+    """Write a figure as a PNG, whole or not at all."""
     write_atomically(path, lambda staged: figure.savefig(staged, format="png", dpi=150))

@@ -1,4 +1,4 @@
-"""The heat map of ``ssl-vit eval robustness``: what each change of the images costs."""
+"""The heat map of ``ssl-vit eval robustness`` shows what each change of the images costs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CURVES = (
 
 
 def figure(result: Mapping[str, Any]) -> Figure:
-    """Left: top-1 of every corruption and severity, coloured by what it loses against clean. Right: everything else."""
+    """Draw top-1 of every corruption and severity, coloured by what it loses, and everything else on the right."""
     scores = result["robustness"]
     curves = [(scores[key], title, colour) for key, title, colour in _CURVES if scores[key]]
     with mpl.rc_context(cast(Any, STYLE)):
@@ -37,7 +37,7 @@ def figure(result: Mapping[str, Any]) -> Figure:
 
 
 def heat_map(axes: Axes, corruptions: Mapping[str, Mapping[str, float]], clean: float) -> None:
-    """A row a corruption, a column a severity."""
+    """Draw a row a corruption and a column a severity."""
     table = np.array([list(levels.values()) for levels in corruptions.values()])
     axes.imshow(clean - table, cmap="YlOrRd", vmin=0, vmax=max(clean, 1), aspect="auto")
     for (row, column), value in np.ndenumerate(table):
@@ -50,7 +50,7 @@ def heat_map(axes: Axes, corruptions: Mapping[str, Mapping[str, float]], clean: 
 
 
 def draw_curve(axes: Axes, values: Mapping[str, float], title: str, colour: str, clean: float) -> None:
-    """Top-1 over strength, from the clean images on."""
+    """Draw top-1 over strength, from the clean images on."""
     names, top1 = ["clean", *values], [clean, *values.values()]
     axes.plot(names, top1, color=colour, marker="o", markersize=4)
     for place, value in enumerate(top1):

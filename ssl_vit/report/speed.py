@@ -1,4 +1,4 @@
-"""The bar chart of ``ssl-vit bench``: where the time goes."""
+"""The bar chart of ``ssl-vit bench`` shows where the time goes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Parts = dict[str, float]  # milliseconds an image
 
 
 def draw(reading: Parts, step: Parts, title: str, path: Path) -> None:
-    """A bar for each part, of reading in one colour, of the training step in another; PNG."""
+    """Write a PNG with a bar for each part, of reading in one colour, of the training step in another."""
     with mpl.rc_context(cast(Any, STYLE)):
         figure = Figure(figsize=(8, 3.6), layout="constrained")
         axes = figure.add_subplot()

@@ -1,4 +1,4 @@
-"""DALL-E's discrete VAE (2102.12092), whose encoder made BEiT's visual words; weights from a local file.
+"""DALL-E's discrete VAE (2102.12092), whose encoder made BEiT's visual words, is read from a local file.
 
 Layers have the names of the released weights.
 """
@@ -33,12 +33,12 @@ class Conv(nn.Module):
         self.b = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs, H, W] to [B, outputs, H, W]."""
+        """Convolve [B, inputs, H, W] to [B, outputs, H, W]."""
         return F.conv2d(x, self.w, self.b, padding=self.w.shape[-1] // 2)
 
 
 class DalleBlock(nn.Module):
-    """Four convolutions beside a shortcut; ``gain`` keeps the sum of all blocks in bounds."""
+    """Four convolutions stand beside a shortcut; ``gain`` keeps the sum of all blocks in bounds."""
 
     def __init__(self, inputs: int, outputs: int, kernels: Sequence[int], gain: float) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class DalleBlock(nn.Module):
         self.res_path = nn.Sequential(layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs, H, W] to [B, outputs, H, W]."""
+        """Map [B, inputs, H, W] to [B, outputs, H, W]."""
         out: Tensor = self.id_path(x) + self.gain * self.res_path(x)
         return out
 
@@ -81,7 +81,7 @@ class _Coder(nn.Module):
 
 
 class DalleEncoder(_Coder):
-    """Pixels in [0.1, 0.9] [B, 3, 8 h, 8 w] to logits of the words [B, 8192, h, w]; 53,786,240 parameters."""
+    """Pixels in [0.1, 0.9] [B, 3, 8 h, 8 w] become logits of the words [B, 8192, h, w]; 53,786,240 parameters."""
 
     def __init__(self) -> None:
         widths = [256, 256, 512, 1024, 2048]
@@ -89,7 +89,7 @@ class DalleEncoder(_Coder):
 
 
 class DalleDecoder(_Coder):
-    """Words one-hot [B, 8192, h, w] to logits of pixels and their scales [B, 6, 8 h, 8 w]; 43,829,766 parameters."""
+    """Words one-hot [B, 8192, h, w] become logits of pixels and scales [B, 6, 8 h, 8 w]; 43,829,766 parameters."""
 
     def __init__(self) -> None:
         widths = [128, 2048, 1024, 512, 256]
@@ -114,7 +114,7 @@ class Dalle(Tokenizer):
         self.requires_grad_(False)
 
     def forward(self, images: Tensor, grid: Grid) -> Tensor:
-        """Normalised images [B, 3, S, S] to tokens int64 [B, *grid]."""
+        """Turn normalised images [B, 3, S, S] into tokens int64 [B, *grid]."""
         size = (CELL * grid[0], CELL * grid[1])
         pixels = F.interpolate(self.unit(images), size, mode="bicubic", antialias=True).clamp(0, 1)
         logits: Tensor = self.encoder((1 - 2 * MARGIN) * pixels + MARGIN)
@@ -122,7 +122,7 @@ class Dalle(Tokenizer):
 
 
 def read_encoder(path: str | Path) -> dict[str, Tensor]:
-    """The encoder's weights in float32; UserError names the first that is missing, left over or misshapen."""
+    """Read the encoder's weights in float32; UserError names the first that is missing, left over or misshapen."""
     with torch.device("meta"):
         wanted = DalleEncoder().state_dict()
     file, document = read_document(Path(path))

@@ -1,4 +1,4 @@
-"""What a tokenizer keeps of images: the images above, what its words say of them below."""
+"""The figure shows what a tokenizer keeps of images: the images above, what its words say of them below."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIDE = 96  # pixels at which an image is drawn, at least
 
 @torch.no_grad()
 def reconstructions(tokenizer: Tokenizer, images: Tensor, grid: Grid, path: Path) -> None:
-    """A PNG of normalised images [B, 3, S, S] and of what is left of them; none where that can't be seen."""
+    """Write a PNG of normalised images [B, 3, S, S] and of what is left of them; none where that can't be seen."""
     kept = tokenizer.picture(images, grid)
     if kept is None:
         return

@@ -1,4 +1,4 @@
-"""The tokenizer contract: images in, a word of a visual vocabulary for every patch out."""
+"""A tokenizer takes images and gives a word of a visual vocabulary for every patch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Grid = tuple[int, int]  # rows and columns of patches
 
 
 class Tokenizer(nn.Module):
-    """Gives each patch the number of a visual word; frozen while a backbone learns to predict it.
+    """A tokenizer gives each patch the number of a visual word; it is frozen while a backbone learns to predict it.
 
     ``fit_steps`` says for how many steps it has first to be fitted on the user's images; 0 where it comes ready.
     """
@@ -29,25 +29,25 @@ class Tokenizer(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, grid: Grid) -> Tensor:
-        """Normalised images [B, 3, S, S] to tokens int64 [B, *grid]."""
+        """Turn normalised images [B, 3, S, S] into tokens int64 [B, *grid]."""
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> Tokenizer:
-        """Always in eval mode: it is frozen while a backbone learns, and what is fitted needs no other."""
+        """Stay in evaluation mode: it is frozen while a backbone learns, and what is fitted needs no other."""
         return super().train(False)
 
     def learnt(self) -> list[nn.Parameter]:
-        """What fitting trains."""
+        """Return the parameters that fitting trains."""
         return []
 
     def fit_loss(self, images: Tensor, grid: Grid) -> Tensor:
-        """The loss [] of one fitting step on normalised images [B, 3, S, S]."""
+        """Compute the loss [] of one fitting step on normalised images [B, 3, S, S]."""
         raise NotImplementedError
 
     def picture(self, images: Tensor, grid: Grid) -> Tensor | None:
-        """What words keep of normalised images, as pixels in [0, 1] [B, 3, h, w]; None where that can't be seen."""
+        """Draw what words keep of normalised images, in [0, 1] [B, 3, h, w]; None where that can't be seen."""
         return None
 
     def unit(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, S, S] as pixels in [0, 1]."""
+        """Turn normalised images [B, 3, S, S] back into pixels in [0, 1]."""
         return (images * self.std + self.mean).clamp(0, 1)

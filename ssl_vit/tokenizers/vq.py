@@ -1,4 +1,4 @@
-"""A vocabulary learnt from the user's own images: a small VQ-VAE (1711.00937), or BEiT v2's VQ-KD (2208.06366).
+"""The vocabulary is learnt from the user's own images: a small VQ-VAE (1711.00937), or BEiT v2's VQ-KD (2208.06366).
 
 Both encode the image into one vector a patch, replace it by the nearest entry of a codebook, and decode: VQ-VAE the
 pixels, VQ-KD what a frozen teacher says of the patch. Entries and vectors have unit length, entries are moving
@@ -26,7 +26,7 @@ LARGEST = 8  # pixels of a patch that the encoder sees; larger patches are shrun
 
 
 class Codebook(nn.Module):
-    """K unit vectors that follow the vectors assigned to them; all state is in buffers."""
+    """The codebook holds K unit vectors that follow the vectors assigned to them; all state is in buffers."""
 
     def __init__(self, codes: int, dim: int) -> None:
         super().__init__()
@@ -36,12 +36,12 @@ class Codebook(nn.Module):
         self.register_buffer("share", torch.zeros(codes))  # so that all begin at patches of the first batch
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """The nearest entry's number [N] for unit vectors [N, D]."""
+        """Find the number of the nearest entry, int64 [N], for unit vectors [N, D]."""
         return (vectors @ self.words.T).argmax(1)
 
     @torch.no_grad()
     def follow(self, vectors: Tensor, chosen: Tensor) -> None:
-        """One step of the moving averages, for vectors [N, D] and what they chose [N]; idle entries move to vectors."""
+        """Move the averages by one step, for vectors [N, D] and what they chose [N]; idle entries jump to vectors."""
         codes = len(self.words)
         sums = torch.zeros_like(self.words).index_add_(0, chosen, vectors)
         counts = torch.bincount(chosen, minlength=codes).to(self.share.dtype)
@@ -56,7 +56,7 @@ class Codebook(nn.Module):
 
 
 class VQ(Tokenizer):
-    """The codebook between a small convolutional encoder and decoder."""
+    """The codebook stands between a small convolutional encoder and a decoder."""
 
     def __init__(
         self,
@@ -86,17 +86,17 @@ class VQ(Tokenizer):
         self.teacher = teacher.requires_grad_(False) if teacher is not None else None
 
     def forward(self, images: Tensor, grid: Grid) -> Tensor:
-        """Normalised images [B, 3, S, S] to tokens int64 [B, *grid]."""
+        """Turn normalised images [B, 3, S, S] into tokens int64 [B, *grid]."""
         vectors = self._encode(self._sized(images, grid))
         words: Tensor = self.codebook(vectors.flatten(0, 2))
         return words.view(vectors.shape[:3])
 
     def learnt(self) -> list[nn.Parameter]:
-        """Encoder and decoder; the codebook follows them by itself."""
+        """Return the parameters of encoder and decoder; the codebook follows them by itself."""
         return [*self.encoder.parameters(), *self.decoder.parameters()]
 
     def fit_loss(self, images: Tensor, grid: Grid) -> Tensor:
-        """Of decoding what is left of normalised images [B, 3, S, S], and the commitment; moves the codebook."""
+        """Compute the loss of decoding normalised images [B, 3, S, S], and of commitment; the codebook moves."""
         sized = self._sized(images, grid)
         vectors = self._encode(sized)
         flat = vectors.flatten(0, 2)
@@ -110,7 +110,7 @@ class VQ(Tokenizer):
         return self._distance(decoded, images, sized) + COMMITMENT * commitment
 
     def picture(self, images: Tensor, grid: Grid) -> Tensor | None:
-        """The decoded words as pixels in [0, 1] [B, 3, h, w]; None where a teacher's features are decoded."""
+        """Decode the words to pixels in [0, 1] [B, 3, h, w]; None where a teacher's features are decoded."""
         if self.teacher is not None:
             return None
         words = self.codebook.words[self(images, grid)]

@@ -46,7 +46,7 @@ class BlockCirculant(nn.Module):
 
 
 def full(dim: int) -> nn.Module:
-    """A linear layer [..., D] -> [..., D]."""
+    """Build a linear layer [..., D] -> [..., D]."""
     return nn.Linear(dim, dim)
 
 
@@ -88,7 +88,7 @@ class AugViT(PlainViT):
 
 
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of the official checkpoints to ours; the index tables of circulant layers are dropped."""
+    """Rename an official checkpoint to our names; the index tables of circulant layers are dropped."""
 
     def renamed(found: re.Match[str]) -> str:
         branch, second = found.groups()

@@ -81,7 +81,7 @@ class CAT(SwinLayout):
 
 
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of a checkpoint of linhezheng19/CAT to ours."""
+    """Rename a checkpoint of linhezheng19/CAT to our names."""
     places = {"pre_ipsa": 0, "cpsa": 1, "post_ipsa": 2}
     return rename_keys(
         {name: weight for name, weight in weights.items() if not name.endswith("relative_position_index")},

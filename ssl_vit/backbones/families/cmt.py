@@ -89,7 +89,7 @@ class Block(nn.Module):
 
 
 def ceil_div(size: Size, divisor: int) -> Size:
-    """Cells left of `size` when squares of `divisor` become one."""
+    """Count the cells left of `size` when squares of `divisor` become one."""
     return -(-size[0] // divisor), -(-size[1] // divisor)
 
 
@@ -177,7 +177,7 @@ class CMT(Pyramid):
 
 
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint of the authors' code, under our names."""
+    """Rename a checkpoint of the authors' code to our names."""
     return rename_keys(
         state_dict,
         (r"^stem_conv(\d)\.", lambda m: f"stem.{3 * int(m[1]) - 3}."),

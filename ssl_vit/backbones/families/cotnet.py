@@ -27,7 +27,7 @@ EXPANSION = 4
 
 
 def conv_bn(in_dim: int, dim: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """A convolution without bias, and batch norm."""
+    """Build a convolution without bias, and batch norm."""
     conv = nn.Conv2d(in_dim, dim, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(dim)]
 
@@ -109,7 +109,7 @@ class Bottleneck(nn.Module):
 
 
 def stem_of(in_chans: int, width: int | None) -> tuple[nn.Module, int]:
-    """ResNet's stem and its channels: 7 x 7 and a max-pool, or with a `width` three 3 x 3 and no pool."""
+    """Build ResNet's stem, and say its channels: 7 x 7 and a max-pool, or with a `width` three 3 x 3 and no pool."""
     if width is None:
         conv: nn.Module = nn.Conv2d(in_chans, 64, 7, stride=2, padding=3, bias=False)
         rest = [("bn1", nn.BatchNorm2d(64)), ("act1", nn.ReLU()), ("maxpool", nn.MaxPool2d(3, 2, padding=1))]
@@ -169,12 +169,12 @@ class CoTNet(Pyramid):
 
 
 def gated_conv(width: int, stride: int) -> nn.Module:
-    """A 3 x 3 convolution whose channels are gated by the whole map (split attention of radix 1)."""
+    """Build a 3 x 3 convolution whose channels are gated by the whole map (split attention of radix 1)."""
     return SplitAttn(width, stride=stride, radix=1, act_layer=nn.SiLU, norm_layer=nn.BatchNorm2d)
 
 
 def shortcut_of(in_dim: int, dim: int, stride: int, pooled: bool) -> nn.Module:
-    """To the block's width and stride: a strided 1 x 1 convolution, or a pool before a plain one."""
+    """Build the way to the block's width and stride: a strided 1 x 1 convolution, or a pool before a plain one."""
     if not pooled:
         return nn.Sequential(*conv_bn(in_dim, dim, stride=stride))
     pool = nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
@@ -182,7 +182,7 @@ def shortcut_of(in_dim: int, dim: int, stride: int, pooled: bool) -> nn.Module:
 
 
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint of the authors' code, under our names."""
+    """Rename a checkpoint of the authors' code to our names."""
     return rename_keys(
         state_dict,
         (r"^(conv1|bn1)\.", r"stem.\1."),

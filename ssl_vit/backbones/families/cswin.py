@@ -90,7 +90,7 @@ class CSWin(SwinLayout):
 
 
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of a checkpoint of microsoft/CSWin-Transformer to ours."""
+    """Rename a checkpoint of microsoft/CSWin-Transformer to our names."""
     return rename_keys(
         weights,
         (r"^stage1_conv_embed\.0", "stem.0"),

@@ -145,7 +145,7 @@ def _points(rows: int, columns: int, device: torch.device | None) -> Tensor:
 
 
 def nearest(size: Size, device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """For each window of a map the tokens nearest to its centre, [windows, N], and each one's offset, [windows, N, 2].
+    """Find the tokens nearest to the centre of each window of a map, [windows, N], and their offsets, [windows, N, 2].
 
     Then the same for windows. Both are numbered in the map padded to whole windows; no token is padding. Which of
     several equally near ones is taken depends on torch's topk: on the CPU it takes what the official code does.
@@ -209,7 +209,7 @@ class NearestAttention(FocalAttention):
 
 
 def overlapping(in_dim: int, dim: int, patch: int) -> nn.Module:
-    """Patches that overlap their neighbours by almost half, [B, C, H, W] -> [B, D, H / patch, W / patch]."""
+    """Embed patches that overlap their neighbours by almost half, [B, C, H, W] -> [B, D, H / patch, W / patch]."""
     conv = nn.Conv2d(in_dim, dim, 2 * patch - 1, patch, patch // 2)
     return nn.Sequential(OrderedDict(proj=conv, norm=LayerNorm2d(dim, eps=1e-5)))
 
@@ -245,7 +245,7 @@ class Focal(SwinLayout):
 
 
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of a checkpoint of microsoft/Focal-Transformer to ours."""
+    """Rename a checkpoint of microsoft/Focal-Transformer to our names."""
     buffers = re.compile(r"attn\.(relative_position_index|valid_ind|topk_|window_coords)")
     return rename_keys(
         {name: weight for name, weight in weights.items() if not buffers.search(name)},

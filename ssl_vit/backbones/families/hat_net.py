@@ -20,12 +20,12 @@ from ssl_vit.backbones.windows import even_windows
 
 
 def norm_of(dim: int, first: bool) -> nn.Module:
-    """Batch norm in the first version, one-group norm since."""
+    """Build batch norm in the first version, one-group norm since."""
     return nn.BatchNorm2d(dim) if first else nn.GroupNorm(1, dim, eps=1e-6)
 
 
 def attend(qkv: Sequence[Tensor], head_dim: int, first: bool, mask: Tensor | None = None) -> Tensor:
-    """Attention between maps: q [B, D, h, w], k and v [B, D, h', w'] -> [B, D, h, w]; `mask` is True where it may look.
+    """Attend between maps: q [B, D, h, w], k and v [B, D, h', w'] -> [B, D, h, w]; `mask` is True where it may look.
 
     The first version has no norm to calm the logits, and amplifies rounding until the output is another one: it keeps
     the authors' order of operations.
@@ -202,7 +202,7 @@ class HATNet(Pyramid):
 
 
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint of the authors' code, of either version, under our names."""
+    """Rename a checkpoint of the authors' code, of either version, to our names."""
     return rename_keys(
         state_dict,
         (r"^patch_embed\.", "stem."),

@@ -97,7 +97,7 @@ class LGTransformer(SwinLayout):
 
 
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights as they are: there is no official checkpoint that could be read."""
+    """Return the weights as they are: there is no official checkpoint that could be read."""
     return dict(weights)
 
 

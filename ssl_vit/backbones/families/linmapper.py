@@ -57,7 +57,7 @@ class DepthwiseMixer(nn.Module):
 
 
 def mixer(kind: str, dim: int, heads: int) -> nn.Module:
-    """One of the substitutes for attention; ValueError names them."""
+    """Build one of the substitutes for attention; ValueError names them."""
     if kind == "linear":
         return LinearMixer(dim, heads)
     if kind == "mlp":
@@ -109,7 +109,7 @@ class LinMapper(SwinLayout):
 
 
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights as they are: there is no official checkpoint."""
+    """Return the weights as they are: there is no official checkpoint."""
     return dict(weights)
 
 

@@ -31,7 +31,7 @@ RATIOS = ((12, 16, 20, 24), (6, 8, 10, 12), (3, 4, 5, 6), (1, 2, 3, 4))  # of ea
 
 
 def depthwise(dim: int) -> nn.Conv2d:
-    """A 3 x 3 convolution of each channel by itself."""
+    """Build a 3 x 3 convolution of each channel by itself."""
     return nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
 
@@ -128,7 +128,7 @@ class P2T(Pyramid):
 
 
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint of the authors' code, under our names."""
+    """Rename a checkpoint of the authors' code to our names."""
     return rename_keys(
         state_dict,
         (r"^patch_embed1\.", "stem."),

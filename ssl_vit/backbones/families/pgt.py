@@ -74,7 +74,7 @@ class PyramidGroupTransformer(SwinLayout):
 
 
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of the authors' encoder for mmsegmentation to ours, less the norms between encoder and decoder.
+    """Rename the authors' encoder for mmsegmentation to our names, less the norms before the decoder.
 
     It has no classifier; build the model with ``num_classes=0`` to load it.
     """

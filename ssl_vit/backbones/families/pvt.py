@@ -147,7 +147,7 @@ class PVT(Pyramid):
 
 
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint of the authors' code, under our names."""
+    """Rename a checkpoint of the authors' code to our names."""
     return rename_keys(
         state_dict,
         (r"^patch_embed1\.", "stem."),

@@ -21,7 +21,7 @@ THRESHOLD = 1.2  # times the mean score; the official code's
 
 
 def attention_map(block: nn.Module, x: Tensor) -> Tensor:
-    """How much each token of timm's block looks at each other one, mean over heads: [B, N, D] -> [B, N, N]."""
+    """Compute how much each token of timm's block looks at each other one, mean over heads: [B, N, D] -> [B, N, N]."""
     attn = block.get_submodule("attn")
     query, key, _ = attn.get_submodule("qkv")(block.get_submodule("norm1")(x)).chunk(3, dim=-1)
     query, key = (split_heads(part, attn.num_heads) for part in (query, key))  # type: ignore[arg-type]  # an int
@@ -51,7 +51,7 @@ def components(mask: Tensor) -> Tensor:
 
 
 def largest_box(mask: Tensor) -> Tensor:
-    """Box of the largest 8-connected component of each mask [B, H, W]: [B, 4] as top, left, bottom, right.
+    """Box the largest 8-connected component of each mask [B, H, W]: [B, 4] as top, left, bottom, right.
 
     Bottom and right are the first row and column after it. Of equals the first in raster order; of an empty mask, all.
 
@@ -134,7 +134,7 @@ OFFICIAL = (  # pattern of official names -> ours
 
 
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of the official checkpoints to ours; query, key and value become one matrix."""
+    """Rename an official checkpoint to our names; query, key and value become one matrix."""
     ours = rename_keys(state_dict, *OFFICIAL)
     for name in [name for name in ours if ".attn.query." in name]:
         parts = [ours.pop(name.replace(".query.", f".{part}.")) for part in ("query", "key", "value")]

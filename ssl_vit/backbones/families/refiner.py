@@ -109,7 +109,7 @@ class Block(nn.Module):
 
 
 def stem(in_chans: int, embed_dim: int) -> nn.Module:
-    """Three convolutions at half the resolution, then patches of 8 x 8."""
+    """Build three convolutions at half the resolution, then patches of 8 x 8."""
     return nn.Sequential(
         ConvNormAct(in_chans, 32, 7, stride=2),
         ConvNormAct(32, 64, 3),
@@ -171,7 +171,7 @@ OFFICIAL = (  # pattern of official names -> ours
 
 
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of the official checkpoints to ours."""
+    """Rename an official checkpoint to our names."""
     return rename_keys(state_dict, *OFFICIAL)
 
 

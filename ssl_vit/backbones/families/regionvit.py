@@ -226,7 +226,7 @@ class RegionViT(Pyramid):
 
 
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of a checkpoint of IBM/RegionViT to ours; norms over maps are kept as vectors, offsets in Swin's order."""
+    """Rename a checkpoint of IBM/RegionViT to our names; norms of maps are kept as vectors, offsets in Swin's order."""
     renamed = rename_keys(
         weights,
         (r"\.proj_cls\.", ".proj."),  # two names of one tensor

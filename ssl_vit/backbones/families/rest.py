@@ -60,7 +60,7 @@ class PixelAttention(nn.Module):
 
 
 def downsample(in_chans: int, dim: int) -> nn.Sequential:
-    """A strided convolution to half the side, a norm, positions."""
+    """Build a strided convolution to half the side, a norm, positions."""
     return nn.Sequential(nn.Conv2d(in_chans, dim, 3, stride=2, padding=1), nn.BatchNorm2d(dim), PixelAttention(dim))
 
 
@@ -102,7 +102,7 @@ class ResT(Pyramid):
 
 
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint of the authors' code, under our names."""
+    """Rename a checkpoint of the authors' code to our names."""
     return rename_keys(
         state_dict,
         (r"^stem\.(conv|norm)(\d)\.", lambda m: f"stem.{3 * int(m[2]) - 3 + (m[1] == 'norm')}."),

@@ -132,7 +132,7 @@ class ShuffleTransformer(Pyramid):
 
 
 def load_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of a checkpoint of mulinmeng/Shuffle-Transformer to ours."""
+    """Rename a checkpoint of mulinmeng/Shuffle-Transformer to our names."""
     return rename_keys(
         {name: weight for name, weight in weights.items() if not name.endswith("relative_position_index")},
         (r"^to_token\.conv1\.", "stem."),

@@ -110,7 +110,7 @@ class TokensToTokens(nn.Module):
 
 
 def sinusoids(count: int, dim: int) -> Tensor:
-    """Fixed positions [count, dim] (1706.03762): sines in even channels, cosines in odd ones."""
+    """Make fixed positions [count, dim] (1706.03762): sines in even channels, cosines in odd ones."""
     channel = torch.arange(dim, dtype=torch.float64)
     angle = torch.arange(count, dtype=torch.float64)[:, None] / 10000 ** (2 * (channel // 2) / dim)
     return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float()
@@ -133,7 +133,7 @@ class T2TViT(PlainViT):
 
 
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of the official checkpoints to ours; the last projection is a convolution here."""
+    """Rename an official checkpoint to our names; the last projection is a convolution here."""
     ours = {name.replace("tokens_to_token.", "patch_embed.stem."): value for name, value in state_dict.items()}
     weight = ours["patch_embed.stem.project.weight"]
     ours["patch_embed.stem.project.weight"] = weight.reshape(len(weight), TOKEN_DIM, 3, 3)

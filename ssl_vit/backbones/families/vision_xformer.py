@@ -21,7 +21,7 @@ from ssl_vit.backbones.plain import PlainViT, stem_embed
 
 
 def conv_stem(in_chans: int, dim: int, patch: int) -> nn.Sequential:
-    """3 x 3 to 32 and to 64 channels, then to `dim`, [B, C, H, W] -> [B, D, H / patch, W / patch]."""
+    """Build convolutions 3 x 3 to 32, to 64 and to `dim` channels, [B, C, H, W] -> [B, D, H / patch, W / patch]."""
     stride = 1 if patch % 4 else 2
     rest = patch // stride**2
     return nn.Sequential(
@@ -41,7 +41,7 @@ class VisionXFormer(PlainViT):
 
 
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint of the authors' FNet or hybrid FNet, under our names; their attention layers differ from ours."""
+    """Rename a checkpoint of the authors' FNet or hybrid FNet to our names; their attention layers differ."""
     hybrid = "to_patch_embedding.0.weight" in state_dict
     renamed = rename_keys(
         state_dict,

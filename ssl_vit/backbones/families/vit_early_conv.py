@@ -19,7 +19,7 @@ from ssl_vit.backbones.plain import PlainViT, stem_embed
 
 
 def conv_stem(in_chans: int, dim: int, widths: Sequence[int], strides: Sequence[int]) -> nn.Sequential:
-    """3 x 3 convolutions with batch norm and ReLU, then 1 x 1 to the width of the tokens."""
+    """Build 3 x 3 convolutions with batch norm and ReLU, then 1 x 1 to the width of the tokens."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for i, (width, stride) in enumerate(zip(widths, strides, strict=True)):
         layers[f"conv{i}"] = nn.Conv2d(in_chans, width, 3, stride=stride, padding=1, bias=False)
@@ -46,7 +46,7 @@ class EarlyConvViT(PlainViT):
 
 
 def load_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint of pycls, under our names."""
+    """Rename a checkpoint of pycls to our names."""
     renamed = rename_keys(
         state_dict,
         (r"^stem\.patchify\.", "patch_embed.proj."),

@@ -1,4 +1,4 @@
-"""torchvision's names (torchvision 0.26 and later)."""
+"""timm's names become torchvision's (torchvision 0.26 and later)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _CONVNEXT_BLOCK = {
 
 
 def window_index(bias: Tensor) -> Tensor:
-    """Row of the bias table [(2 w - 1)², heads] for each pair of cells of a w × w window, [w² · w²]."""
+    """Return the row of the bias table [(2 w - 1)², heads] for each pair of cells of a w × w window, [w² · w²]."""
     width = (round(bias.shape[0] ** 0.5) + 1) // 2
     cells = torch.cartesian_prod(torch.arange(width), torch.arange(width))
     apart = cells[:, None] - cells[None] + width - 1
@@ -89,12 +89,12 @@ def _downsample(stage: int, ours: str = "layers") -> tuple[str, str]:
 
 
 def flat(weights: Sequence[Tensor]) -> Sequence[Tensor]:
-    """A 1 × 1 convolution's weight as a linear layer's."""
+    """Turn a 1 × 1 convolution's weight into a linear layer's."""
     return [weight.flatten(1) for weight in weights]
 
 
 def flat_scale(weights: Sequence[Tensor]) -> Sequence[Tensor]:
-    """[D, 1, 1] -> [D]."""
+    """Flatten a scale, [D, 1, 1] -> [D]."""
     return [weight.flatten() for weight in weights]
 
 
