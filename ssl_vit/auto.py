@@ -26,6 +26,7 @@ from ssl_vit.data.decode import BadImage, decode
 from ssl_vit.data.scan import scan
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
+from ssl_vit.methods import check_recipe
 from ssl_vit.methods.base_config import Situation, settled
 from ssl_vit.training.compiler import PAYS, can_compile
 from ssl_vit.training.speed import bfloat16_is_fast
@@ -121,7 +122,9 @@ def resolve_config(
         grid=info.grid,
         parts=resolver.get("train.accumulate"),
     )
-    for key, (value, why) in config.method.choose(given).items():
+    recipe = config.method.choose(given)
+    check_recipe(config.method.name, recipe, resolver.tree)
+    for key, (value, why) in recipe.items():
         resolver.decide(key, value, why)
     chosen = RunConfig.model_validate(resolver.tree)
     _refuse(chosen, info)
@@ -132,10 +135,7 @@ def resolve_config(
             _, notes = fit(backbone, weights)
         resolver.decisions.append(Decision("backbone.weights", weights.file, "; ".join(notes), "--weights FILE"))
     _choose_data(resolver, facts)  # last, as it decodes images: all that can be refused has been
-    resolved = RunConfig.model_validate(resolver.tree)
-    open_keys = [f"{a}.{b}" for a, part in resolver.tree.items() for b, value in part.items() if value == "auto"]
-    assert not open_keys, f"the recipe of {resolved.method.name} does not decide {open_keys}"
-    return resolved, resolver.decisions
+    return RunConfig.model_validate(resolver.tree), resolver.decisions
 
 
 class _Resolver:

@@ -15,6 +15,7 @@ import timm
 import torch
 
 import ssl_vit
+from ssl_vit import plugins
 from ssl_vit.auto import Decision, table
 from ssl_vit.config import RunConfig, dump, load_config
 from ssl_vit.data.scan import scan
@@ -67,6 +68,7 @@ def open_folder(out: Path, config: RunConfig, decisions: list[Decision], source:
     """Everything about a run that is known before its first step, into a folder that is there."""
     (out / "checkpoints").mkdir(exist_ok=True)
     _log_to(out / "train.log")
+    plugins.announce()
     if resume:
         log.info("resumed")
         return

@@ -89,6 +89,7 @@ def _description(
     for key, file in settings["method"].items():
         if key.endswith("_weights") and file is not None:
             settings["method"][key] = Path(file).name
+    settings["plugins"] = {Path(place).name: digest for place, digest in settings["plugins"].items()}
     scanned = json.loads((out / "data.json").read_text())
     return {
         "version": ssl_vit.__version__,

@@ -21,10 +21,12 @@ from ssl_vit.methods.base_config import (
     Situation,
     settled,
 )
+from ssl_vit.registry import register_method
 
 WHOLE = {"deformable_detr": (300, 1024), "detr": (100, 2048)}  # official queries and hidden width
 
 
+@register_method("detreg", loss="ssl_vit.methods.detreg:DETReg")
 class Config(MethodConfig):
     """Pretraining of a detector on proposed regions, around a frozen backbone."""
 
