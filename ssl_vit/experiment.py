@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ import lightning as L
 import torch
 
 from ssl_vit.auto import Decision, gather_facts, resolve_config
-from ssl_vit.backbones import create_backbone
-from ssl_vit.checkpoints.inspection import Inspection, inspect
-from ssl_vit.checkpoints.load import put
+from ssl_vit.backbones import backbone_name, create_backbone
+from ssl_vit.backbones.adapter import AdaptedBackbone
+from ssl_vit.checkpoints.inspection import Inspection
+from ssl_vit.checkpoints.load import opened, put
 from ssl_vit.config import RunConfig, check_data, check_out, load_config
 from ssl_vit.data.batch import to_views
 from ssl_vit.data.dataset_name import Images, described, is_object
@@ -27,9 +28,11 @@ from ssl_vit.data.sources import Source, open_source, require
 from ssl_vit.errors import UserError
 from ssl_vit.eval.online import OnlineScore
 from ssl_vit.eval.readout import Readout
-from ssl_vit.methods import method_class
+from ssl_vit.methods import method_class, method_name
 from ssl_vit.methods.base_config import settled
 from ssl_vit.methods.method import Method
+from ssl_vit.plugins import flags as plugin_flags
+from ssl_vit.plugins import use
 from ssl_vit.proposals.propose import propose
 from ssl_vit.proposals.store import Proposals
 from ssl_vit.report.gaze import draw_gaze
@@ -73,7 +76,10 @@ def pretrain(
     out: Path | str,
     settings: Mapping[str, Any] | None = None,
     *,
+    method: str | type[Method] | None = None,
+    backbone: str | AdaptedBackbone | None = None,
     val: Images | None = None,
+    plugins: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
 ) -> RunResult:
@@ -81,9 +87,11 @@ def pretrain(
 
     data: a folder or whatever else ``ssl_vit.data.sources.open_source`` opens, such as
         ``torchvision.datasets.CIFAR10(root)`` or a ``datasets.Dataset``; or a whole configuration, see
-        :func:`ssl_vit.config.load_config`, which leaves no room for settings and val.
+        :func:`ssl_vit.config.load_config`, which leaves no room for settings, method, backbone and val.
     out: a folder that does not exist yet, unless ``resume`` goes on with the run there or ``overwrite`` starts anew.
     settings: values by key, ``{"method.name": "ibot", "train.epochs": 100}``; the others are chosen, or the run's own.
+    method, backbone: their names; or a class that is registered, and a network as :func:`ssl_vit.as_backbone` gives it.
+    plugins: files and modules of your own with methods and backbones, as ``--plugin`` names them.
     val: labelled images on which k-NN scores the features as they are learnt.
 
     Raises:
@@ -91,13 +99,20 @@ def pretrain(
         RunFailed: too many unreadable images, no finite gradient, a lost worker, an export that does not verify.
         StoppedError: SIGTERM or Ctrl-C; the run can be resumed.
     """
+    use(plugins)
     if isinstance(data, RunConfig):
-        if settings is not None or val is not None:
-            raise UserError("a configuration is whole; put settings and val into it, or give a folder instead of it")
+        if any(each is not None for each in (settings, method, backbone, val)):
+            raise UserError(
+                "a configuration is whole; put settings, method, backbone and val into it, or give a folder instead"
+            )
         return _pretrain(data, data.data.path, data.data.val, Path(out), resume, overwrite)
     flags = {**(settings or {}), "data.path": described(data)}
     if val is not None:
         flags["data.val"] = described(val)
+    if method is not None:
+        flags["method.name"] = method_name(method)
+    if backbone is not None:
+        flags["backbone.name"] = backbone_name(backbone)
     config = load_config([Path(out) / "config.yaml"] if resume else [], flags=flags)
     return _pretrain(config, data, val if val is not None else config.data.val, Path(out), resume, overwrite)
 
@@ -229,7 +244,8 @@ class _Run:
     def _again(self) -> str:
         if is_object(self.config.data.path):
             return f"ssl_vit.pretrain(dataset, {str(self.out)!r}, resume=True)"
-        return f"ssl-vit pretrain {shlex.quote(self.config.data.path)} --out {shlex.quote(str(self.out))} --resume"
+        data, out = shlex.quote(self.config.data.path), shlex.quote(str(self.out))
+        return f"ssl-vit pretrain {data} --out {out} --resume{plugin_flags()}"
 
     def _propose(self) -> None:
         """The regions that the method learns from, once a run folder: other ranks and a resumed run find them there."""
@@ -353,4 +369,4 @@ def build_method(config: RunConfig, weights: Inspection | None = None) -> Method
 
 def _weights(config: RunConfig) -> Inspection | None:
     """What the run is to start from, read and not yet loaded."""
-    return inspect(config.backbone.weights) if config.backbone.weights is not None else None
+    return opened(config.backbone.weights) if config.backbone.weights is not None else None

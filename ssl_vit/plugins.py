@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import logging
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,11 +22,11 @@ from types import ModuleType
 from typing import Any
 
 from ssl_vit.errors import UserError
-from ssl_vit.registry import METHODS, Entry, MethodEntry, Registry, add_source, said
+from ssl_vit.registry import BACKBONES, METHODS, Entry, MethodEntry, Registry, add_source, said
 
 log = logging.getLogger("ssl_vit")
 
-REGISTRIES: tuple[Registry[Any], ...] = (METHODS,)
+REGISTRIES: tuple[Registry[Any], ...] = (METHODS, BACKBONES)
 _TIMM = "timm.models._registry"
 
 
@@ -181,6 +182,11 @@ def announce() -> None:
         log.info("%s", plugin)
 
 
+def flags() -> str:
+    """What a command line needs so that the same plugins are in use: " --plugin my.py", or nothing."""
+    return "".join(f" --plugin {shlex.quote(plugin.place)}" for plugin in in_use())
+
+
 @contextmanager
 def withdrawn_after() -> Iterator[None]:
     """Plugins named meanwhile are in use until the end: one command's don't serve the next one's."""
@@ -199,7 +205,7 @@ def recorded(method: str, backbone: str) -> dict[str, str]:
     """
     load()
     kept = {plugin.place: plugin.sha256 for plugin in in_use()}
-    for registry, name in zip(REGISTRIES, (method, backbone), strict=False):
+    for registry, name in zip(REGISTRIES, (method, backbone), strict=True):
         entry = registry.entries.get(name)
         if entry is not None and _by_hand(registry, entry):
             kept[str(entry.origin.file)] = _sha256(entry.origin.file)
@@ -238,15 +244,102 @@ def changed(place: str, before: str, now: str) -> str:
     )
 
 
+def load_plugin(given: str) -> None:
+    """Import a plugin, a file or module, and let it be in use from here on, as ``--plugin`` does.
+
+    Raises:
+        UserError: it isn't there, can't be imported, registers nothing, or takes a name that is taken.
+    """
+    use([given])
+    load()
+
+
+Source = dict[str, str | None]
+"""Where a network is from that others can't build: "file" or "module" and "sha256"; or "package"."""
+
+
+def source_of(module: str) -> Source | None:
+    """Where a module of a network's is from, as config.json keeps it, without a path of this machine.
+
+    None for timm's and ours, and where nobody can tell.
+    """
+    if not _is_foreign(module):
+        return None
+    for plugin in in_use():
+        if module in plugin.brought:
+            return {"file" if plugin.is_file else "module": Path(plugin.place).name, "sha256": plugin.sha256}
+    for points in BACKBONES.announced.values():
+        if points[0].dist and points[0].module.partition(".")[0] == module.partition(".")[0]:
+            return {"package": points[0].dist.name}
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return {"file": Path(file).name, "sha256": _sha256(Path(file))} if file else None
+
+
+def title(source: Mapping[str, Any]) -> str:
+    """What :func:`source_of` says, in words."""
+    if package := source.get("package"):
+        return f"the package {package}"
+    place = source.get("file") or source.get("module")
+    return f"the plugin {place}" if place else "a copy of the module that was given"
+
+
+def import_line(module: str) -> str:
+    """The Python that registers what a module does, wherever it is run on this machine."""
+    for plugin in in_use():
+        if module in plugin.brought:
+            return f"import ssl_vit; ssl_vit.load_plugin({plugin.place!r})"
+    return f"import {module}"
+
+
+def is_same(source: Mapping[str, Any]) -> bool:
+    """Whether what can build a network is as it was when :func:`source_of` gave this, as far as files show it."""
+    return "sha256" not in source or source["sha256"] in _digests().values()
+
+
+def require(source: Mapping[str, Any], name: str, holder: str) -> None:
+    """Nothing, where what can build a network is at hand; that it has changed is said.
+
+    source: as :func:`source_of` gave it. name: of the network; holder: the file of its weights.
+
+    Raises:
+        UserError: it isn't; which plugin to name.
+    """
+    load()
+    what = f"{holder}: holds the backbone {name!r}"
+    if package := source.get("package"):
+        if name in BACKBONES.announced:
+            return
+        raise UserError(f"{what} of the package {package}, which is not installed; install it")
+    place = source.get("file") or source.get("module")
+    if place is None:
+        if name in BACKBONES.entries:
+            return
+        raise UserError(
+            f"{what}, a module that was given in Python; give it again by ssl_vit.as_backbone(…, name={name!r})"
+        )
+    if is_same(source):
+        return
+    near = next((known for known in _digests() if Path(known).name == place), None)
+    if near is None:
+        raise UserError(
+            f"{what} of the plugin {place}, and a file of weights never imports code; add --plugin {place} (in Python: "
+            f"ssl_vit.load_plugin({place!r}))"
+        )
+    log.warning("%s: the plugin %s has changed since the weights were written", holder, near)
+
+
 def _digests() -> dict[str, str]:
     """sha256 by place, of all plugins in use and of the user's files that she has imported herself."""
     load()
     found = {plugin.place: plugin.sha256 for plugin in in_use()}
-    for registry in REGISTRIES:
-        for entry in list(registry.entries.values()):
-            if _by_hand(registry, entry):
-                found.setdefault(str(entry.origin.file), _sha256(entry.origin.file))
-    return found
+    by_hand = {
+        entry.origin.file for registry in REGISTRIES for entry in registry.entries.values() if _by_hand(registry, entry)
+    }
+    withdrawn = {module for plugin in _known.values() if plugin.place not in _in_use for module in plugin.brought}
+    for module in {function.__module__ for function in _timm_entrypoints().values()} - withdrawn:
+        if _is_foreign(module) and (file := getattr(sys.modules.get(module), "__file__", None)):
+            by_hand.add(Path(file).resolve())
+    return found | {str(file): _sha256(file) for file in by_hand if str(file) not in found}
 
 
 def _by_hand(registry: Registry[Any], entry: Entry) -> bool:
@@ -298,12 +391,20 @@ def _loss_file(entry: MethodEntry) -> Path | None:
 
 def _timm_names(modules: set[str]) -> set[str]:
     """What these modules have registered in timm's registry, if timm has been imported at all."""
-    points = getattr(sys.modules.get(_TIMM), "_model_entrypoints", {})
     return {
         name
-        for name, function in points.items()
-        if function.__module__ in modules and not function.__module__.startswith(("timm.", "ssl_vit."))
+        for name, function in _timm_entrypoints().items()
+        if function.__module__ in modules and _is_foreign(function.__module__)
     }
+
+
+def _timm_entrypoints() -> dict[str, Any]:
+    found: dict[str, Any] = getattr(sys.modules.get(_TIMM), "_model_entrypoints", {})
+    return found
+
+
+def _is_foreign(module: str) -> bool:
+    return module.partition(".")[0] not in ("timm", "ssl_vit")
 
 
 def _same(file: str | None, path: Path) -> bool:

@@ -10,12 +10,12 @@ import difflib
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Protocol, TypeVar, get_args
 
 from ssl_vit.errors import UserError
 
@@ -118,15 +118,16 @@ class Registry(Generic[E]):
         if name not in self.entries:
             load_sources()
         if name not in self.entries and name in self.announced:
-            self._load_announced(name)
+            self.import_announced(name)
+            if name not in self.entries:
+                self.refuse_empty(name)
         if name not in self.entries:
             raise UnknownName(f"unknown {self.kind} {name!r}; {self.hint(name)}")
         return self.entries[name]
 
     def hint(self, name: str) -> str:
         """What to type instead of a name that isn't there."""
-        near = difflib.get_close_matches(name, self.names(), n=1)
-        return f"did you mean {near[0]}?" if near else f"known: {', '.join(self.names()) or 'none'}"
+        return spelt(name, self.names())
 
     def add(self, entry: E) -> None:
         """Register; UserError, naming both, where the name is somebody else's."""
@@ -148,27 +149,40 @@ class Registry(Generic[E]):
     def _refuse(self, name: str, both: str) -> NoReturn:
         raise UserError(f"the {self.kind} {name!r} is taken: {both} register it; rename one, or leave one out")
 
-    def _load_announced(self, name: str) -> None:
-        [point] = self.announced[name]
+    def import_announced(self, name: str) -> None:
+        """Import what an installed package announces; UserError where that fails."""
         try:
-            point.load()
+            self.announced[name][0].load()
         except UserError:
             raise
         except Exception as error:  # whatever a stranger's package raises
+            package = _package(self.announced[name][0])
             raise UserError(
-                f"{_package(point)} can't be imported for the {self.kind} {name!r}: {said(error)}; mend or remove it"
+                f"{package} can't be imported for the {self.kind} {name!r}: {said(error)}; mend or remove it"
             ) from error
-        if name not in self.entries:
-            raise UserError(
-                f"{_package(point)} announces the {self.kind} {name!r} and does not register it when it is imported; "
-                "mend or remove it"
-            )
+
+    def refuse_empty(self, name: str) -> NoReturn:
+        """UserError for a package that has not registered what it announces."""
+        raise UserError(
+            f"{_package(self.announced[name][0])} announces the {self.kind} {name!r} and does not register it when it "
+            "is imported; mend or remove it"
+        )
 
 
 def _package(point: EntryPoint) -> str:
     """An entry point and the package that it is of."""
     dist = f"the package {point.dist.name} {point.dist.version}" if point.dist else "a package"
     return f"{dist} (entry point {point.value})"
+
+
+def spelt(word: str, known: Iterable[str]) -> str:
+    """What to type instead of a word that isn't known.
+
+    >>> spelt("dina", ["dino", "mae"])
+    'did you mean dino?'
+    """
+    near = difflib.get_close_matches(word, names := sorted(known), n=1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(names) or 'none'}"
 
 
 def said(error: BaseException, file: Path | None = None) -> str:
@@ -243,6 +257,97 @@ def register_method(
         return thing
 
     return register
+
+
+NetworkKind = Literal["transformer", "convolutional", "mlp", "hybrid"]
+"""What a network mixes its tokens with; recipes depend on it."""
+
+_FAMILIES: dict[str, NetworkKind] = {}  # module to the kind of all that it registers in timm's registry
+
+
+def declare_kind(module: str, kind: NetworkKind) -> None:
+    """Say what kind of network a family is whose names are registered in timm's registry.
+
+    module: the family's ``__name__``. Without it the kind is guessed from the layers, and the guess is said.
+    """
+    _FAMILIES[module] = _known_kind(kind)
+
+
+def declared_kind(module: str) -> NetworkKind | None:
+    """What a module has declared, or None."""
+    return _FAMILIES.get(module)
+
+
+Colour = tuple[float, float, float]  # red, green, blue of images in [0, 1]
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a network of any making gives for normalised images [B, 3, H, W], as its author declares it."""
+
+    kind: NetworkKind
+    dim: int  # D
+    stride: int  # s, pixels per cell of the last map
+    gives: Literal["map", "tokens"] = "map"  # [B, D, H/s, W/s] or [B, prefix + H/s * W/s, D]
+    prefix: int = 0  # tokens in front that are no patch
+    stages: tuple[tuple[int, int], ...] = ()  # (channels, stride) of each where it gives a list of maps, finest first
+    image_size: int = 224  # pixels a side that it is built for
+    mean: Colour = (0.485, 0.456, 0.406)  # of images, ImageNet's, where a run's own aren't known
+    std: Colour = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        _known_kind(self.kind)
+        if self.gives not in ("map", "tokens"):
+            raise UserError(f"gives={self.gives!r}: expected 'map' or 'tokens'")
+        if self.stages and (self.gives == "tokens" or self.stages[-1] != (self.dim, self.stride)):
+            raise UserError(
+                f"stages={self.stages}: expected (channels, stride) of maps, finest first, and of the last one "
+                f"({self.dim}, {self.stride}), which dim and stride say"
+            )
+
+
+@dataclass(frozen=True)
+class BackboneEntry:
+    """A network that timm need not know: what builds it, and what it gives."""
+
+    name: str
+    build: Callable[..., Any]  # of keyword arguments; gives a torch.nn.Module
+    declared: Declared
+    origin: Origin
+
+
+BACKBONES: Registry[BackboneEntry] = Registry("backbone")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def register_backbone(name: str, *, kind: NetworkKind, dim: int, stride: int, **declared: Any) -> Callable[[F], F]:
+    """Register what builds a network, a function or an ``nn.Module`` class, under a name, as a decorator.
+
+    kind, dim, stride and declared are the fields of :class:`Declared`, the network's shape::
+
+        @register_backbone("my_net", kind="convolutional", dim=64, stride=8)
+        class MyNet(nn.Module): ...  # forward: images [B, 3, H, W] -> map [B, 64, H/8, W/8]
+
+    It is built with ``backbone.args``, and with ``img_size`` and ``drop_path_rate`` where it takes them. A model by
+    timm's conventions is better registered by timm's ``register_model``, with its kind by :func:`declare_kind`.
+
+    Raises:
+        UserError: the name is taken, both files are named; or what is declared makes no sense.
+    """
+    frame, shape = sys._getframe(1), Declared(kind, dim, stride, **declared)
+
+    def register(build: F) -> F:
+        BACKBONES.add(BackboneEntry(name, build, shape, _origin(frame, build)))
+        return build
+
+    return register
+
+
+def _known_kind(kind: NetworkKind) -> NetworkKind:
+    if kind not in get_args(NetworkKind):
+        raise UserError(f"kind={kind!r}: expected one of {', '.join(get_args(NetworkKind))}")
+    return kind
 
 
 def _origin(frame: Any, thing: Any) -> Origin:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ssl_vit
-from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.checkpoints.hub import is_hub_id
 from ssl_vit.config import RunConfig
 from ssl_vit.detectors.files import FILE, detector_of, save
@@ -52,7 +52,7 @@ def finish(
     folder, data = out / "export", config.data
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed after exporting
     backbone, detector = method.exported(), method.detector()
-    assert isinstance(backbone, TimmBackbone)  # the one adapter
+    assert isinstance(backbone, AdaptedBackbone)  # the one adapter
     backbone.info = replace(backbone.info, mean=settled(data.mean), std=settled(data.std))
     exported = hand_over(backbone, folder, "timm", _description(config, method, out, steps, verdict, bad_files))
     if detector is not None:

@@ -129,3 +129,137 @@ def package(folder: Path, name: str, points: dict[str, dict[str, str]], files: d
     ]
     (info / "entry_points.txt").write_text("\n".join(lines))
     return str(folder)
+
+
+NET = '''
+import torch
+from torch import nn
+
+from ssl_vit.registry import register_backbone
+
+
+@register_backbone("toy_net", kind="convolutional", dim=24, stride=8, image_size=64)
+class ToyNet(nn.Module):
+    """Depthwise mixing that timm has never heard of."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 4, stride=4)
+        self.mix = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.fc = nn.Conv2d(width, 24, 2, stride=2)  # a name that heads have elsewhere
+
+    def forward(self, images):
+        x = self.stem(images)
+        return self.fc(torch.relu(x + self.mix(x)))
+'''
+
+TIMM_NET = '''
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import nn
+
+from ssl_vit.registry import declare_kind
+
+
+class ToyDepthwise(nn.Module):
+    """Depthwise mixing, by timm's conventions."""
+
+    def __init__(self, num_classes=0, in_chans=3, width=16, drop_path_rate=0.0):
+        super().__init__()
+        self.num_features, self.num_classes = 24, num_classes
+        self.stem = nn.Conv2d(in_chans, width, 4, stride=4)
+        self.mix = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.point = nn.Conv2d(width, width, 1)
+        self.out = nn.Conv2d(width, 24, 2, stride=2)
+        self.feature_info = [
+            {"num_chs": width, "reduction": 4, "module": "point"},
+            {"num_chs": 24, "reduction": 8, "module": "out"},
+        ]
+        self.reset_classifier(num_classes)
+
+    def reset_classifier(self, num_classes, global_pool=None):
+        self.fc = nn.Linear(24, num_classes) if num_classes else nn.Identity()
+
+    def forward_intermediates(self, x, indices=None, intermediates_only=False):
+        wanted, _ = feature_take_indices(2, indices)
+        x = self.stem(x)
+        first = self.point(torch.relu(x + self.mix(x)))
+        last = self.out(first)
+        maps = [(first, last)[index] for index in wanted]
+        return maps if intermediates_only else (last, maps)
+
+    def forward_features(self, x):
+        return self.forward_intermediates(x, 1)[0]
+
+    def forward_head(self, x, pre_logits=False):
+        x = x.mean((-2, -1))
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x):
+        return self.forward_head(self.forward_features(x))
+
+
+default_cfgs = generate_default_cfgs(
+    {"toy_depthwise": {"input_size": (3, 64, 64), "mean": (0.5,) * 3, "std": (0.5,) * 3, "classifier": "fc"}}
+)
+declare_kind(__name__, "convolutional")
+
+
+@register_model
+def toy_depthwise(pretrained=False, **kwargs):
+    return build_model_with_cfg(ToyDepthwise, "toy_depthwise", pretrained, **kwargs)
+'''
+
+_DECLARED = '"toy_net", kind="convolutional", dim=24, stride=8, image_size=64'
+
+
+def net(declared: str, gives: str = "") -> str:
+    """The network with another declaration, and another last line of its forward."""
+    text = NET.replace(_DECLARED, f'"toy_net", {declared}')
+    return text.replace("        return self.fc(torch.relu(x + self.mix(x)))", f"        {gives}") if gives else text
+
+
+MISDECLARED = {  # a network: the file, and what is said of it
+    "dim": (
+        net('kind="mlp", dim=32, stride=8'),
+        "{file} line 8: the backbone 'toy_net' is declared to give [2, 32, 28, 28] of two images of 224×224 pixels "
+        "(gives='map', dim=32, stride=8), and gives [2, 24, 28, 28]; mend the declaration or the network",
+    ),
+    "stride": (net('kind="mlp", dim=24, stride=16'), "and gives [2, 24, 28, 28]; mend the declaration"),
+    "tokens": (net('kind="mlp", dim=24, stride=8, gives="tokens"'), "declared to give [2, 784, 24] of two images"),
+    "stages": (
+        net('kind="mlp", dim=24, stride=8, stages=((16, 4), (24, 8))', "return [x, x]"),
+        "declared to give [2, 16, 56, 56], [2, 24, 28, 28] of two images of 224×224 pixels (gives='map', dim=24, "
+        "stride=8, stages=((16, 4), (24, 8))), and gives [2, 16, 56, 56], [2, 16, 56, 56]; mend",
+    ),
+    "nothing": (net('kind="mlp", dim=24, stride=8', "return {'map': x}"), "and gives a dict; mend"),
+    "raises": (
+        net('kind="mlp", dim=24, stride=8', "raise ValueError('odd')"),
+        "{file} line 8: the backbone 'toy_net' can't take images of 224×224 pixels (ValueError: odd); mend it, or",
+    ),
+    "can't be built": (
+        net('kind="mlp", dim=24, stride=8').replace("super().__init__()", "self.x = nn.Linear(1, 1)"),
+        "{file} line 8: the backbone 'toy_net' can't be built with no arguments (AttributeError: cannot assign module",
+    ),
+    "is no module": (
+        "from ssl_vit.registry import register_backbone\n"
+        "@register_backbone('toy_net', kind='mlp', dim=1, stride=1)\ndef f():\n    return 3\n",
+        "{file} line 2: the backbone 'toy_net' is a int, expected a torch.nn.Module",
+    ),
+    "kind": (net('kind="convolution", dim=24, stride=8'), "kind='convolution': expected one of transformer, convolut"),
+    "gives": (net('kind="mlp", dim=24, stride=8, gives="vector"'), "gives='vector': expected 'map' or 'tokens'"),
+    "wrong stages": (
+        net('kind="mlp", dim=24, stride=8, stages=((24, 8), (16, 4))'),
+        "stages=((24, 8), (16, 4)): expected (channels, stride) of maps, finest first, and of the last one (24, 8)",
+    ),
+    "no shape": (net('kind="mlp", dim=24'), "can't be imported: line 8: TypeError: register_backbone() missing 1"),
+    "timm's name": (
+        NET.replace('"toy_net"', '"resnet18"'),
+        "the backbone 'resnet18' is taken: {file} line 8 and timm.models.resnet register it; rename yours",
+    ),
+    "timm's name in timm": (
+        TIMM_NET.replace("toy_depthwise", "resnet18"),
+        "{file}: the backbone 'resnet18' is taken, timm has it; rename yours",
+    ),
+}

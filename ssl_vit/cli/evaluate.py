@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ssl_vit.cli.parser import Parser, add_weights, heard, images, nearest, new_file, one_of, say
+from ssl_vit.cli.parser import Parser, add_weights, bring_in_plugins, heard, images, nearest, new_file, one_of, say
 from ssl_vit.errors import UserError
 from ssl_vit.eval.kinds import KINDS, POOLINGS, PRECISIONS, Option, layers
 
@@ -45,6 +45,7 @@ def evaluate(argv: list[str]) -> None:
         parser.add_argument("--figure", type=new_file, metavar="FILE", help="draw the result there, a .png")
     args = vars(parser.parse(rest))
     figure = args.pop("figure", None)
+    bring_in_plugins()
     from ssl_vit.eval import api
 
     with heard():
@@ -65,6 +66,7 @@ def embed(argv: list[str]) -> None:
     parser.add_argument("--out", type=new_file, metavar="FILE", required=True, help=words)
     _add_readout(parser)
     args = vars(parser.parse(argv))
+    bring_in_plugins()
     from ssl_vit.eval import embed as script
 
     say(str(script.embed(args.pop("weights"), args.pop("data"), args.pop("out"), **args)))

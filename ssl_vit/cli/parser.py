@@ -76,6 +76,13 @@ def without_plugins(argv: list[str]) -> list[str]:
     return rest
 
 
+def bring_in_plugins() -> None:
+    """Import the plugins in use, and say each in one line on stderr; UserError where one can't be imported."""
+    plugins.load()
+    with heard():
+        plugins.announce()
+
+
 def add_weights(parser: Parser) -> None:
     """The arguments that name a network with its weights."""
     parser.add_argument("weights", metavar="RUN|WEIGHTS", type=weights, help="a run, a file of weights or a hub id")

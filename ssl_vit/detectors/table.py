@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.detectors.deformable_detr import DeformableDETR
 from ssl_vit.detectors.detr import DETR
 from ssl_vit.detectors.finder import Finder, SetFinder
 from ssl_vit.detectors.regions import faster_rcnn, mask_rcnn, retinanet
 from ssl_vit.detectors.yolos import YOLOS
 
-Builder = Callable[[TimmBackbone, int, int], Finder]  # of (backbone, classes, pixels a side of the canvas)
+Builder = Callable[[AdaptedBackbone, int, int], Finder]  # of (backbone, classes, pixels a side of the canvas)
 
 
-def detr(backbone: TimmBackbone, classes: int, _: int) -> SetFinder:
+def detr(backbone: AdaptedBackbone, classes: int, _: int) -> SetFinder:
     """DETR in its official size, its norms learning: see ``deformable_detr``."""
     detector = DETR(backbone, classes)
     detector.freeze_norms(False)
     return SetFinder(detector, backbone.info)
 
 
-def deformable_detr(backbone: TimmBackbone, classes: int, _: int) -> SetFinder:
+def deformable_detr(backbone: AdaptedBackbone, classes: int, _: int) -> SetFinder:
     """Deformable DETR in its official size.
 
     Its norms learn, unlike the official one's, which always begins with weights: a network that begins without is
@@ -32,7 +32,7 @@ def deformable_detr(backbone: TimmBackbone, classes: int, _: int) -> SetFinder:
     return SetFinder(detector, backbone.info)
 
 
-def yolos(backbone: TimmBackbone, classes: int, size: int) -> SetFinder:
+def yolos(backbone: AdaptedBackbone, classes: int, size: int) -> SetFinder:
     """YOLOS; UserError for what is no plain ViT with a class token."""
     return SetFinder(YOLOS(backbone, classes, image_size=(size, size)), backbone.info)
 

@@ -60,6 +60,10 @@ def fitted(
     loader = crops(source, readout.image_size, epochs, batch, job.seed, device)
     torch.manual_seed(job.seed)
     model: Any = copy.deepcopy(job.backbone.get_submodule("model"))
+    if not hasattr(model, "reset_classifier"):
+        raise UserError(
+            f"{job.backbone.info.name}: timm can't give it a classifier to fine-tune; use ssl-vit eval linear"
+        )
     model.reset_classifier(classes)
     model.to(device).train()
     optimizer = create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=WEIGHT_DECAY, layer_decay=layer_decay)

@@ -10,20 +10,23 @@ from typing import Any
 import safetensors
 import torch
 
-from ssl_vit.backbones.timm_adapter import TimmBackbone
-from ssl_vit.export import timm
+from ssl_vit.backbones.adapter import AdaptedBackbone
+from ssl_vit.backbones.module_adapter import ModuleBackbone
+from ssl_vit.export import plugin, timm
 from ssl_vit.export.target import WEIGHTS, Pairs, Verified, frozen, probe, run_snippet, save, verified, weights_of
 
 
-def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> Pairs:
+def write(backbone: AdaptedBackbone, folder: Path, description: Mapping[str, Any]) -> Pairs:
     """model.safetensors whose metadata has timm's config.json and the description as JSON, under "config"."""
     config = timm.config(backbone, backbone.info.mean, backbone.info.std, description)
     save(weights_of(backbone), folder, {"config": json.dumps(config)})
     return [(key, key) for key in weights_of(backbone)]
 
 
-def snippet(folder: Path, backbone: TimmBackbone) -> str:
+def snippet(folder: Path, backbone: AdaptedBackbone) -> str:
     """timm's model from the metadata; our own families need this package, the others timm alone."""
+    if isinstance(backbone, ModuleBackbone):
+        return plugin.snippet(Path(folder) / WEIGHTS, backbone)
     imports = timm.families_of(backbone.info.name)
     return "\n".join(
         [
@@ -36,8 +39,10 @@ def snippet(folder: Path, backbone: TimmBackbone) -> str:
     )
 
 
-def verify(folder: Path, backbone: TimmBackbone) -> Verified:
+def verify(folder: Path, backbone: AdaptedBackbone) -> Verified:
     """Run the snippet and compare what the model gives."""
+    if isinstance(backbone, ModuleBackbone):
+        return plugin.verify(folder / WEIGHTS, backbone)
     consumer = f"safetensors {safetensors.__version__}"
     model = run_snippet(snippet(folder, backbone), consumer)["model"]
     images, ours = probe(backbone), frozen(backbone)

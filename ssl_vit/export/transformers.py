@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.checkpoints.names.transformers import MAPS
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export import structure
 from ssl_vit.export.target import Pairs, Verified, frozen, probe, rename, run_snippet, save, verified
 
 
-def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> Pairs:
+def write(backbone: AdaptedBackbone, folder: Path, description: Mapping[str, Any]) -> Pairs:
     """model.safetensors, config.json and preprocessor_config.json; no code of ours is needed to read them."""
     if importlib.util.find_spec("transformers") is None:
         raise UserError(
@@ -39,7 +39,7 @@ def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) 
     return mapped.pairs
 
 
-def snippet(folder: Path, backbone: TimmBackbone) -> str:
+def snippet(folder: Path, backbone: AdaptedBackbone) -> str:
     """AutoModel and AutoImageProcessor; a ViT without the pooling layer that self-supervision doesn't train."""
     path, pooler = str(Path(folder).absolute()), ", add_pooling_layer=False" if _kind(backbone) == "vit" else ""
     return "\n".join(
@@ -51,7 +51,7 @@ def snippet(folder: Path, backbone: TimmBackbone) -> str:
     )
 
 
-def verify(folder: Path, backbone: TimmBackbone) -> Verified:
+def verify(folder: Path, backbone: AdaptedBackbone) -> Verified:
     """Run the snippet; no key may be missing or over, and the last map and the pooled features must be ours."""
     import transformers
 
@@ -99,7 +99,7 @@ def _pooled(output: Any, last_map: Tensor) -> Tensor:
     return hidden[:, 0] if hidden.ndim == 3 else last_map.mean((-2, -1))
 
 
-def _kind(backbone: TimmBackbone) -> str:
+def _kind(backbone: AdaptedBackbone) -> str:
     """transformers' model_type; a ViT with LayerScale is what they call a Dinov2Model."""
     family, keys = backbone.info.family, backbone.model.state_dict()
     if family == "vision_transformer":
@@ -107,7 +107,7 @@ def _kind(backbone: TimmBackbone) -> str:
     return {"swin_transformer": "swin"}.get(family, family)
 
 
-def _vit(backbone: TimmBackbone) -> tuple[dict[str, Any], str]:
+def _vit(backbone: AdaptedBackbone) -> tuple[dict[str, Any], str]:
     its = structure.vit(backbone)
     config = {
         "image_size": list(its.size),
@@ -122,13 +122,13 @@ def _vit(backbone: TimmBackbone) -> tuple[dict[str, Any], str]:
     return config, "ViTModel"
 
 
-def _dinov2(backbone: TimmBackbone) -> tuple[dict[str, Any], str]:
+def _dinov2(backbone: AdaptedBackbone) -> tuple[dict[str, Any], str]:
     config, _ = _vit(backbone)
     config["mlp_ratio"] = config.pop("intermediate_size") // config["hidden_size"]
     return config | {"use_mask_token": False, "use_swiglu_ffn": False}, "Dinov2Model"
 
 
-def _beit(backbone: TimmBackbone) -> tuple[dict[str, Any], str]:
+def _beit(backbone: AdaptedBackbone) -> tuple[dict[str, Any], str]:
     config, _ = _vit(backbone)
     keys = backbone.model.state_dict()
     config |= {
@@ -141,7 +141,7 @@ def _beit(backbone: TimmBackbone) -> tuple[dict[str, Any], str]:
     return config, "BeitModel"
 
 
-def _swin(backbone: TimmBackbone) -> tuple[dict[str, Any], str]:
+def _swin(backbone: AdaptedBackbone) -> tuple[dict[str, Any], str]:
     its = structure.swin(backbone)
     config = {
         "image_size": list(its.size),
@@ -157,7 +157,7 @@ def _swin(backbone: TimmBackbone) -> tuple[dict[str, Any], str]:
     return config, "SwinModel"
 
 
-def _resnet(backbone: TimmBackbone) -> tuple[dict[str, Any], str]:
+def _resnet(backbone: AdaptedBackbone) -> tuple[dict[str, Any], str]:
     its = structure.resnet(backbone)
     if its.bottleneck and (its.groups, its.width) != (1, 64):
         raise UserError(f"{backbone.info.name}: transformers' ResNet has no groups and one width; use --to torchvision")
@@ -170,13 +170,13 @@ def _resnet(backbone: TimmBackbone) -> tuple[dict[str, Any], str]:
     return config, "ResNetModel"
 
 
-def _convnext(backbone: TimmBackbone) -> tuple[dict[str, Any], str]:
+def _convnext(backbone: AdaptedBackbone) -> tuple[dict[str, Any], str]:
     its = structure.convnext(backbone)
     config = {"hidden_sizes": its.dims, "depths": its.depths, "layer_norm_eps": 1e-6, "drop_path_rate": 0.0}
     return config, "ConvNextModel"
 
 
-def _pvt_v2(backbone: TimmBackbone) -> tuple[dict[str, Any], str]:
+def _pvt_v2(backbone: AdaptedBackbone) -> tuple[dict[str, Any], str]:
     its = structure.pvt_v2(backbone)
     config = {
         "hidden_sizes": its.dims,
@@ -202,7 +202,7 @@ _CONFIGS = {
 }
 
 
-def _processor(backbone: TimmBackbone) -> dict[str, Any]:
+def _processor(backbone: AdaptedBackbone) -> dict[str, Any]:
     """Resize, scale to [0, 1] and normalise as in training."""
     height, width = backbone.info.size
     return {

@@ -76,6 +76,23 @@ def check_recipe(name: str, choices: Choices, tree: Mapping[str, Mapping[str, An
             )
 
 
+def method_name(method: str | type[Method]) -> str:
+    """The name of a method that is given by it or by its class.
+
+    Raises:
+        UserError: a class that isn't registered.
+    """
+    if isinstance(method, str):
+        return method
+    place = f"{method.__module__}:{method.__qualname__}"
+    for name in [*METHODS.entries, *METHODS.inside]:
+        if METHODS.find(name).loss in (method, place):
+            return name
+    raise UserError(
+        f"{place} is not registered; decorate it with ssl_vit.registry's @register_method(…, config=Config)"
+    )
+
+
 def _imported(entry: MethodEntry, place: str) -> object:
     """What "module:Class" says."""
     module, _, thing = place.partition(":")

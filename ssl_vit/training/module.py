@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.checkpoints.description import OURS
 from ssl_vit.data.batch import Batch, to_views
 from ssl_vit.errors import RunFailed
@@ -64,7 +64,7 @@ class Pretraining(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Beside the weights: which of them are the backbone that is exported, and what it is."""
         backbone = self.method.exported()
-        assert isinstance(backbone, TimmBackbone)  # the one adapter
+        assert isinstance(backbone, AdaptedBackbone)  # the one adapter
         place = next(name for name, module in self.named_modules() if module is backbone.model)
         config = timm.config(backbone, self.recipe.mean, self.recipe.std, {})
         checkpoint[OURS] = {"exported": f"{place}.", "config": config}
