@@ -59,23 +59,25 @@ def test_a_strangers_method_and_network_go_all_the_way(name, pictures, tmp_path,
     assert f"): backbone {name}\n" in told
     assert f"--resume --plugin {method} --plugin {network}" in told  # what to type to go on
     assert "nobody says what kind" not in told
-    assert str(out) in error_of(capsys, "pretrain", str(pictures / "train"), "--out", str(out), "--resume").split()[-3]
-    assert main(["pretrain", str(pictures / "train"), "--out", str(out), "--resume", *both]) == 0
+    resume = ["pretrain", str(pictures / "train"), "--out", str(out), "--resume"]
+    assert main(resume) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [f"add --plugin {file} " in line for file, line in zip((method, network), lines, strict=True)] == [
+        True,
+        True,
+    ]
+    assert main([*resume, *both]) == 0
     assert f"verified: loaded by {'the plugin toy_net.py' if name == 'toy_net' else 'timm'}" in capsys.readouterr().out
 
     scored = ["--train", str(pictures / "train"), "--val", str(pictures / "val")]
     assert main(["eval", "knn", str(out), *scored, "--plugin", network]) == 0
     assert json.loads(capsys.readouterr().out)["protocol"]["encoder"] == name
-    for command in (
-        ["eval", "knn", str(out), *scored],
-        ["export", str(out)],
-        ["embed", str(out), str(pictures), "--out"],
-    ):
-        command += [str(tmp_path / "f.npz")] if command[0] == "embed" else []
+    embed = ["embed", str(out), str(pictures / "val"), "--out", str(tmp_path / "f.npz")]
+    for command in (["eval", "knn", str(out), *scored], ["export", str(out)], embed):
         refused = error_of(capsys, *command)
         assert f"holds the backbone {name!r} of the plugin {name}.py" in refused
         assert f"add --plugin {name}.py" in refused
-    assert main(["embed", str(out), str(pictures / "val"), "--out", str(tmp_path / "f.npz"), "--plugin", network]) == 0
+    assert main([*embed, "--plugin", network]) == 0
 
     for target in ("timm", "safetensors"):
         capsys.readouterr()
@@ -88,16 +90,10 @@ def test_a_strangers_method_and_network_go_all_the_way(name, pictures, tmp_path,
     assert str(tmp_path) not in json.dumps(config)
     keys = set(load_file(tmp_path / "timm" / "model.safetensors"))
     assert {"stem.weight", "mix.weight"} <= keys  # her own names
-    assert (
-        main(
-            pretrain(pictures, tmp_path / "next", "--weights", str(out), "--set", "train.epochs=1", "--plugin", network)
-        )
-        == 0
-    )
+    further = pretrain(pictures, tmp_path / "next", "--weights", str(out), "--epochs", "1")
     capsys.readouterr()
-    assert f"of the plugin {name}.py" in error_of(
-        capsys, *pretrain(pictures, tmp_path / "other", "--weights", str(out))
-    )
+    assert f"of the plugin {name}.py" in error_of(capsys, *further)
+    assert main([*further, "--plugin", network]) == 0
 
 
 @pytest.mark.parametrize("change", ["\n# a comment\n", "torch.relu"])
@@ -128,20 +124,10 @@ def test_any_module_fulfils_the_contract(tmp_path):
     plugins.load_plugin(write(tmp_path / "toy_net.py", NET))
     backbone = create_backbone("toy_net", image_size=48, model_args={"width": 8}, masked=True).eval()
     info = backbone.info
-    assert (info.kind, info.dim, info.patch_dim, info.stages[0], len(info.stages)) == (
-        "convolutional",
-        24,
-        24,
-        (24, 8),
-        1,
-    )
+    assert (info.kind, info.dim, info.patch_dim, info.stages) == ("convolutional", 24, 24, ((24, 8),))
     assert (info.size, info.grid, info.any_size, info.multiple, info.patch) == ((48, 48), (6, 6), True, 1, None)
     assert (info.drops_paths, info.drops_patches, info.family) == (False, False, "toy_net")
-    assert (
-        info
-        == create_backbone("toy_net", image_size=48, model_args={"width": 8}).info
-        == backbone_info("toy_net", image_size=48, model_args={"width": 8})
-    )
+    assert info == backbone_info("toy_net", image_size=48, model_args={"width": 8})
     assert info.parameters == sum(weight.numel() for weight in backbone.model.parameters())
     images = torch.randn(2, 3, 48, 48)
     features = backbone(images)
@@ -211,7 +197,7 @@ def test_arguments_of_a_network_are_checked_by_name(tmp_path):
     for args, expected in (
         ({"widht": 8}, "model_args.widht: toy_args has no such argument; did you mean width?"),
         ({"img_size": 8}, "model_args.img_size: not for the user to set; use image_size"),
-        ({"width": "x"}, r"can't be built with img_size=64, width=x \(TypeError"),
+        ({"width": "x"}, r"can't be built with width=x, img_size=64 \(TypeError"),
     ):
         with pytest.raises(UserError, match=expected):
             create_backbone("toy_args", model_args=args)
@@ -284,7 +270,7 @@ def test_what_is_given_in_python_is_checked_at_once(tmp_path):
         as_backbone(Bare(), kind="convolutional", dim=9, stride=8)
     with pytest.raises(UserError, match=r"backbone: got a Bare; expected a name, or ssl_vit.as_backbone\(module"):
         ssl_vit.pretrain(tmp_path, tmp_path / "run", backbone=Bare())  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="Bare is not registered; decorate it with ssl_vit.registry's @register_method"):
+    with pytest.raises(UserError, match="Bare is not registered; decorate it with"):
         ssl_vit.pretrain(tmp_path, tmp_path / "run", method=Bare)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="a configuration is whole"):
         ssl_vit.pretrain(ssl_vit.load_config(flags={"data.path": "x"}), tmp_path / "run", method="dino")
