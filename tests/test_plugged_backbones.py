@@ -62,10 +62,8 @@ def test_a_strangers_method_and_network_go_all_the_way(name, pictures, tmp_path,
     resume = ["pretrain", str(pictures / "train"), "--out", str(out), "--resume"]
     assert main(resume) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert [f"add --plugin {file} " in line for file, line in zip((method, network), lines, strict=True)] == [
-        True,
-        True,
-    ]
+    assert len(lines) == 2
+    assert all(f"add --plugin {file} " in line for file, line in zip((method, network), lines, strict=True))
     assert main([*resume, *both]) == 0
     assert f"verified: loaded by {'the plugin toy_net.py' if name == 'toy_net' else 'timm'}" in capsys.readouterr().out
 
