@@ -41,11 +41,11 @@ from ssl_vit.eval import features, weights
 from ssl_vit.eval.readout import Readout
 import ssl_vit.data.store as store
 store._COMMIT = 1
-read = features.read
+read_out = features.read_out
 def slow(*args):
     time.sleep(0.25)
-    return read(*args)
-features.read = slow
+    return read_out(*args)
+features.read_out = slow
 backbone = weights.load_backbone(sys.argv[1])
 readout = Readout(32, backbone.info.mean, backbone.info.std, batch_size=8)
 keep = features.Keep(Path(sys.argv[3]))
