@@ -113,13 +113,14 @@ def moved(what: str) -> str:
 
 
 def add_lines(folder: Path, below: str) -> None:
-    """The page's lines, each into the table of its file that holds lines like it."""
+    """The page's lines, each as the first of the table that is named with its file: "FILE, TABLE"."""
     for block in blocks("line"):
-        if block.place.startswith(below):
-            before = (folder / block.place).read_text()
-            place = re.search(r"^    \"[\w-]+\": .+\n", before, re.MULTILINE)
-            assert place, f"{block.place} has no table"
-            (folder / block.place).write_text(before[: place.start()] + block.code + before[place.start() :])
+        place, _, table = block.place.partition(", ")
+        if place.startswith(below):
+            before = (folder / place).read_text()
+            head = re.search(rf"^{table}\b.*= {{.*\n", before, re.MULTILINE)
+            assert head, f"{place} has no table {table}"
+            (folder / place).write_text(before[: head.end()] + block.code + before[head.end() :])
 
 
 def small(line: str) -> str:
