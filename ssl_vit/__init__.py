@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "RunConfig": "ssl_vit.config:RunConfig",
     "UserError": "ssl_vit.errors:UserError",
+    "as_backbone": "ssl_vit.backbones:as_backbone",
     "compare": "ssl_vit.eval.compare:compare",
     "create_backbone": "ssl_vit.backbones:create_backbone",
     "embed": "ssl_vit.eval.embed:embed",
@@ -18,6 +19,7 @@ _HOMES = {
     "export_run": "ssl_vit.export.api:export",  # not "export": that is the package beside it
     "list_backbones": "ssl_vit.backbones:list_backbones",
     "list_methods": "ssl_vit.methods:list_methods",
+    "load_plugin": "ssl_vit.plugins:load_plugin",
     "load_config": "ssl_vit.config:load_config",
     "load_weights": "ssl_vit.checkpoints.load:load_weights",
     "pretrain": "ssl_vit.run.pretrain:pretrain",

@@ -13,7 +13,9 @@ _HOMES = {
     "BackboneInfo": "backbone",
     "Features": "backbone",
     "BackboneRow": "registry",
+    "as_backbone": "module_adapter",
     "backbone_info": "registry",
+    "backbone_name": "registry",
     "create_backbone": "registry",
     "list_backbones": "registry",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from ssl_vit.backbones.layout import FeatureLayout, Sight, TimmModel, find_layou
 from ssl_vit.errors import UserError
 from ssl_vit.spelling import did_you_mean
 
+_log = logging.getLogger("ssl_vit")
+
 Argument = int | float | bool | str | tuple[int, ...]
 Arguments = tuple[tuple[str, Argument], ...]
 
@@ -41,7 +44,7 @@ _NOT_YOURS = {  # constructor arguments that the adapter sets, with what to do i
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The anatomy is a timm model as the adapter needs to know it."""
+    """The anatomy is a model as its adapter needs to know it."""
 
     info: BackboneInfo
     layout: FeatureLayout
@@ -71,10 +74,11 @@ def accepted_args(name: str) -> frozenset[str]:
 
 
 @lru_cache(maxsize=512)
-def examine(name: str, family: str, size: Size | None, args: Arguments) -> Anatomy:
+def examine(name: str, module: str, size: Size | None, args: Arguments) -> Anatomy:
     """Build the name on the meta device and try what it can do.
 
-    size: (height, width) in pixels, or None for the published one; args: sorted `model_args`.
+    module: where it is registered; size: (height, width) in pixels, or None for the published one; args: sorted
+    `model_args`.
 
     Errors: UserError for a wrong key, for a size that the model can't take, for arguments that timm refuses.
     """
@@ -91,7 +95,7 @@ def examine(name: str, family: str, size: Size | None, args: Arguments) -> Anato
             raise UserError(
                 f"{name}: can't take images of {size[0]}×{size[1]} pixels ({error}); change image_size"
             ) from error
-        info = _info(model, name, family, size, sight)
+        info = _info(model, name, module, size, sight)
     info = dataclasses.replace(info, drops_paths="drop_path_rate" in known)
     return Anatomy(info, sight.layout, tuple(weight_args.items()), tuple(build_args.items()))
 
@@ -139,15 +143,17 @@ def _weight_args(name: str, args: dict[str, Argument], size: Size | None) -> dic
     return args if published and "img_size" not in args else {**args, "img_size": size}
 
 
-def _info(model: TimmModel, name: str, family: str, size: Size, sight: Sight) -> BackboneInfo:
+def _info(model: TimmModel, name: str, module: str, size: Size, sight: Sight) -> BackboneInfo:
     features, levels = sight.features, sight.layout.levels or (-1,)
     strides = [model.feature_info[level]["reduction"] for level in levels]
-    multiple = _multiple(model, size, sight)
+    multiple = None  # models that fail unseen take one size only
+    if type(model).__name__ not in _FAIL_UNSEEN:
+        multiple = smallest_multiple(model, size, sight, {level["reduction"] for level in model.feature_info})
     patch = patch_embedding(model)
     return BackboneInfo(
         name=name,
-        family=family,
-        kind=kind_of(name, family) or kind_by_layers(model),
+        family=module.rpartition(".")[2],
+        kind=kind_of(name, module) or _guess(model, name),
         dim=features.pooled.shape[1],
         patch_dim=features.patches.shape[1],
         stages=tuple(Stage(level.shape[1], stride) for level, stride in zip(sight.maps, strides, strict=True)),
@@ -171,12 +177,24 @@ def patch_embedding(model: TimmModel) -> Any:
     return None
 
 
-def _multiple(model: TimmModel, size: Size, sight: Sight) -> int | None:
-    """The smallest number of pixels that sizes must be a multiple of; None if only `size` will do."""
-    if type(model).__name__ in _FAIL_UNSEEN:
-        return None
+def _guess(model: TimmModel, name: str) -> str:
+    """The kind of a network of which nobody says it; the guess is said."""
+    kind = kind_by_layers(model)
+    _log.warning(
+        "%s: nobody says what kind of network this is; by its layers it is taken for %s, on which recipes depend; "
+        "declare it where it is registered, by ssl_vit.registry.declare_kind(__name__, …)",
+        name,
+        kind,
+    )
+    return kind
+
+
+def smallest_multiple(model: nn.Module, size: Size, sight: Sight, strides: set[int]) -> int | None:
+    """The smallest number of pixels that sizes must be a multiple of; None if only `size` will do.
+
+    strides: of the model's maps, pixels.
+    """
     cell = size[0] / sight.features.patches.shape[2]
-    strides: set[int] = {level["reduction"] for level in model.feature_info}
     for step in sorted({1, *strides, 2 * max(strides), 3 * max(strides)}):
         # odd multiples, so that a larger step that is really needed isn't hit by chance; far enough for another grid
         low = step * _odd(min(96, *size) / step)
@@ -191,10 +209,10 @@ def _odd(number: float) -> int:
     return 2 * max(0, round((number - 1) / 2)) + 1
 
 
-def _takes(model: TimmModel, layout: FeatureLayout, size: Size, cell: float) -> bool:
+def _takes(model: nn.Module, layout: FeatureLayout, size: Size, cell: float) -> bool:
     """Whether images of this size pass, and their patches are as many pixels wide as they should."""
     try:
-        patches = layout.read(model, torch.zeros(2, 3, *size)).patches
+        patches = layout.read(model, torch.zeros(2, 3, *size)).patches  # on torch's default device
     except Exception:  # the answer is that it fails, however it does: asserts, shapes, indices, divisions
         return False
     return all(abs(length / cell - cells) <= 1.5 for length, cells in zip(size, patches.shape[2:], strict=True))

@@ -17,6 +17,8 @@ from timm.layers.weight_init import trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from ssl_vit.registry import NetworkKind, declare_kind
+
 Size = tuple[int, int]  # (height, width), cells of a map or pixels of an image
 
 
@@ -24,12 +26,15 @@ def register_variants(
     module: str,
     build: Callable[..., nn.Module],
     variants: Mapping[str, Mapping[str, Any]],
+    *,
+    kind: NetworkKind,
     out_indices: int | tuple[int, ...] = (0, 1, 2, 3),
     **cfg: Any,
 ) -> None:
     """Put each variant, name -> arguments of `build`, into timm's registry: ``timm.create_model(name)`` builds it.
 
-    Call it last in a family's module, with the module's ``__name__``; `cfg` is added to timm's default_cfg
+    Call it last in a family's module, with the module's ``__name__``; `kind` is what all of them mix their tokens with
+    (see :mod:`ssl_vit.backbones.kinds`). `cfg` is added to timm's default_cfg
     (``paper_ids``, ``first_conv``, ``classifier``, …). A variant's ``img_size`` is its input size, 224 if it has none.
     `out_indices` are the levels that ``features_only=True`` gives: which ones, or how many of the last.
     """
@@ -54,6 +59,7 @@ def register_variants(
         create.__module__ = module
         return create
 
+    declare_kind(module, kind)
     defaults: dict[str, Any] = {name: sized(arguments.get("img_size", 224)) for name, arguments in variants.items()}
     vars(sys.modules[module]).setdefault("default_cfgs", {}).update(generate_default_cfgs(defaults))
     for name, arguments in variants.items():

@@ -38,13 +38,17 @@ class FeatureLayout:
         if self.beside:
             features, maps = model.forward_intermediates(images, indices=1)
             return features, maps[-1]
-        features = model.forward_features(images)
-        last = _last(features)
+        features = self.features(model, images)
+        last = last_of(features)
         if last.ndim == 4:
             return features, last.permute(0, 3, 1, 2) if self.channels_last else last
         grid = _grid(last.shape[1] - self.prefix, (images.shape[-2], images.shape[-1]), self.stride)
         patches = last[:, self.prefix :].transpose(1, 2)
         return features, patches.reshape(patches.shape[0], -1, *grid)  # len() would fix the number when traced
+
+    def features(self, model: TimmModel, images: Tensor) -> Any:
+        """What the model's head takes; images: [B, 3, H, W]."""
+        return model.forward_features(images)
 
     def read(self, model: TimmModel, images: Tensor) -> Features:
         """Compute pooled and patches in one pass; images: [B, 3, H, W]."""
@@ -85,7 +89,7 @@ def find_layout(model: TimmModel, size: Size) -> Sight:
         stride=model.feature_info[-1]["reduction"],
         levels=levels,
     )
-    if not layout.beside and (last := _last(model.forward_features(images))).ndim == 3:
+    if not layout.beside and (last := last_of(model.forward_features(images))).ndim == 3:
         layout = replace(layout, prefix=_prefix(last.shape[1], size, layout.stride))
     features, patches = layout.encode(model, images)
     layout = replace(layout, head=_pools(model, features))
@@ -101,13 +105,13 @@ def _levels(model: TimmModel, images: Tensor) -> tuple[list[Tensor], tuple[int, 
     return [maps[index] for index in last.values()], tuple(last.values())
 
 
-def _last(features: Any) -> Tensor:
+def last_of(features: Any) -> Tensor:
     """The coarsest of the features where there are several."""
     last: Tensor = features[-1] if isinstance(features, list | tuple) else features
     return last
 
 
-def _grids(size: Size, stride: int) -> list[Size]:
+def grids(size: Size, stride: int) -> list[Size]:
     """The grid of cells of an image, whether the model cuts off or pads what is over."""
     height, width = size
     return [(height // stride, width // stride), (-(-height // stride), -(-width // stride))]
@@ -115,11 +119,11 @@ def _grids(size: Size, stride: int) -> list[Size]:
 
 def _prefix(tokens: int, size: Size, stride: int) -> int:
     """How many tokens are left over when the grid is taken away."""
-    return min(tokens - rows * columns for rows, columns in _grids(size, stride) if rows * columns <= tokens)
+    return min(tokens - rows * columns for rows, columns in grids(size, stride) if rows * columns <= tokens)
 
 
 def _grid(patches: int, size: Size, stride: int) -> Size:
-    for rows, columns in _grids(size, stride):
+    for rows, columns in grids(size, stride):
         if rows * columns == patches:
             return rows, columns
     raise ValueError(f"{patches} tokens make no grid of an image of {size[0]}×{size[1]} pixels")

@@ -1,9 +1,15 @@
-"""Backbones by name: timm's, and our own families, which register in timm's registry when they are imported."""
+"""Backbones by name: timm's, our own families, which register in timm's registry when they are imported, and yours.
+
+Yours come by the same door as methods (``ssl_vit.registry``): in timm's registry by its conventions, or as any module
+whose shape is declared.
+"""
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
 import pkgutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -11,13 +17,15 @@ from functools import cache
 import timm
 from timm.models import model_entrypoint
 
-from ssl_vit.backbones import families
+from ssl_vit.backbones import families, module_adapter
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.backbones.anatomy import Anatomy, Argument, build_model, examine
 from ssl_vit.backbones.backbone import BackboneInfo
 from ssl_vit.backbones.kinds import kind_of
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.backbones.variants import variants
 from ssl_vit.errors import UserError
+from ssl_vit.registry import BACKBONES, BackboneEntry, load_sources
 from ssl_vit.spelling import did_you_mean
 
 _FEW = 60  # names in a table whose models are looked at, at about a second each
@@ -42,7 +50,7 @@ def create_backbone(
     drop_path: float = 0.0,
     model_args: Mapping[str, Argument] | None = None,
     masked: bool = False,
-) -> TimmBackbone:
+) -> AdaptedBackbone:
     """Any name of :func:`list_backbones` as a backbone with random weights.
 
     image_size: pixels, one number or (height, width); the published size without. drop_path: the rate of stochastic
@@ -55,6 +63,8 @@ def create_backbone(
     >>> backbone.info.dim, backbone.info.patch, backbone.info.any_size, backbone.info.multiple
     (192, 16, True, 16)
     """
+    if entry := _entry(name):
+        return module_adapter.create(entry, _size(image_size), drop_path, _hashable(model_args), masked)
     anatomy = _anatomy(name, image_size, model_args)
     args: dict[str, Argument] = dict(anatomy.build_args)
     if anatomy.info.drops_paths:
@@ -79,14 +89,30 @@ def backbone_info(
     return _anatomy(name, image_size, model_args).info
 
 
+def backbone_name(backbone: str | AdaptedBackbone) -> str:
+    """The name of a backbone that is given by it, or as :func:`ssl_vit.as_backbone` made it.
+
+    Raises:
+        UserError: something else, as a bare module whose shape nobody has declared.
+    """
+    name = backbone if isinstance(backbone, str) else getattr(getattr(backbone, "info", None), "name", None)
+    if not isinstance(name, str):
+        raise UserError(
+            f"backbone: got a {type(backbone).__name__}; expected a name, or "
+            "ssl_vit.as_backbone(module, kind=…, dim=…, stride=…)"
+        )
+    return name
+
+
 def list_backbones(pattern: str = "*") -> list[BackboneRow]:
-    """Every name that matches a pattern with ``*`` and ``?``, sorted as timm sorts them.
+    """Every name that matches a pattern with ``*`` and ``?``, sorted as timm sorts them; then what timm doesn't know.
 
     >>> [row.name for row in list_backbones("vit_tiny_patch16_???")]
     ['vit_tiny_patch16_224', 'vit_tiny_patch16_384']
     """
-    _import_families()
+    _import_all()
     names: list[str] = timm.list_models(pattern)
+    names += [name for name in fnmatch.filter(BACKBONES.names(), pattern) if name not in names]
     if not names:
         raise UserError(
             f"{pattern}: no backbone has such a name; {did_you_mean(pattern.strip('*?'), timm.list_models(), 3)}"
@@ -95,9 +121,14 @@ def list_backbones(pattern: str = "*") -> list[BackboneRow]:
 
 
 def _row(name: str, looked_at: bool) -> BackboneRow:
-    family = _family(name)
-    info = backbone_info(name) if looked_at else None
-    kind = info.kind if info else kind_of(name, family)
+    if not looked_at and not timm.is_model(name) and (package := BACKBONES.package_of(name)):
+        return BackboneRow(name, package, None, None)  # to know more it would have to be imported
+    entry, info = _entry(name), backbone_info(name) if looked_at else None
+    if entry is not None:
+        family = entry.origin.file.stem if entry.origin.file else entry.origin.module
+        return BackboneRow(name, family, entry.declared.kind, info, info.parameters if info else None)
+    module = model_entrypoint(name).__module__
+    family, kind = module.rpartition(".")[2], info.kind if info else kind_of(name, module)
     if name not in variants():
         return BackboneRow(name, family, kind, info, info.parameters if info else None)
     config = timm.get_pretrained_cfg(name)
@@ -105,23 +136,59 @@ def _row(name: str, looked_at: bool) -> BackboneRow:
     return BackboneRow(name, family, kind, info, variants()[name].parameters, paper)
 
 
+def _entry(name: str) -> BackboneEntry | None:
+    """What timm doesn't know; None where it does. UserError for a name that neither has, or both."""
+    _import_all()
+    if name in BACKBONES.announced and name not in BACKBONES.entries:
+        known = timm.is_model(name)
+        BACKBONES.import_announced(name)
+        if not known and not timm.is_model(name) and name not in BACKBONES.entries:
+            BACKBONES.refuse_empty(name)
+    entry = BACKBONES.entries.get(name)
+    if entry is not None and timm.is_model(name):
+        raise UserError(
+            f"the backbone {name!r} is taken: {entry.origin} and {model_entrypoint(name).__module__} register it; "
+            "rename yours"
+        )
+    if entry is None and not timm.is_model(name):
+        raise UserError(f"{name}: no such backbone; {_near(name)}")
+    return entry
+
+
 def _anatomy(name: str, image_size: int | tuple[int, int] | None, model_args: Mapping[str, Argument] | None) -> Anatomy:
+    args = tuple(sorted(_hashable(model_args).items()))
+    if entry := _entry(name):
+        return module_adapter.examine(entry, _size(image_size), args)
+    return examine(name, model_entrypoint(name).__module__, _size(image_size), args)
+
+
+def _size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
+
+
+def _hashable(model_args: Mapping[str, Argument] | None) -> dict[str, Argument]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in (model_args or {}).items()}
+
+
+def _near(name: str) -> str:
+    return did_you_mean(name, [*timm.list_models(), *BACKBONES.names()], 3)
+
+
+def _import_all() -> None:
+    """Our families, and then the plugins, none of which may take a name of ours."""
     _import_families()
-    if not timm.is_model(name):
-        raise UserError(f"{name}: no such backbone; {did_you_mean(name, timm.list_models(), 3)}")
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    args = {key: tuple(value) if isinstance(value, list) else value for key, value in (model_args or {}).items()}
-    return examine(name, _family(name), size, tuple(sorted(args.items())))
-
-
-def _family(name: str) -> str:
-    """timm's module of a name."""
-    module: str = model_entrypoint(name).__module__
-    return module.rpartition(".")[2]
+    load_sources()
 
 
 @cache
 def _import_families() -> None:
     """Import every file of our families; each registers its names in timm's registry."""
-    for module in pkgutil.iter_modules(families.__path__, f"{families.__name__}."):
-        importlib.import_module(module.name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Overwriting .* in registry", UserWarning)
+        for module in pkgutil.iter_modules(families.__path__, f"{families.__name__}."):
+            try:
+                importlib.import_module(module.name)
+            except UserWarning as error:
+                raise UserError(
+                    f"a name of {module.name} is taken, by a plugin's or somebody's import: {error}"
+                ) from error

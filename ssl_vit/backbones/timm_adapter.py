@@ -6,42 +6,65 @@ import math
 from typing import Any
 
 import torch
+from timm.models import model_entrypoint
 from torch import Tensor, nn
 
+from ssl_vit import plugins
+from ssl_vit.backbones.adapter import AdaptedBackbone, spread
 from ssl_vit.backbones.anatomy import Anatomy, patch_embedding
-from ssl_vit.backbones.backbone import Backbone, Features, Visible
-from ssl_vit.backbones.layers import Size
+from ssl_vit.backbones.backbone import Features, Visible
 from ssl_vit.backbones.layout import TimmModel
 
 LOCALITY = 1.0  # how much less a head looks at what is a patch further off, in its logits
 
 
-class TimmBackbone(Backbone):
+class TimmBackbone(AdaptedBackbone):
     """A timm model behind the contract.
 
-    ``model`` is timm's own, so that ``model.state_dict()`` loads in ``timm.create_model(name, num_classes=0,
-    **timm_args)``. With ``masked`` the adapter owns a learned ``mask_token``: a patch embedding [D], or without one a
-    colour [3]. (The mean colour, 0 everywhere, makes layer norms divide by nothing: gradients overflow.)
+    ``model.state_dict()`` loads in ``timm.create_model(name, num_classes=0, **model_args)``. With `masked`, where there
+    is a patch embedding, the mask token is an embedding [D] that hides those of patches.
     """
 
     def __init__(self, model: TimmModel, anatomy: Anatomy, masked: bool = False) -> None:
-        super().__init__()
-        self.model = model
-        self.info = anatomy.info
-        self.layout = anatomy.layout
-        self.timm_args: dict[str, Any] = dict(anatomy.weight_args)
-        self.mask_token: nn.Parameter | None = None
+        embedding = patch_embedding(model)
+        super().__init__(model, anatomy, masked and embedding is None)
         self._mask: Tensor | None = None  # of the pass under way, for the hooks
         self._kept: Tensor | None = None  # likewise
         if self.info.drops_patches:
             model.patch_drop.register_forward_hook(self._drop_patches)
-        embedding = patch_embedding(model)
         if masked and embedding is not None:
             self.mask_token = nn.Parameter(torch.empty(embedding.proj.out_channels))
             nn.init.trunc_normal_(self.mask_token, std=0.02)  # as BEiT's (arXiv 2106.08254)
             embedding.register_forward_hook(self._hide_embeddings)
-        elif masked:
-            self.mask_token = nn.Parameter(torch.randn(3))
+
+    def architecture(self) -> dict[str, Any]:
+        """timm's config.json, and the plugin where the model is one's."""
+        own = self.model.pretrained_cfg
+        model_args = {key: value for key, value in self.model_args.items() if key != "img_size"}
+        if own.get("fixed_input_size") or "img_size" in self.model_args:
+            # Said outright: timm takes it from its own table else, and resizes the positions without a word.
+            model_args["img_size"] = list(self.info.size)
+        source = plugins.source_of(model_entrypoint(self.info.name).__module__)
+        return {
+            "architecture": self.info.name,
+            "num_classes": 0,
+            "num_features": self.model.num_features,
+            "model_args": model_args,
+            "pretrained_cfg": {
+                "input_size": [3, *self.info.size],
+                "fixed_input_size": bool(own.get("fixed_input_size")),
+                "interpolation": "bicubic",
+                "crop_pct": 0.875,
+                "crop_mode": "center",
+                "mean": list(self.info.mean),
+                "std": list(self.info.std),
+                "num_classes": 0,
+                # Where timm puts a new classifier and other input channels when these weights are fine-tuned.
+                "first_conv": own.get("first_conv"),
+                "classifier": own.get("classifier"),
+                "license": "unspecified",
+            },
+        } | ({"plugin": source} if source else {})
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Features:
         """images: [B, 3, H, W] normalised; mask: bool [B, h, w], True = hidden, of the patch grid.
@@ -51,13 +74,8 @@ class TimmBackbone(Backbone):
 
         Errors: ValueError for a mask where there is no mask token (``masked=True`` makes one).
         """
-        if mask is not None:
-            if self.mask_token is None:
-                raise ValueError(f"{self.info.name}: no mask token; create the backbone with masked=True")
-            if self.info.patch is None:
-                hidden = _spread(mask, (images.shape[-2], images.shape[-1]), self.layout.stride)
-                images = torch.where(hidden[:, None], self.mask_token[:, None, None].to(images.dtype), images)
-                mask = None
+        if mask is None or self.mask_token is None or self.info.patch is None:
+            return super().forward(images, mask)
         self._mask = mask
         try:
             return self.layout.read(self.model, images)
@@ -98,10 +116,6 @@ class TimmBackbone(Backbone):
                 if side % 2 and side**2 <= len(table) <= side**2 + 3:  # BEiT's have three more, for its class token
                     table[: side**2] = neighbour_biases(side, table.shape[1])
 
-    def pyramid(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] -> the map of every stage, [B, C_i, H/s_i, W/s_i], finest first."""
-        return self.layout.pyramid(self.model, images)
-
     def _drop_patches(self, _: Any, __: Any, tokens: Tensor) -> Tensor:
         """Of tokens [B, P + H * W, D], which have their positions by now, the prefix and the patches kept."""
         if self._kept is None:
@@ -114,31 +128,13 @@ class TimmBackbone(Backbone):
         if self._mask is None or self.mask_token is None:
             return embedded
         grid = embedding.dynamic_feat_size(images[0].shape[-2:])
-        hidden = _spread(self._mask, grid, self.layout.stride // embedding.feat_ratio())
+        hidden = spread(self._mask, grid, self.layout.stride // embedding.feat_ratio())
         token = self.mask_token.to(embedded.dtype)
         if embedded.ndim == 3:
             return torch.where(hidden.flatten(1)[..., None], token, embedded)
         if embedding.output_fmt == "NHWC":
             return torch.where(hidden[..., None], token, embedded)
         return torch.where(hidden[:, None], token[:, None, None], embedded)
-
-
-def _spread(mask: Tensor, size: Size, stride: int) -> Tensor:
-    """A mask [B, h, w] on the finer grid `size` (H, W), of which a cell of the mask is `stride` places wide.
-
-    >>> _spread(torch.tensor([[[True, False, True]]]), (1, 5), 2).int()
-    tensor([[[1, 1, 0, 0, 1]]], dtype=torch.int32)
-    """
-    rows, columns = (_cells(side, cells, stride, mask) for side, cells in zip(size, mask.shape[1:], strict=True))
-    return mask[:, rows[:, None], columns]
-
-
-def _cells(side: int, cells: int, stride: int, like: Tensor) -> Tensor:
-    """Which of a mask's `cells` each of `side` places lies in; the last one is cut off, or takes what is over."""
-    places = torch.arange(side, device=like.device)
-    if cells in (side // stride, -(-side // stride)):
-        return (places // stride).clamp(max=cells - 1)
-    return places * cells // side  # a map that loses cells at its border, or isn't as fine as timm says
 
 
 def neighbour_biases(side: int, heads: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ class Description(NamedTuple):
     size: Size  # height, width, pixels
     mean: Colour  # of images in [0, 1]
     std: Colour
+    plugin: Mapping[str, Any] | None = None  # where the architecture is from, if neither timm nor we can build it
+    outputs: tuple[float, ...] | None = None  # what it gave for an image of noise; see ``fingerprint``
 
 
 def read_description(file: Path, document: Document) -> Description | None:
@@ -60,9 +63,11 @@ def _description(config: Any, where: str) -> Description | None:
         size = model_args.pop("img_size", None) or trained["input_size"][1:]
         height, width = (size, size) if isinstance(size, int) else size
         mean, std = _colour(trained["mean"]), _colour(trained["std"])
+        plugin = dict(config["plugin"]) if "plugin" in config else None
+        outputs = tuple(map(float, config["outputs"])) if "outputs" in config else None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{where}: {error} is missing or wrong; expected timm's config.json; export again") from None
-    return Description(name, model_args, (int(height), int(width)), mean, std)
+    return Description(name, model_args, (int(height), int(width)), mean, std, plugin, outputs)
 
 
 def _usual(key: str, value: Any) -> bool:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from timm.models import model_entrypoint
+from timm.models import is_model, model_entrypoint
 from torch import Tensor
 
+from ssl_vit import plugins
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.backbones.registry import create_backbone
-from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.checkpoints.inspection import POSITIONS, Inspection, inspect, of_backbone
 from ssl_vit.errors import UserError
 
 _log = logging.getLogger("ssl_vit")
 
+SAME = 1e-3  # how far the outputs of one network may be apart on different machines, of the largest
 
-def load_weights(backbone: TimmBackbone, path: str | Path) -> Inspection:
+
+def load_weights(backbone: AdaptedBackbone, path: str | Path) -> Inspection:
     """Load a checkpoint of any layout that :func:`inspect` knows, strictly; what was done to it goes to the log.
 
     Positions are resized to the backbone's grid; a head, a decoder or a projector is left over.
@@ -34,7 +37,19 @@ def load_weights(backbone: TimmBackbone, path: str | Path) -> Inspection:
     return found
 
 
-def backbone_of_file(path: str | Path, name: str | None = None) -> TimmBackbone:
+def opened(path: str | Path) -> Inspection:
+    """As :func:`inspect`, of weights that are going to be loaded: what builds their backbone must be at hand.
+
+    Raises:
+        UserError: as :func:`inspect`, and for the backbone of a plugin that isn't in use; which to name.
+    """
+    found = inspect(path)
+    if (said := found.description) is not None and said.plugin is not None:
+        plugins.require(said.plugin, said.name, str(found.file))
+    return found
+
+
+def backbone_of_file(path: str | Path, name: str | None = None) -> AdaptedBackbone:
     """Build the backbone that a file or folder holds; its info has the size, mean and deviation of its training.
 
     name: timm's name of the architecture, where neither the file says it nor its weights are a published model's.
@@ -42,7 +57,7 @@ def backbone_of_file(path: str | Path, name: str | None = None) -> TimmBackbone:
     Raises:
         UserError: as :func:`load_weights`, and for a file whose architecture is not known.
     """
-    found = inspect(path)
+    found = opened(path)
     said = found.description
     if said is not None and name not in (None, said.name):
         raise UserError(f"--backbone {name}: {found.file} holds {said.name}; leave --backbone out")
@@ -56,17 +71,31 @@ def backbone_of_file(path: str | Path, name: str | None = None) -> TimmBackbone:
         _log.info("%s: %s", found.file, note)
     mean, std = found.colours or (backbone.info.mean, backbone.info.std)
     backbone.info = replace(backbone.info, mean=mean, std=std)
+    if said is not None and said.outputs is not None and not plugins.is_same(said.plugin or {}):
+        _compare_outputs(backbone, said.outputs, found.file)
     return backbone
 
 
-def put(backbone: TimmBackbone, found: Inspection) -> list[str]:
+def _compare_outputs(backbone: AdaptedBackbone, then: Sequence[float], file: Path) -> None:
+    """UserError where a network whose code has changed gives other outputs than when the file was written."""
+    name, now = backbone.info.name, backbone.fingerprint()
+    apart = max(abs(a - b) for a, b in zip(now, then, strict=True)) / max(map(abs, then))
+    if not apart < SAME:
+        raise UserError(
+            f"{file}: {name} gives other outputs than when the weights were written, {apart:.1g} of the largest apart, "
+            "as its plugin has changed; restore the plugin"
+        )
+    _log.warning("%s: %s gives the outputs that it gave then, within %.1g of the largest", file, name, apart)
+
+
+def put(backbone: AdaptedBackbone, found: Inspection) -> list[str]:
     """Load what was found, strictly, and say what was changed, in words. UserError as :func:`fitted_weights`."""
     state, notes = fitted_weights(backbone, found)
     backbone.model.load_state_dict(state, strict=True)
     return notes
 
 
-def fitted_weights(backbone: TimmBackbone, found: Inspection) -> tuple[dict[str, Tensor], list[str]]:
+def fitted_weights(backbone: AdaptedBackbone, found: Inspection) -> tuple[dict[str, Tensor], list[str]]:
     """Fit the weights to a backbone: its state dict, and whose they were and what was changed, in words.
 
     The backbone is not changed, and may be on the meta device.
@@ -88,7 +117,7 @@ def fitted_weights(backbone: TimmBackbone, found: Inspection) -> tuple[dict[str,
 
 
 def _fit(
-    backbone: TimmBackbone, found: Inspection, expected: Mapping[str, Tensor]
+    backbone: AdaptedBackbone, found: Inspection, expected: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
     notes: list[str] = []
     fitted = dict(found.state)
@@ -118,7 +147,7 @@ def _fit(
     return fitted, notes
 
 
-def _of_classifier(backbone: TimmBackbone, key: str) -> bool:
+def _of_classifier(backbone: AdaptedBackbone, key: str) -> bool:
     """By the names that timm has for this model's classifier."""
     names = getattr(backbone.model, "pretrained_cfg", {}).get("classifier") or ()
     return any(key.startswith(f"{name}.") for name in ((names,) if isinstance(names, str) else names))
@@ -128,8 +157,10 @@ def _same_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
     return state.keys() == expected.keys() and all(state[key].shape == expected[key].shape for key in expected)
 
 
-def _official(backbone: TimmBackbone, found: Inspection) -> dict[str, Tensor]:
+def _official(backbone: AdaptedBackbone, found: Inspection) -> dict[str, Tensor]:
     """Through the family's own map from its official names, where it has one."""
+    if not is_model(backbone.info.name):
+        return dict(found.state)
     family = vars(sys.modules[model_entrypoint(backbone.info.name).__module__])
     ours, timms = family.get("load_official"), family.get("checkpoint_filter_fn")
     try:

@@ -6,7 +6,7 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 
-from ssl_vit import __version__
+from ssl_vit import __version__, plugins
 from ssl_vit.cli.bench import bench
 from ssl_vit.cli.compare import compare
 from ssl_vit.cli.evaluate import embed, evaluate
@@ -14,7 +14,7 @@ from ssl_vit.cli.export import export, inspect
 from ssl_vit.cli.listing import list_names
 from ssl_vit.cli.matrix import matrix
 from ssl_vit.cli.pack import pack
-from ssl_vit.cli.parser import Parser, new, say
+from ssl_vit.cli.parser import PLUGIN, Parser, new, say, without_plugins
 from ssl_vit.cli.pretrain import pretrain
 from ssl_vit.errors import UserError
 from ssl_vit.spelling import did_you_mean
@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a locale without "≥" must not end a run
             stream.reconfigure(errors="backslashreplace")
     try:
-        _dispatch(list(sys.argv[1:] if argv is None else argv))
+        with plugins.withdrawn_after():
+            _dispatch(without_plugins(list(sys.argv[1:] if argv is None else argv)))
     except UserError as error:
         print(*(f"ssl-vit: error: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
         return error.exit_code
@@ -42,7 +43,8 @@ def _dispatch(argv: list[str]) -> None:
     elif name in ("-h", "--help"):
         say("usage: ssl-vit COMMAND …\n")
         say("\n".join(f"  {command:10}{function.__doc__}" for command, function in COMMANDS.items()))
-        say("\n`ssl-vit COMMAND --help` says more; `ssl-vit --version` prints the version.")
+        say(f"\nWith any command, {PLUGIN} FILE.py|MODULE brings in methods and backbones of your own.")
+        say("`ssl-vit COMMAND --help` says more; `ssl-vit --version` prints the version.")
     elif name in COMMANDS:
         COMMANDS[name](rest)
     else:

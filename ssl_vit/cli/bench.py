@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssl_vit.cli.parser import Parser, new_file, say
+from ssl_vit.cli.parser import Parser, bring_in_plugins, new_file, say
 from ssl_vit.config import check_data, load_config
 
 
@@ -19,6 +19,7 @@ def bench(argv: list[str]) -> None:
     flags = {"data.path": args.data, "backbone.name": args.backbone, "method.name": args.method}
     config = load_config(args.config, args.set, {key: value for key, value in flags.items() if value is not None})
     check_data(config)
+    bring_in_plugins()
     from ssl_vit import bench as script
     from ssl_vit.report.speed import draw
     from ssl_vit.training.step import PARTS

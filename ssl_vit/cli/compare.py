@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from ssl_vit.cli.parser import Parser, existing, images, new_file, say
+from ssl_vit.cli.parser import Parser, bring_in_plugins, existing, images, new_file, say
 
 
 def compare(argv: list[str]) -> None:
@@ -19,6 +19,7 @@ def compare(argv: list[str]) -> None:
     parser.add_argument("--figure", type=new_file, metavar="FILE", help="draw the result there, a .png")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the result there too")
     args = parser.parse(argv)
+    bring_in_plugins()
     from ssl_vit.eval.compare import compare as run
     from ssl_vit.files import write_whole
 

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ssl_vit.cli.parser import Parser, add_weights, heard, images, new_file, say
+from ssl_vit.cli.parser import Parser, add_weights, bring_in_plugins, heard, images, new_file, say
 from ssl_vit.eval.kind import FeatureKind, Options, ReadoutOptions, ScoreKind, as_typed
 from ssl_vit.eval.kinds import kind_class, list_kinds
 from ssl_vit.wording import expected
@@ -32,6 +32,7 @@ def evaluate(argv: list[str]) -> None:
     args = vars(_parser(kind).parse(rest))
     figure = args.pop("figure", None)
     settings = _settings(args, kind, f"eval {name}")
+    bring_in_plugins()
     from ssl_vit.eval import api
 
     with heard():
@@ -53,6 +54,7 @@ def embed(argv: list[str]) -> None:
     _add_options(parser, ReadoutOptions)
     args = vars(parser.parse(argv))
     settings = _settings(args, ReadoutOptions, "embed")
+    bring_in_plugins()
     from ssl_vit.eval import embed as script
 
     say(str(script.embed(args.pop("weights"), args.pop("data"), args.pop("out"), **args, **settings)))

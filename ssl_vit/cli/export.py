@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssl_vit.cli.parser import Parser, existing, new, say, weights
+from ssl_vit.cli.parser import Parser, bring_in_plugins, existing, new, say, weights
 from ssl_vit.export import TARGETS
 
 
@@ -13,6 +13,7 @@ def export(argv: list[str]) -> None:
     parser.add_argument("--to", default="timm", metavar="LIBRARY", help=f"what is to load them: {', '.join(TARGETS)}")
     parser.add_argument("--out", type=new, metavar="DIR", help="folder for the weights (RUN/export-LIBRARY)")
     args = parser.parse(argv)
+    bring_in_plugins()
     from ssl_vit.export import api
 
     result = api.export(args.run, to=args.to, out=args.out)

@@ -12,6 +12,7 @@ from ssl_vit.cli.parser import Parser, one_of, say
 from ssl_vit.cli.tables import aligned
 from ssl_vit.errors import UserError
 from ssl_vit.methods import config_class, list_methods
+from ssl_vit.registry import METHODS
 
 if TYPE_CHECKING:
     from ssl_vit.backbones.registry import BackboneRow
@@ -26,11 +27,7 @@ def list_names(argv: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse(argv)
     if args.kind == "methods":
-        facts = ("idea", "needs", "choose_when")
-        rows = shown = [
-            {"name": name} | {fact: getattr(config_class(name), fact) for fact in facts}
-            for name in fnmatch.filter(list_methods(), args.pattern)
-        ]
+        rows = shown = [_method_line(name, args.pattern) for name in fnmatch.filter(list_methods(), args.pattern)]
     else:
         from ssl_vit.backbones import list_backbones
 
@@ -39,6 +36,15 @@ def list_names(argv: list[str]) -> None:
     if not rows:
         raise UserError(f"no {args.kind} match {args.pattern!r}; expected a shell pattern, as in '*swin*'")
     say(json.dumps(rows, indent=2) if args.json else aligned(shown, sys.stdout))
+
+
+def _method_line(name: str, pattern: str) -> dict[str, Any]:
+    """What a method says of itself; an installed package is imported only where its method is asked for by name."""
+    facts, package = ("idea", "needs", "choose_when"), METHODS.package_of(name)
+    if package is not None and name != pattern:
+        return {"name": name} | dict.fromkeys(facts) | {"idea": f"of {package}; ssl-vit list methods {name} says more"}
+    config = config_class(name)
+    return {"name": name} | {fact: getattr(config, fact) for fact in facts}
 
 
 def _backbone_line(row: BackboneRow) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from ssl_vit.cli.parser import Parser, say
 from ssl_vit.cli.tables import aligned
 from ssl_vit.errors import UserError
 from ssl_vit.methods import config_class, list_methods
+from ssl_vit.registry import METHODS
 
 
 def matrix(argv: list[str]) -> None:
@@ -22,7 +23,8 @@ def matrix(argv: list[str]) -> None:
     from ssl_vit.backbones import list_backbones
     from ssl_vit.backbones.anatomy import PLAIN_FAMILIES
 
-    reasons = {name: config_class(name).plain_only for name in list_methods()}
+    packages = {name: package for name in list_methods() if (package := METHODS.package_of(name))}
+    reasons = {name: config_class(name).plain_only for name in list_methods() if name not in packages}
     models = Counter(row.family for row in list_backbones())
     rows: list[dict[str, object]] = [
         {"family": family, "models": models[family]}
@@ -40,6 +42,8 @@ def matrix(argv: list[str]) -> None:
     for name, mark in marked.items():
         if any(row[name] for row in rows):
             say(f"{mark} not with {name}: it is {reasons[name]}")
+    for name, package in packages.items():
+        say(f"not shown: {name}, of {package}; ssl-vit list methods {name} says what it needs")
 
 
 def _cell(key: str, value: object, marked: dict[str, str]) -> object:

@@ -13,10 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ssl_vit import plugins
 from ssl_vit.checkpoints.hub import is_hub_id
 from ssl_vit.config.paths import check_images, check_new
 from ssl_vit.errors import UserError
 from ssl_vit.spelling import did_you_mean
+
+PLUGIN = "--plugin"  # of every command
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,6 +34,9 @@ class Parser(argparse.ArgumentParser):
             formatter_class=layout,
             allow_abbrev=False,
         )
+        words = "your own methods and backbones, a Python file or module; may be given several times"
+        metavar = "FILE.py|MODULE"
+        self.add_argument(PLUGIN, metavar=metavar, default=argparse.SUPPRESS, help=words)  # taken by without_plugins
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
         """Parse the arguments; UserError with the nearest flag if one is unknown."""
@@ -48,6 +54,33 @@ class Parser(argparse.ArgumentParser):
     def print_help(self, file: Any = None) -> None:
         """Print the help on stdout."""
         say(self.format_help().rstrip())
+
+
+def without_plugins(argv: list[str]) -> list[str]:
+    """A command line without the plugins that it names, which are in use from here on and not yet imported.
+
+    Raises:
+        UserError: no such file or module, or none named.
+    """
+    words, rest = iter(argv), list[str]()
+    for word in words:
+        if word == "--":
+            return [*rest, word, *words]
+        flag, equals, value = word.partition("=")
+        if flag != PLUGIN:
+            rest.append(word)
+        elif given := value if equals else next(words, ""):
+            plugins.use([given])
+        else:
+            raise UserError(f"{PLUGIN}: expected a Python file or module after it")
+    return rest
+
+
+def bring_in_plugins() -> None:
+    """Import the plugins in use, and say each in one line on stderr; UserError where one can't be imported."""
+    plugins.load()
+    with heard():
+        plugins.announce()
 
 
 def add_weights(parser: Parser) -> None:

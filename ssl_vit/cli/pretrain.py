@@ -22,7 +22,8 @@ METAVARS = {"--method": "NAME", "--backbone": "NAME", "--weights": "FILE", "--va
 
 def pretrain(argv: list[str]) -> None:
     """Pretrain a backbone on a folder of images without labels."""
-    parser = Parser("pretrain", str(pretrain.__doc__), _settings(argv))
+    asked = {"-h", "--help"} & set(argv)  # else the method's file, which may be a plugin's, isn't needed yet
+    parser = Parser("pretrain", str(pretrain.__doc__), _settings(argv) if asked else None)
     keys = known_keys()
     for flag, key in FLAGS.items():
         field = keys[tuple(key.split("."))]

@@ -8,10 +8,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ssl_vit import plugins
 from ssl_vit.config.document import KeyPath, dump_tree, read_file, read_text, scalar
 from ssl_vit.config.problems import known_keys, mistakes, takes_text
-from ssl_vit.config.schema import RunConfig
+from ssl_vit.config.schema import DEFAULT_METHOD, RunConfig
 from ssl_vit.errors import ConfigError
+from ssl_vit.registry import METHODS
 
 FLAGS = {
     "DATA": "data.path",
@@ -40,7 +42,8 @@ def load_config(
     """Build the configuration that all sources give: files merge left to right, then ``sets``, then ``flags`` win.
 
     ``sets`` are "key.path=value" with the value in YAML; ``flags`` map keys ("train.epochs") to values, text being
-    read as on the command line. ConfigError lists all mistakes at once, one a line.
+    read as on the command line. Plugins that are in use are imported last and noted in it; what a file lists under
+    ``plugins`` must be among them, unchanged. ConfigError lists all mistakes at once, one a line.
 
     >>> load_config(sets=["optim.lr=1e-3"], flags={"data.path": "images"}).optim.lr
     0.001
@@ -54,10 +57,20 @@ def load_config(
         layers.add_flag(key, value)
     if layers.problems:
         raise ConfigError(layers.problems)
+    if layers.is_foreign():
+        # What is wrong elsewhere is said at once: to read her method's section, a user's file must be imported.
+        rest = {key: value for key, value in layers.tree.items() if key != "method"}
+        layers.check_plugins(_validated(rest, layers.origins))
+    config = _validated(layers.tree, layers.origins)
+    used = plugins.recorded(config.method.name, config.backbone.name)
+    return config.model_copy(update={"plugins": used})
+
+
+def _validated(tree: Mapping[str, Any], origins: Mapping[KeyPath, str]) -> RunConfig:
     try:
-        return RunConfig.model_validate(layers.tree)
+        return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(mistakes(error, layers.tree, layers.origins)) from error
+        raise ConfigError(mistakes(error, tree, origins)) from error
 
 
 def dump(config: RunConfig) -> str:
@@ -99,6 +112,18 @@ class _Layers:
             value = scalar(value)
         names = {key: flag for flag, key in FLAGS.items()}
         self.put(path, value, names.get(key, key))
+
+    def is_foreign(self) -> bool:
+        """Whether the method may be a plugin's, or a file lists plugins."""
+        method = self.tree.get("method")
+        name = method.get("name", DEFAULT_METHOD) if isinstance(method, dict) else DEFAULT_METHOD
+        return "plugins" in self.tree or (isinstance(name, str) and not METHODS.at_hand(name))
+
+    def check_plugins(self, config: RunConfig) -> None:
+        """ConfigError where a plugin that a file lists isn't in use, or has changed."""
+        origins = {path[1]: origin for path, origin in self.origins.items() if path[0] == "plugins" and len(path) > 1}
+        if found := plugins.problems(config.plugins, origins):
+            raise ConfigError(found)
 
     def put(self, path: KeyPath, value: Any, origin: str) -> None:
         """Put a value over what was there; a scalar where a section belongs stays, for the schema to refuse."""

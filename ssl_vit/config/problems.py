@@ -10,18 +10,22 @@ from pydantic.fields import FieldInfo
 
 from ssl_vit.config.document import KeyPath
 from ssl_vit.config.schema import DEFAULT_METHOD, RunConfig
-from ssl_vit.methods import config_class, list_methods
+from ssl_vit.methods import config_class
+from ssl_vit.registry import UnknownName
 from ssl_vit.wording import mistake_lines
 
 
 def known_keys(method: str = DEFAULT_METHOD) -> dict[KeyPath, FieldInfo]:
     """List every key of a run with this method, sections before what is in them."""
-    name = method if method in list_methods() else DEFAULT_METHOD
+    try:
+        settings = config_class(method)
+    except UnknownName:
+        settings = config_class(DEFAULT_METHOD)
     keys: dict[KeyPath, FieldInfo] = {}
     for section, field in RunConfig.model_fields.items():
         keys[section,] = field
-        model: Any = config_class(name) if section == "method" else field.annotation
-        keys |= {(section, key): inner for key, inner in model.model_fields.items()}
+        model: Any = settings if section == "method" else field.annotation
+        keys |= {(section, key): inner for key, inner in getattr(model, "model_fields", {}).items()}
     return keys
 
 

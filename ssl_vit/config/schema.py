@@ -170,7 +170,7 @@ class RunConfig(Section):
     """The network that is pretrained."""
     # SerializeAsAny, since the method's own fields are its class's, not MethodConfig's.
     method: Annotated[SerializeAsAny[MethodConfig], BeforeValidator(_by_name)] = Field(
-        default_factory=config_class(DEFAULT_METHOD)
+        default_factory=lambda: config_class(DEFAULT_METHOD).model_validate({})
     )
     """The self-supervised method, as `ssl-vit list methods` prints it, and its own settings."""
     optim: OptimConfig = OptimConfig()
@@ -179,6 +179,9 @@ class RunConfig(Section):
     """How long, on what, and how it is kept."""
     health: HealthConfig = HealthConfig()
     """How often the run is checked for learning or collapse."""
+    plugins: dict[str, str] = Field(default_factory=dict)
+    """Files and modules of your own that the run uses, with the sha256 of each. The run writes them down; they are
+    imported only where `--plugin` names them again."""
 
 
 class ResolvedConfig(RunConfig):

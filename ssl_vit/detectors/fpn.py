@@ -14,7 +14,7 @@ from torchvision.ops.feature_pyramid_network import (
     LastLevelP6P7,
 )
 
-from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.detectors.simple_pyramid import SimplePyramid
 
 STRIDES = (4, 8, 16, 32)  # of the maps that torchvision's detectors are made for
@@ -37,7 +37,7 @@ class BackboneWithFPN(nn.Module):
 
     def __init__(
         self,
-        backbone: TimmBackbone,
+        backbone: AdaptedBackbone,
         out_channels: int = 256,
         *,
         strides: tuple[int, ...] = STRIDES,

@@ -11,7 +11,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
-from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.data.detection import Scene
 from ssl_vit.detectors.detector import Detections
 from ssl_vit.detectors.finder import Finder
@@ -72,13 +72,13 @@ class RegionFinder(Finder):
         return {name: value.to(device) for name, value in target.items()}
 
 
-def build_faster_rcnn(backbone: TimmBackbone, classes: int, size: int) -> RegionFinder:
+def build_faster_rcnn(backbone: AdaptedBackbone, classes: int, size: int) -> RegionFinder:
     """Build Faster R-CNN (arXiv 1506.01497) for canvases of `size` pixels a side."""
     body, options = _two_stages(backbone, classes, size)
     return RegionFinder(FasterRCNN(body, **options), first=1)
 
 
-def build_mask_rcnn(backbone: TimmBackbone, classes: int, size: int) -> RegionFinder:
+def build_mask_rcnn(backbone: AdaptedBackbone, classes: int, size: int) -> RegionFinder:
     """Build Mask R-CNN (arXiv 1703.06870): Faster R-CNN, and a mask for each object."""
     body, options = _two_stages(backbone, classes, size)
     width = body.out_channels
@@ -86,7 +86,7 @@ def build_mask_rcnn(backbone: TimmBackbone, classes: int, size: int) -> RegionFi
     return RegionFinder(MaskRCNN(body, mask_head=head, mask_predictor=predictor, **options), first=1)
 
 
-def build_retinanet(backbone: TimmBackbone, classes: int, size: int) -> RegionFinder:
+def build_retinanet(backbone: AdaptedBackbone, classes: int, size: int) -> RegionFinder:
     """Build RetinaNet (arXiv 1708.02002): one stage with the focal loss, on maps of stride 8 and more, 4 if small."""
     body = BackboneWithFPN(backbone, _width(size), strides=STRIDES if size < SMALL else STRIDES[1:], convolved=True)
     octaves = tuple(tuple(round(4 * stride * 2 ** (i / 3)) for i in range(3)) for stride in body.strides)
@@ -95,7 +95,7 @@ def build_retinanet(backbone: TimmBackbone, classes: int, size: int) -> RegionFi
     return RegionFinder(model, first=0)
 
 
-def _two_stages(backbone: TimmBackbone, classes: int, size: int) -> tuple[BackboneWithFPN, dict[str, Any]]:
+def _two_stages(backbone: AdaptedBackbone, classes: int, size: int) -> tuple[BackboneWithFPN, dict[str, Any]]:
     """torchvision's settings; on small canvases smaller anchors, fewer regions and a narrower head."""
     small = size < SMALL
     body = BackboneWithFPN(backbone, _width(size))
@@ -122,7 +122,7 @@ def _width(size: int) -> int:
     return 64 if size < SMALL else 256
 
 
-def _transform(backbone: TimmBackbone, size: int) -> dict[str, Any]:
+def _transform(backbone: AdaptedBackbone, size: int) -> dict[str, Any]:
     """Images are of the right size already, and padded to the canvas."""
     return {
         "min_size": size,

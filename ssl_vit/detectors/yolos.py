@@ -10,7 +10,7 @@ from timm.layers.weight_init import trunc_normal_
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.detectors.detector import Detector, Mlp, Predictions, sigmoid_shares
 from ssl_vit.errors import UserError
 
@@ -84,7 +84,7 @@ class YOLOS(Detector):
 
     def __init__(
         self,
-        backbone: TimmBackbone,
+        backbone: AdaptedBackbone,
         num_classes: int,
         *,
         image_size: tuple[int, int] | None = None,

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.backbones.registry import create_backbone
-from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.data.annotations import Annotations
 from ssl_vit.data.detection import JITTER, DetectionDataset, Scene, scenes_in_order, share_of
 from ssl_vit.data.loader import worker_count
@@ -74,12 +74,12 @@ class Trial:
         detector.freeze_norms(False)  # as the table's
         return SetFinder(detector, backbone.info).to(self.job.device)
 
-    def _backbone(self, arm: str, seed: int) -> TimmBackbone:
+    def _backbone(self, arm: str, seed: int) -> AdaptedBackbone:
         scored = self.job.backbone
-        assert isinstance(scored, TimmBackbone)
+        assert isinstance(scored, AdaptedBackbone)
         if arm != "scratch":
             return copy.deepcopy(scored)
-        args = {key: value for key, value in scored.timm_args.items() if key != "img_size"}
+        args = {key: value for key, value in scored.model_args.items() if key != "img_size"}
         torch.manual_seed(seed)
         fresh = create_backbone(scored.info.name, image_size=scored.info.size, model_args=args)
         fresh.info = scored.info  # the same mean and deviation of the images
@@ -201,7 +201,7 @@ def plan(job: Job, asked: Detection) -> Trial:
     for side, annotations in (("train", train), ("val", val)):
         job.sides[side] = Side(len(annotations), len(annotations.missing), fingerprint(annotations))
     wide = canvas(job.backbone.info, train, asked.size)
-    assert isinstance(job.backbone, TimmBackbone)  # the one adapter
+    assert isinstance(job.backbone, AdaptedBackbone)  # the one adapter
     finder = build_finder(asked.detector, copy.deepcopy(job.backbone), job.classes, wide)
     rate = (SET_RATE if isinstance(finder, SetFinder) else RATE) if asked.lr == "auto" else asked.lr
     slower = rate if asked.backbone_lr == "auto" else asked.backbone_lr

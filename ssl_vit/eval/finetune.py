@@ -19,7 +19,7 @@ from ssl_vit.data.batch import to_views
 from ssl_vit.data.evalset import EvalDataset, EvalLoader
 from ssl_vit.data.loader import steps_per_epoch
 from ssl_vit.data.sources import Source
-from ssl_vit.errors import RunFailed
+from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.eval.augmented import SCALE, crops
 from ssl_vit.eval.features import evaluating
 from ssl_vit.eval.job import Job, Outcome
@@ -59,6 +59,10 @@ def fitted(job: Job, source: Source, asked: Finetune) -> nn.Module:
     loader = crops(source, readout.image_size, asked.epochs, batch, job.seed, device)
     torch.manual_seed(job.seed)
     model: Any = copy.deepcopy(job.backbone.get_submodule("model"))
+    if not hasattr(model, "reset_classifier"):
+        raise UserError(
+            f"{job.backbone.info.name}: timm can't give it a classifier to fine-tune; use ssl-vit eval linear"
+        )
     model.reset_classifier(classes)
     model.to(device).train()
     optimizer = create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=WEIGHT_DECAY, layer_decay=asked.layer_decay)

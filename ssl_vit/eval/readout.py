@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ssl_vit.backbones.backbone import Backbone, BackboneInfo
+from ssl_vit.backbones.module_adapter import ModuleBackbone
 from ssl_vit.errors import UserError
 
 LAST = (-1,)
@@ -83,24 +84,24 @@ def layer_columns(backbone: Backbone, readout: Readout) -> list[LayerColumns]:
     Raises:
         UserError: a layer or a class token that the backbone doesn't have.
     """
-    info: Any = _model(backbone).feature_info
+    widths = _widths(backbone)
     kinds = readout.pooling.split("+") if readout.pooling != "model" else [_like_the_head(backbone)]
     if "class" in kinds and not has_class_token(backbone):
         raise UserError(f"{backbone.info.name}: has no class token; use --pooling mean")
     found, start = list[LayerColumns](), 0
     for layer in readout.layers:
-        if not -len(info) <= layer < len(info):
-            raise UserError(f"{backbone.info.name}: has layers 0 to {len(info) - 1}; got layer {layer} (--layers)")
-        width = int(info[layer]["num_chs"])
+        if not -len(widths) <= layer < len(widths):
+            raise UserError(f"{backbone.info.name}: has layers 0 to {len(widths) - 1}; got layer {layer} (--layers)")
+        width = widths[layer]
         for kind in kinds:
-            found.append(LayerColumns(layer % len(info), kind, start, start + width))
+            found.append(LayerColumns(layer % len(widths), kind, start, start + width))
             start += width
     return found
 
 
 def layer_count(backbone: Backbone) -> int:
     """The number says how many layers there are to read from."""
-    return len(_model(backbone).feature_info)
+    return len(_widths(backbone))
 
 
 def pooling_of(backbone: Backbone) -> str:
@@ -121,6 +122,9 @@ def patch_maps(backbone: Backbone, images: Tensor, layer: int = -1) -> Tensor:
 
 def _intermediates(backbone: Backbone, images: Tensor, layers: list[int]) -> list[tuple[Tensor, Tensor | None]]:
     """Patches [B, D, H, W] and prefix tokens [B, P, D], of each layer."""
+    if isinstance(backbone, ModuleBackbone):
+        maps = backbone.pyramid(images)
+        return [(maps[layer], None) for layer in layers]
     model = _model(backbone)
     known = inspect.signature(model.forward_intermediates).parameters
     options = {name: True for name in ("norm", "return_prefix_tokens") if name in known}
@@ -144,9 +148,18 @@ def _like_the_head(backbone: Backbone) -> str:
 
 def has_class_token(backbone: Backbone) -> bool:
     """The answer says whether the backbone has a class token, so that pooling "class" is there."""
+    if isinstance(backbone, ModuleBackbone):
+        return False
     model = _model(backbone)
     prefix = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
     return prefix and getattr(model, "cls_token", None) is not None
+
+
+def _widths(backbone: Backbone) -> list[int]:
+    """Channels of each layer: timm's, or the stages that were declared."""
+    if isinstance(backbone, ModuleBackbone):
+        return [stage.channels for stage in backbone.info.stages]
+    return [int(layer["num_chs"]) for layer in _model(backbone).feature_info]
 
 
 def _model(backbone: Backbone) -> Any:

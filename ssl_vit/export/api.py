@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.backbones.adapter import AdaptedBackbone
+from ssl_vit.backbones.module_adapter import ModuleBackbone
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export import REFUSED, TARGETS, card, timm
 from ssl_vit.export.target import ExportTarget, KeyPairs, Verified
@@ -50,12 +51,13 @@ def export(run: Path | str, to: str = "timm", out: Path | str | None = None) -> 
     backbone = timm.read_export(source)
     if to == "timm" and out is None:
         pairs = [(key, key) for key in backbone.model.state_dict()]
-        return _result(source, timm.verify(source, backbone), timm.snippet(source, backbone), pairs)
+        target = _target(to, backbone)
+        return _result(source, target.verify(source, backbone), target.snippet(source, backbone), pairs)
     description = timm.read_config(source).get("ssl_vit", {})
     return hand_over(backbone, Path(out or Path(run) / f"export-{to}"), to, description)
 
 
-def hand_over(backbone: TimmBackbone, folder: Path, to: str, description: Mapping[str, Any]) -> ExportResult:
+def hand_over(backbone: AdaptedBackbone, folder: Path, to: str, description: Mapping[str, Any]) -> ExportResult:
     """Write one of ``TARGETS`` with its model card into a new folder, which appears whole and verified, or not at all.
 
     backbone: its info has the mean, deviation and size of the images that it was trained with.
@@ -64,7 +66,7 @@ def hand_over(backbone: TimmBackbone, folder: Path, to: str, description: Mappin
     Raises:
         UserError, RunFailed: as :func:`export`.
     """
-    target = cast(ExportTarget, importlib.import_module(f"ssl_vit.export.{TARGETS[to]}"))
+    target = _target(to, backbone)
     with new_folder(folder) as staging:
         pairs = target.write(backbone, staging, description)
         try:
@@ -76,6 +78,12 @@ def hand_over(backbone: TimmBackbone, folder: Path, to: str, description: Mappin
         keys = [(*pair, shapes[pair[0]]) for pair in pairs]
         card.write(staging, backbone.info, description, says(verified), snippet, keys)
     return _result(folder, verified, snippet, pairs)
+
+
+def _target(to: str, backbone: AdaptedBackbone) -> ExportTarget:
+    """The file that writes for a library; what timm can't build is written for what can."""
+    home = "plugin" if to == "timm" and isinstance(backbone, ModuleBackbone) else TARGETS[to]
+    return cast(ExportTarget, importlib.import_module(f"ssl_vit.export.{home}"))
 
 
 def says(verified: Verified) -> str:

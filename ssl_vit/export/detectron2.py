@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.checkpoints.names.detectron2 import MAPS, NOT_THEIRS
 from ssl_vit.export.target import KeyPairs, Verified, run_snippet, same_weights, to_library_names, weights_of
 
 FILE = "model.pkl"
 
 
-def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
+def write(backbone: AdaptedBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
     """Write model.pkl: numpy arrays under Detectron2's names, and the flag by which it matches them to any model."""
     family = backbone.info.family
     mapped = to_library_names(backbone, MAPS, "Detectron2", family, NOT_THEIRS.get(family, set()))
@@ -29,7 +29,7 @@ def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) 
     return mapped.pairs
 
 
-def snippet(folder: Path, backbone: TimmBackbone) -> str:
+def snippet(folder: Path, backbone: AdaptedBackbone) -> str:
     """Return the settings of a config that starts from the file; mean and std are of pixels from 0 to 255."""
     info = backbone.info
     mean, std = ([round(255 * value, 3) for value in colour] for colour in (info.mean, info.std))
@@ -40,7 +40,7 @@ def snippet(folder: Path, backbone: TimmBackbone) -> str:
     return "\n".join([*lines, "# cfg.merge_from_list(settings)"])
 
 
-def verify(folder: Path, backbone: TimmBackbone) -> Verified:
+def verify(folder: Path, backbone: AdaptedBackbone) -> Verified:
     """Read the file back: each name must be Detectron2's, and each weight turn back into ours."""
     run_snippet(snippet(folder, backbone), "Detectron2")
     content = pickle.loads((folder / FILE).read_bytes())  # written by us a moment ago

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export.outputs import Outputs, names, trace
 from ssl_vit.export.target import KeyPairs, Verified, probe, run_snippet, verified
@@ -19,7 +19,7 @@ FILE = "model.onnx"
 _OPSET = 20
 
 
-def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
+def write(backbone: AdaptedBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
     """Write model.onnx: images [B, 3, H, W] -> pooled, patches, pyramid_0, …; B is free."""
     for package in ("onnx", "onnxruntime", "onnxscript"):
         if importlib.util.find_spec(package) is None:
@@ -61,7 +61,7 @@ def _tidy(program: torch.onnx.ONNXProgram) -> None:
     remove_unused_nodes(program.model)
 
 
-def snippet(folder: Path, backbone: TimmBackbone) -> str:
+def snippet(folder: Path, backbone: AdaptedBackbone) -> str:
     """Return the Python that runs a session; its outputs come in the order of ``names``."""
     return "\n".join(
         [
@@ -73,7 +73,7 @@ def snippet(folder: Path, backbone: TimmBackbone) -> str:
     )
 
 
-def verify(folder: Path, backbone: TimmBackbone) -> Verified:
+def verify(folder: Path, backbone: AdaptedBackbone) -> Verified:
     """Run the snippet on a batch of another size than the one it was traced with, and compare every output."""
     import onnxruntime
 

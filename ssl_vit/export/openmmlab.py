@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.checkpoints.names.openmmlab import MAPS
 from ssl_vit.errors import UserError
 from ssl_vit.export import structure
@@ -21,7 +21,7 @@ FILE = "model.pth"
 _PREFIX = "backbone."
 
 
-def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
+def write(backbone: AdaptedBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
     """Write model.pth: a state_dict whose names start with ``backbone.``."""
     if backbone.info.family == "pvt_v2" and structure.pvt_v2(backbone).linear:
         raise UserError(f"{backbone.info.name}: MMDetection has no linear attention; use --to timm or --to onnx")
@@ -31,7 +31,7 @@ def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) 
     return [(ours, _PREFIX + theirs) for ours, theirs in mapped.pairs]
 
 
-def snippet(folder: Path, backbone: TimmBackbone) -> str:
+def snippet(folder: Path, backbone: AdaptedBackbone) -> str:
     """Return the parts of a config that name the file; mean and std are of pixels from 0 to 255."""
     info = backbone.info
     mean, std = ([round(255 * value, 3) for value in colour] for colour in (info.mean, info.std))
@@ -45,7 +45,7 @@ def snippet(folder: Path, backbone: TimmBackbone) -> str:
     )
 
 
-def verify(folder: Path, backbone: TimmBackbone) -> Verified:
+def verify(folder: Path, backbone: AdaptedBackbone) -> Verified:
     """Read the file back: each name must be MMDetection's, and each weight turn back into ours."""
     run_snippet(snippet(folder, backbone), "MMDetection")
     state = torch.load(folder / FILE, weights_only=True)["state_dict"]

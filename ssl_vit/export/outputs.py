@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.errors import RunFailed
 from ssl_vit.export.target import frozen, probe
 
@@ -14,7 +14,7 @@ from ssl_vit.export.target import frozen, probe
 class Outputs(nn.Module):
     """Images [B, 3, H, W] give pooled [B, D], patches [B, D, H/s, W/s], then the pyramid, finest first; fixed H, W."""
 
-    def __init__(self, backbone: TimmBackbone) -> None:
+    def __init__(self, backbone: AdaptedBackbone) -> None:
         super().__init__()
         self.backbone = frozen(backbone)
         for module in self.backbone.modules():
@@ -28,7 +28,7 @@ class Outputs(nn.Module):
         return pooled, patches, *(self.backbone.pyramid(images) if several else [patches.clone()])
 
 
-def trace(backbone: TimmBackbone) -> ExportedProgram:
+def trace(backbone: AdaptedBackbone) -> ExportedProgram:
     """Trace the program of ``Outputs`` with a free number of images; RunFailed where torch can't follow the model."""
     batch = ({0: torch.export.Dim("batch")},)
     try:
@@ -38,6 +38,6 @@ def trace(backbone: TimmBackbone) -> ExportedProgram:
         raise RunFailed(f"{backbone.info.name}: torch {torch.__version__} can't trace it: {said}") from error
 
 
-def names(backbone: TimmBackbone) -> list[str]:
+def names(backbone: AdaptedBackbone) -> list[str]:
     """Name the outputs, in order."""
     return ["pooled", "patches", *(f"pyramid_{level}" for level in range(len(backbone.info.stages)))]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.checkpoints.layouts import IMAGENET
 from ssl_vit.checkpoints.names.transformers import MAPS
 from ssl_vit.errors import RunFailed, UserError
@@ -38,7 +38,7 @@ _ENCODERS = {(384, 12, 6, 4): "dinov2_windowed_small", (768, 12, 12, 4): "dinov2
 """RF-DETR's name, by width, depth, heads and the ratio of widths in a block."""
 
 
-def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
+def write(backbone: AdaptedBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
     """Write model.pth: a checkpoint that ``pretrain_weights`` takes; all but the encoder is still to be trained."""
     _encoder(backbone)
     mapped = to_library_names(backbone, {"vision_transformer": _MAP}, "RF-DETR", backbone.info.family, set())
@@ -48,7 +48,7 @@ def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) 
     return [(ours, _PREFIX + theirs) for ours, theirs in mapped.pairs]
 
 
-def snippet(folder: Path, backbone: TimmBackbone) -> str:
+def snippet(folder: Path, backbone: AdaptedBackbone) -> str:
     """Return the Python of the smallest RF-DETR, which resizes the positions; larger ones take the same arguments."""
     path = str(Path(folder).absolute() / FILE)
     size = f"encoder={_encoder(backbone)!r}, patch_size={structure.vit(backbone).patch}"
@@ -59,7 +59,7 @@ def snippet(folder: Path, backbone: TimmBackbone) -> str:
     return "\n".join(lines)
 
 
-def verify(folder: Path, backbone: TimmBackbone) -> Verified:
+def verify(folder: Path, backbone: AdaptedBackbone) -> Verified:
     """Where RF-DETR is installed, run the snippet and compare; else check that every weight turns back into ours."""
     if importlib.util.find_spec("rfdetr") is None:
         state = torch.load(folder / FILE, weights_only=True)["model"]
@@ -72,7 +72,7 @@ def verify(folder: Path, backbone: TimmBackbone) -> Verified:
         return _same_features(folder, backbone, consumer)
 
 
-def _same_encoder(loaded: Any, backbone: TimmBackbone, consumer: str) -> None:
+def _same_encoder(loaded: Any, backbone: AdaptedBackbone, consumer: str) -> None:
     """Every weight of ours is in the model of the snippet, but for positions, which it has resized."""
     found = loaded.model.model.backbone[0].encoder.encoder.state_dict()
     for key, value in _MAP.export(weights_of(backbone)).state.items():
@@ -80,7 +80,7 @@ def _same_encoder(loaded: Any, backbone: TimmBackbone, consumer: str) -> None:
             raise RunFailed(f"{consumer} does not take {_PREFIX}{key} from this export")
 
 
-def _same_features(folder: Path, backbone: TimmBackbone, consumer: str) -> Verified:
+def _same_features(folder: Path, backbone: AdaptedBackbone, consumer: str) -> Verified:
     """The last map of an RF-DETR with our grid; in a single window, for what attends elsewhere gives something else."""
     import rfdetr
 
@@ -100,7 +100,7 @@ def _same_features(folder: Path, backbone: TimmBackbone, consumer: str) -> Verif
         return verified(consumer, [frozen(backbone)(images).patches], [maps[-1]])
 
 
-def _encoder(backbone: TimmBackbone) -> str:
+def _encoder(backbone: AdaptedBackbone) -> str:
     """RF-DETR's name of the architecture; UserError where it has none."""
     name, keys = backbone.info.name, backbone.model.state_dict()
     if "blocks.0.ls1.gamma" in keys and "cls_token" in keys and "blocks.0.attn.qkv.bias" in keys:

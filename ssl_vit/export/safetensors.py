@@ -10,8 +10,9 @@ from typing import Any
 import safetensors
 import torch
 
-from ssl_vit.backbones.timm_adapter import TimmBackbone
-from ssl_vit.export import timm
+from ssl_vit.backbones.adapter import AdaptedBackbone
+from ssl_vit.backbones.module_adapter import ModuleBackbone
+from ssl_vit.export import plugin, timm
 from ssl_vit.export.target import (
     WEIGHTS,
     KeyPairs,
@@ -25,15 +26,17 @@ from ssl_vit.export.target import (
 )
 
 
-def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
+def write(backbone: AdaptedBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
     """Write model.safetensors; its metadata has timm's config.json and the description as JSON, under "config"."""
     config = timm.config(backbone, backbone.info.mean, backbone.info.std, description)
     save_weights(weights_of(backbone), folder, {"config": json.dumps(config)})
     return [(key, key) for key in weights_of(backbone)]
 
 
-def snippet(folder: Path, backbone: TimmBackbone) -> str:
+def snippet(folder: Path, backbone: AdaptedBackbone) -> str:
     """Return the Python that builds timm's model from the metadata; our own families need this package too."""
+    if isinstance(backbone, ModuleBackbone):
+        return plugin.snippet(Path(folder) / WEIGHTS, backbone)
     imports = timm.families_of(backbone.info.name)
     return "\n".join(
         [
@@ -46,8 +49,10 @@ def snippet(folder: Path, backbone: TimmBackbone) -> str:
     )
 
 
-def verify(folder: Path, backbone: TimmBackbone) -> Verified:
+def verify(folder: Path, backbone: AdaptedBackbone) -> Verified:
     """Run the snippet and compare what the model gives."""
+    if isinstance(backbone, ModuleBackbone):
+        return plugin.verify(folder / WEIGHTS, backbone)
     consumer = f"safetensors {safetensors.__version__}"
     model = run_snippet(snippet(folder, backbone), consumer)["model"]
     images, ours = probe(backbone), frozen(backbone)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.backbones.adapter import AdaptedBackbone
 
 
 class ViT(NamedTuple):
@@ -59,7 +59,7 @@ class PVTv2(NamedTuple):
     linear: bool
 
 
-def vit(backbone: TimmBackbone) -> ViT:
+def vit(backbone: AdaptedBackbone) -> ViT:
     """Read the numbers of a ViT, or of a BEiT."""
     model: Any = backbone.model
     block, patch = model.blocks[0], model.patch_embed.patch_size[0]
@@ -68,7 +68,7 @@ def vit(backbone: TimmBackbone) -> ViT:
     return ViT(size, patch, model.embed_dim, len(model.blocks), block.attn.num_heads, hidden, block.norm1.eps)
 
 
-def swin(backbone: TimmBackbone) -> Swin:
+def swin(backbone: AdaptedBackbone) -> Swin:
     """Read the numbers of a Swin."""
     model: Any = backbone.model
     first = model.layers[0].blocks[0]
@@ -83,7 +83,7 @@ def swin(backbone: TimmBackbone) -> Swin:
     )
 
 
-def resnet(backbone: TimmBackbone) -> ResNet:
+def resnet(backbone: AdaptedBackbone) -> ResNet:
     """Read the numbers of a ResNet, ResNeXt or wide ResNet."""
     model: Any = backbone.model
     stages = [model.layer1, model.layer2, model.layer3, model.layer4]
@@ -97,13 +97,13 @@ def resnet(backbone: TimmBackbone) -> ResNet:
     )
 
 
-def convnext(backbone: TimmBackbone) -> ConvNeXt:
+def convnext(backbone: AdaptedBackbone) -> ConvNeXt:
     """Read the numbers of a ConvNeXt."""
     model: Any = backbone.model
     return ConvNeXt([len(stage.blocks) for stage in model.stages], [stage.channels for stage in backbone.info.stages])
 
 
-def pvt_v2(backbone: TimmBackbone) -> PVTv2:
+def pvt_v2(backbone: AdaptedBackbone) -> PVTv2:
     """Read the numbers of a PVT v2."""
     model: Any = backbone.model
     firsts = [stage.blocks[0] for stage in model.stages]

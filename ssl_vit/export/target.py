@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.checkpoints.keymap import KeyMap, Mapped
 from ssl_vit.errors import RunFailed, UserError
 
@@ -39,24 +39,24 @@ class Verified:
 class ExportTarget(Protocol):
     """A target is a library that weights are written for; each is one file."""
 
-    def write(self, backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
+    def write(self, backbone: AdaptedBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
         """Fill an empty folder, and say which of timm's names became which; UserError for what has no place there.
 
         description: of the run that trained the weights, for targets that have a place for it.
         """
         ...
 
-    def snippet(self, folder: Path, backbone: TimmBackbone) -> str:
+    def snippet(self, folder: Path, backbone: AdaptedBackbone) -> str:
         """Return the Python that loads the folder, five lines at most."""
         ...
 
-    def verify(self, folder: Path, backbone: TimmBackbone) -> Verified:
+    def verify(self, folder: Path, backbone: AdaptedBackbone) -> Verified:
         """Run the snippet and compare what it loads with the backbone; RunFailed where they differ."""
         ...
 
 
 def to_library_names(
-    backbone: TimmBackbone, maps: Mapping[str, KeyMap], library: str, family: str, drop: set[str]
+    backbone: AdaptedBackbone, maps: Mapping[str, KeyMap], library: str, family: str, drop: set[str]
 ) -> Mapped:
     """Rename the backbone's weights to the library's names; UserError where it has no such family or weight."""
     name = backbone.info.name
@@ -69,7 +69,7 @@ def to_library_names(
     return mapped
 
 
-def weights_of(backbone: TimmBackbone) -> dict[str, Tensor]:
+def weights_of(backbone: AdaptedBackbone) -> dict[str, Tensor]:
     """Return the state dict on the CPU, each tensor in memory of its own."""
     return {key: value.detach().cpu().clone().contiguous() for key, value in backbone.model.state_dict().items()}
 
@@ -91,12 +91,12 @@ def run_snippet(code: str, consumer: str) -> dict[str, Any]:
     return names
 
 
-def frozen(backbone: TimmBackbone) -> TimmBackbone:
+def frozen(backbone: AdaptedBackbone) -> AdaptedBackbone:
     """Copy the backbone to the CPU for inference, so that a model in training is left as it is."""
     return copy.deepcopy(backbone).cpu().eval()
 
 
-def probe(backbone: TimmBackbone, batch: int = 2) -> Tensor:
+def probe(backbone: AdaptedBackbone, batch: int = 2) -> Tensor:
     """Draw images of noise, [batch, 3, H, W]."""
     return torch.randn(batch, 3, *backbone.info.size, generator=torch.Generator().manual_seed(0))
 

@@ -13,7 +13,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit import plugins
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.checkpoints.load import backbone_of_file
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export.target import WEIGHTS as WEIGHTS
@@ -24,9 +25,11 @@ CONFIG, SUMS = "config.json", "SHA256SUMS"
 _TOLERANCE = 1e-5  # of the largest value
 
 
-def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
+def write(backbone: AdaptedBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
     """Write model.safetensors (timm's key names), config.json with the description under "ssl_vit", and SHA256SUMS."""
     settings = config(backbone, backbone.info.mean, backbone.info.std, description)
+    if "plugin" in settings:
+        settings["outputs"] = backbone.fingerprint()
     save_file(weights_of(backbone), folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     lines = [f"{sha256(folder / name)}  {name}\n" for name in (WEIGHTS, CONFIG)]
@@ -35,39 +38,15 @@ def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) 
 
 
 def config(
-    backbone: TimmBackbone, mean: tuple[float, ...], std: tuple[float, ...], description: Mapping[str, Any]
+    backbone: AdaptedBackbone, mean: tuple[float, ...], std: tuple[float, ...], description: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Make config.json: what timm needs to build the same model, and the description under "ssl_vit"."""
-    model: Any = backbone.model  # what timm hangs on a model has no types
-    own = model.pretrained_cfg
-    model_args = {key: value for key, value in backbone.timm_args.items() if key != "img_size"}
-    if own.get("fixed_input_size") or "img_size" in backbone.timm_args:
-        # Said outright: timm takes it from its own table else, and resizes the positions without a word.
-        model_args["img_size"] = list(backbone.info.size)
-    return {
-        "architecture": backbone.info.name,
-        "num_classes": 0,
-        "num_features": model.num_features,
-        "model_args": model_args,
-        "pretrained_cfg": {
-            "input_size": [3, *backbone.info.size],
-            "fixed_input_size": bool(own.get("fixed_input_size")),
-            "interpolation": "bicubic",
-            "crop_pct": 0.875,
-            "crop_mode": "center",
-            "mean": list(mean),
-            "std": list(std),
-            "num_classes": 0,
-            # Where timm puts a new classifier and other input channels when these weights are fine-tuned.
-            "first_conv": own.get("first_conv"),
-            "classifier": own.get("classifier"),
-            "license": "unspecified",
-        },
-        "ssl_vit": dict(description),
-    }
+    """Make config.json: what is needed to build the same model, and the description under "ssl_vit"."""
+    said = backbone.architecture()
+    said["pretrained_cfg"] |= {"mean": list(mean), "std": list(std)}
+    return said | {"ssl_vit": dict(description)}
 
 
-def read_export(folder: Path | str) -> TimmBackbone:
+def read_export(folder: Path | str) -> AdaptedBackbone:
     """Build the backbone of such a folder; its info has the mean, deviation and size that it was trained with.
 
     Raises:
@@ -90,14 +69,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def verify(folder: Path | str, backbone: TimmBackbone) -> Verified:
+def verify(folder: Path | str, backbone: AdaptedBackbone) -> Verified:
     """Run the snippet, and compare weights, pooled features and the last map with the backbone's.
 
     Raises:
         UserError: the files are not those that were written.
         RunFailed: timm cannot load them, or a weight or an output differs.
     """
-    folder, consumer = Path(folder), f"timm {timm.__version__}"
+    folder, source = Path(folder), backbone.architecture().get("plugin")
+    consumer = f"timm {timm.__version__}" + (f" with {plugins.title(source)}" if source else "")
     check_sums(folder)
     loaded: Any = run_snippet(snippet(folder, backbone), consumer)["model"]
     ours: Any = copy.deepcopy(backbone.model).cpu().eval()  # a copy: a model in training is left as it is
@@ -124,7 +104,7 @@ def _difference(expected: Any, found: Any) -> float:
     return math.inf if math.isnan(difference) else difference
 
 
-def snippet(folder: Path | str, backbone: TimmBackbone) -> str:
+def snippet(folder: Path | str, backbone: AdaptedBackbone) -> str:
     """Return the Python that loads the folder; our own families need this package, the others timm alone."""
     path = f"local-dir:{Path(folder).absolute()}"
     lines = [
@@ -138,7 +118,7 @@ def snippet(folder: Path | str, backbone: TimmBackbone) -> str:
 def families_of(name: str) -> list[str]:
     """Return the import that registers an architecture in timm, where it is one of ours."""
     module = timm.models.model_entrypoint(name).__module__
-    return [] if module.startswith("timm.") else [f"import {module}"]
+    return [] if module.startswith("timm.") else [plugins.import_line(module)]
 
 
 def check_sums(folder: Path) -> None:

@@ -8,26 +8,26 @@ from typing import Any
 
 import torch
 
-from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.export.outputs import Outputs, trace
 from ssl_vit.export.target import KeyPairs, Verified, probe, run_snippet, verified
 
 FILE = "model.pt2"
 
 
-def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
+def write(backbone: AdaptedBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
     """Write model.pt2: images [B, 3, H, W] -> (pooled, patches, *pyramid); B is free."""
     torch.export.save(trace(backbone), folder / FILE)
     return []
 
 
-def snippet(folder: Path, backbone: TimmBackbone) -> str:
+def snippet(folder: Path, backbone: AdaptedBackbone) -> str:
     """Return the Python that loads the program; it needs torch alone."""
     path = str(Path(folder).absolute() / FILE)
     return f"import torch\nmodel = torch.export.load({path!r}).module()\n# pooled, patches, *pyramid = model(images)"
 
 
-def verify(folder: Path, backbone: TimmBackbone) -> Verified:
+def verify(folder: Path, backbone: AdaptedBackbone) -> Verified:
     """Run the snippet on a batch of another size than the one it was traced with, and compare every output."""
     consumer = f"torch {torch.__version__}"
     model = run_snippet(snippet(folder, backbone), consumer)["model"]

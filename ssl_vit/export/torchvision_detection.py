@@ -12,7 +12,7 @@ import torchvision
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.detectors.fpn import BackboneWithFPN
 from ssl_vit.errors import RunFailed
 from ssl_vit.export import timm
@@ -41,12 +41,12 @@ def faster_rcnn(folder: Path | str, num_classes: int, **options: Any) -> FasterR
     return FasterRCNN(body, num_classes, **options)
 
 
-def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
+def write(backbone: AdaptedBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
     """Write timm's folder, which ``faster_rcnn`` reads; the detector's names are timm's after ``backbone.body.``."""
     return [(key, f"backbone.body.{key}") for key, _ in timm.write(backbone, folder, description)]
 
 
-def snippet(folder: Path, backbone: TimmBackbone) -> str:
+def snippet(folder: Path, backbone: AdaptedBackbone) -> str:
     """Return the Python of a Faster R-CNN with two classes, of which one is the background."""
     return "\n".join(
         [
@@ -56,7 +56,7 @@ def snippet(folder: Path, backbone: TimmBackbone) -> str:
     )
 
 
-def verify(folder: Path, backbone: TimmBackbone) -> Verified:
+def verify(folder: Path, backbone: AdaptedBackbone) -> Verified:
     """Run the snippet, compare the maps inside with ours, and let the detector look at an image."""
     consumer = f"torchvision {torchvision.__version__} (Faster R-CNN)"
     model: Any = run_snippet(snippet(folder, backbone), consumer)["model"].eval()

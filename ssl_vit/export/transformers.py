@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.checkpoints.names.transformers import MAPS
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export import structure
@@ -28,7 +28,7 @@ from ssl_vit.export.target import (
 )
 
 
-def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
+def write(backbone: AdaptedBackbone, folder: Path, description: Mapping[str, Any]) -> KeyPairs:
     """Write model.safetensors, config.json and preprocessor_config.json; no code of ours is needed to read them."""
     if importlib.util.find_spec("transformers") is None:
         raise UserError(
@@ -48,7 +48,7 @@ def write(backbone: TimmBackbone, folder: Path, description: Mapping[str, Any]) 
     return mapped.pairs
 
 
-def snippet(folder: Path, backbone: TimmBackbone) -> str:
+def snippet(folder: Path, backbone: AdaptedBackbone) -> str:
     """Return the Python of AutoModel and AutoImageProcessor; a ViT comes without the pooling layer, never trained."""
     path, pooler = str(Path(folder).absolute()), ", add_pooling_layer=False" if _kind(backbone) == "vit" else ""
     return "\n".join(
@@ -60,7 +60,7 @@ def snippet(folder: Path, backbone: TimmBackbone) -> str:
     )
 
 
-def verify(folder: Path, backbone: TimmBackbone) -> Verified:
+def verify(folder: Path, backbone: AdaptedBackbone) -> Verified:
     """Run the snippet; no key may be missing or over, and the last map and the pooled features must be ours."""
     import transformers
 
@@ -108,7 +108,7 @@ def _pooled(output: Any, last_map: Tensor) -> Tensor:
     return hidden[:, 0] if hidden.ndim == 3 else last_map.mean((-2, -1))
 
 
-def _kind(backbone: TimmBackbone) -> str:
+def _kind(backbone: AdaptedBackbone) -> str:
     """transformers' model_type; a ViT with LayerScale is what they call a Dinov2Model."""
     family, keys = backbone.info.family, backbone.model.state_dict()
     if family == "vision_transformer":
@@ -116,7 +116,7 @@ def _kind(backbone: TimmBackbone) -> str:
     return {"swin_transformer": "swin"}.get(family, family)
 
 
-def _vit(backbone: TimmBackbone) -> tuple[dict[str, Any], str]:
+def _vit(backbone: AdaptedBackbone) -> tuple[dict[str, Any], str]:
     its = structure.vit(backbone)
     config = {
         "image_size": list(its.size),
@@ -131,13 +131,13 @@ def _vit(backbone: TimmBackbone) -> tuple[dict[str, Any], str]:
     return config, "ViTModel"
 
 
-def _dinov2(backbone: TimmBackbone) -> tuple[dict[str, Any], str]:
+def _dinov2(backbone: AdaptedBackbone) -> tuple[dict[str, Any], str]:
     config, _ = _vit(backbone)
     config["mlp_ratio"] = config.pop("intermediate_size") // config["hidden_size"]
     return config | {"use_mask_token": False, "use_swiglu_ffn": False}, "Dinov2Model"
 
 
-def _beit(backbone: TimmBackbone) -> tuple[dict[str, Any], str]:
+def _beit(backbone: AdaptedBackbone) -> tuple[dict[str, Any], str]:
     config, _ = _vit(backbone)
     keys = backbone.model.state_dict()
     config |= {
@@ -150,7 +150,7 @@ def _beit(backbone: TimmBackbone) -> tuple[dict[str, Any], str]:
     return config, "BeitModel"
 
 
-def _swin(backbone: TimmBackbone) -> tuple[dict[str, Any], str]:
+def _swin(backbone: AdaptedBackbone) -> tuple[dict[str, Any], str]:
     its = structure.swin(backbone)
     config = {
         "image_size": list(its.size),
@@ -166,7 +166,7 @@ def _swin(backbone: TimmBackbone) -> tuple[dict[str, Any], str]:
     return config, "SwinModel"
 
 
-def _resnet(backbone: TimmBackbone) -> tuple[dict[str, Any], str]:
+def _resnet(backbone: AdaptedBackbone) -> tuple[dict[str, Any], str]:
     its = structure.resnet(backbone)
     if its.bottleneck and (its.groups, its.width) != (1, 64):
         raise UserError(f"{backbone.info.name}: transformers' ResNet has no groups and one width; use --to torchvision")
@@ -179,13 +179,13 @@ def _resnet(backbone: TimmBackbone) -> tuple[dict[str, Any], str]:
     return config, "ResNetModel"
 
 
-def _convnext(backbone: TimmBackbone) -> tuple[dict[str, Any], str]:
+def _convnext(backbone: AdaptedBackbone) -> tuple[dict[str, Any], str]:
     its = structure.convnext(backbone)
     config = {"hidden_sizes": its.dims, "depths": its.depths, "layer_norm_eps": 1e-6, "drop_path_rate": 0.0}
     return config, "ConvNextModel"
 
 
-def _pvt_v2(backbone: TimmBackbone) -> tuple[dict[str, Any], str]:
+def _pvt_v2(backbone: AdaptedBackbone) -> tuple[dict[str, Any], str]:
     its = structure.pvt_v2(backbone)
     config = {
         "hidden_sizes": its.dims,
@@ -211,7 +211,7 @@ _CONFIGS = {
 }
 
 
-def _processor(backbone: TimmBackbone) -> dict[str, Any]:
+def _processor(backbone: AdaptedBackbone) -> dict[str, Any]:
     """Resize, scale to [0, 1] and normalise as in training."""
     height, width = backbone.info.size
     return {

@@ -21,8 +21,10 @@ from ssl_vit.methods.base_config import (
     Situation,
     optimiser_choices,
 )
+from ssl_vit.registry import register_method
 
 
+@register_method("beit", loss="ssl_vit.methods.beit:BEiT")
 class Config(MaskedConfig):
     """Prediction of the visual words of hidden patches."""
 

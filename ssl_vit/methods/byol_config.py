@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from ssl_vit.methods.base_config import Choices, Situation, TwoViewConfig, optimiser_choices
+from ssl_vit.registry import register_method
 
 
+@register_method("byol", loss="ssl_vit.methods.byol:BYOL")
 class Config(TwoViewConfig):
     """Prediction of the other view's projection, without any negatives."""
 

@@ -22,8 +22,10 @@ from ssl_vit.methods.base_config import (
     Scale,
     Situation,
 )
+from ssl_vit.registry import register_method
 
 
+@register_method("detreg", loss="ssl_vit.methods.detreg:DETReg")
 class Config(MethodConfig):
     """Pretraining of a detector on proposed regions, around a frozen backbone."""
 

@@ -28,6 +28,7 @@ from ssl_vit.methods.base_config import (
     small_set_rate,
     two_views,
 )
+from ssl_vit.registry import register_method
 
 OFFICIAL = "official recipe"
 
@@ -75,6 +76,7 @@ def _small_set(given: Situation) -> Choices:
     return choices
 
 
+@register_method("dino", loss="ssl_vit.methods.dino:DINO")
 class Config(MethodConfig):
     """Self-distillation without labels: a student matches its own moving average across crops."""
 

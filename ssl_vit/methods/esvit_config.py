@@ -6,10 +6,12 @@ from typing import ClassVar, Literal
 
 from ssl_vit.methods.base_config import AUTO, SMALL, Auto, Choices, Fraction, Situation
 from ssl_vit.methods.dino_config import Config as DINOConfig
+from ssl_vit.registry import register_method
 
 RELEASED = "the released Swin models"
 
 
+@register_method("esvit", loss="ssl_vit.methods.esvit:EsViT")
 class Config(DINOConfig):
     """Self-distillation of whole crops and of their regions."""
 

@@ -7,10 +7,12 @@ from typing import ClassVar, Literal
 from ssl_vit.methods.base_config import AUTO, SMALL, Auto, Choices, Positive, Scale, Situation
 from ssl_vit.methods.dino_config import OFFICIAL
 from ssl_vit.methods.dino_config import Config as DINOConfig
+from ssl_vit.registry import register_method
 
 RELEASED = "the released ViT-S/16"
 
 
+@register_method("ibot", loss="ssl_vit.methods.ibot:IBOT")
 class Config(DINOConfig):
     """Self-distillation of whole crops and of hidden patches."""
 

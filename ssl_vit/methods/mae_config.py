@@ -20,8 +20,10 @@ from ssl_vit.methods.base_config import (
     Situation,
     optimiser_choices,
 )
+from ssl_vit.registry import register_method
 
 
+@register_method("mae", loss="ssl_vit.methods.mae:MAE")
 class Config(MaskedConfig):
     """Reconstruction of an image from a quarter of its patches."""
 

@@ -19,11 +19,13 @@ from ssl_vit.methods.base_config import (
     TwoViewConfig,
     optimiser_choices,
 )
+from ssl_vit.registry import register_method
 
 OFFICIAL_QUEUE = 4096
 OFFICIAL_BATCHES = 8  # of 512, which it holds
 
 
+@register_method("moby", loss="ssl_vit.methods.moby:MoBY")
 class Config(TwoViewConfig):
     """Contrast of each view with its other view's key and with a queue of the keys of earlier images."""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from ssl_vit.methods.base_config import Choices, Positive, Situation, TwoViewConfig, optimiser_choices
+from ssl_vit.registry import register_method
 
 
+@register_method("mocov3", loss="ssl_vit.methods.mocov3:MoCoV3")
 class Config(TwoViewConfig):
     """Contrast of each view with its other view's key among the keys of the whole batch."""
 

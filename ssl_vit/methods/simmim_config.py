@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from ssl_vit.methods.base_config import Choices, MaskedConfig, Part, Scale, Situation, optimiser_choices
+from ssl_vit.registry import register_method
 
 
+@register_method("simmim", loss="ssl_vit.methods.simmim:SimMIM")
 class Config(MaskedConfig):
     """Prediction of the pixels of hidden squares."""
 

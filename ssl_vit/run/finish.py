@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ssl_vit
-from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.checkpoints.hub import is_hub_id
 from ssl_vit.config import ResolvedConfig
 from ssl_vit.detectors.files import detector_of
@@ -52,7 +52,7 @@ def finish(
     out, backbone = workspace.folder, method.exported()
     folder = out / "export"
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed after exporting
-    assert isinstance(backbone, TimmBackbone)  # the one adapter
+    assert isinstance(backbone, AdaptedBackbone)  # the one adapter
     backbone.info = replace(backbone.info, mean=config.data.mean, std=config.data.std)
     exported = hand_over(backbone, folder, "timm", _description(config, method, out, steps, verdict, bad_files))
     method.artefacts(workspace)
@@ -80,6 +80,7 @@ def _description(
     for key, file in settings["method"].items():
         if key.endswith("_weights") and file is not None:
             settings["method"][key] = Path(file).name
+    settings["plugins"] = {Path(place).name: digest for place, digest in settings["plugins"].items()}
     scanned = json.loads((out / "data.json").read_text())
     return {
         "version": ssl_vit.__version__,

@@ -17,6 +17,7 @@ import timm
 import torch
 
 import ssl_vit
+from ssl_vit import plugins
 from ssl_vit.config import ResolvedConfig, dump, load_config
 from ssl_vit.data.scan import scan
 from ssl_vit.data.sources import Source
@@ -68,6 +69,7 @@ def clear(out: Path) -> None:
 def open_folder(out: Path, config: ResolvedConfig, decisions: list[Decision], source: Source, resume: bool) -> None:
     """Everything about a run that is known before its first step, into a folder that is there."""
     (out / "checkpoints").mkdir(exist_ok=True)
+    plugins.announce()
     if resume:
         log.info("resumed")
         return

@@ -13,11 +13,12 @@ import torch
 
 from ssl_vit.backbones import backbone_info, create_backbone
 from ssl_vit.backbones.backbone import BackboneInfo
-from ssl_vit.checkpoints.inspection import Inspection, inspect
-from ssl_vit.checkpoints.load import fitted_weights
+from ssl_vit.checkpoints.inspection import Inspection
+from ssl_vit.checkpoints.load import fitted_weights, opened
 from ssl_vit.config import ResolvedConfig, RunConfig, check_data
 from ssl_vit.data.sources import Source, open_source
 from ssl_vit.errors import UserError
+from ssl_vit.methods import check_recipe
 from ssl_vit.methods.base_config import Situation
 from ssl_vit.run.facts import IMAGENET_MEAN, IMAGENET_STD, Facts, gather_facts
 from ssl_vit.training.compiler import PAYS
@@ -49,7 +50,7 @@ def resolve_for(config: RunConfig, source: Source) -> tuple[ResolvedConfig, list
 
 def start_weights(config: RunConfig) -> Inspection | None:
     """What the run is to start from, read and not yet loaded."""
-    return inspect(config.backbone.weights) if config.backbone.weights is not None else None
+    return opened(config.backbone.weights) if config.backbone.weights is not None else None
 
 
 def resolve_config(
@@ -67,11 +68,12 @@ def resolve_config(
     info = backbone_info(part["name"], image_size=part["image_size"], model_args=part["args"])
     _choose_run(resolver, facts)
     given = _situation(resolver, facts, info, weights)
-    for key, (value, why) in config.method.choose(given).items():
+    recipe = config.method.choose(given)
+    check_recipe(config.method.name, recipe, resolver.tree)
+    for key, (value, why) in recipe.items():
         resolver.decide(key, value, why)
     _choose_compile(resolver, facts)
     chosen = RunConfig.model_validate(resolver.tree)
-    _refuse_undecided(chosen)
     _refuse(chosen, info)
     chosen.method.check(given)
     if weights is not None:
@@ -235,17 +237,6 @@ def _batch_size(facts: Facts, image_size: int, world: int) -> int:
     room = 64 * (224 / image_size) ** 2 * (1.0 if facts.gpus else 0.25)
     most = min(room, 256, facts.images / (16 * world))
     return world * int(2 ** max(1, int(math.log2(max(most, 2)))))
-
-
-def _refuse_undecided(config: RunConfig) -> None:
-    """A recipe gives every setting of its method and of the optimiser a value."""
-    left = [f"method.{key}" for key in config.method.undecided()]
-    left += [f"optim.{key}" for key in config.optim.undecided()]
-    if left:
-        raise UserError(
-            f"the recipe of {config.method.name} leaves {', '.join(left)} open: its `choose` has to give each a value "
-            f"and a reason; until then set them, as in --set {left[0]}=…"
-        )
 
 
 def _refuse(config: RunConfig, info: BackboneInfo) -> None:

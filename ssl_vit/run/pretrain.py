@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any
 
 from lightning.fabric import Fabric
 
+from ssl_vit.backbones import backbone_name
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.checkpoints.inspection import Inspection
 from ssl_vit.config import ResolvedConfig, RunConfig, check_out, load_config
 from ssl_vit.data.dataset_name import Images, images_name, is_object
@@ -20,7 +22,10 @@ from ssl_vit.data.shards import ShardSource
 from ssl_vit.data.sources import Source, open_source, require
 from ssl_vit.errors import UserError
 from ssl_vit.files import alone
+from ssl_vit.methods import method_name
 from ssl_vit.methods.method import Method
+from ssl_vit.plugins import flags as plugin_flags
+from ssl_vit.plugins import use
 from ssl_vit.process import die_with_parent, keep_memory
 from ssl_vit.run.facts import gather_facts
 from ssl_vit.run.finish import RunResult, completed, finish
@@ -52,7 +57,10 @@ def pretrain(
     out: Path | str,
     settings: Mapping[str, Any] | None = None,
     *,
+    method: str | type[Method] | None = None,
+    backbone: str | AdaptedBackbone | None = None,
     val: Images | None = None,
+    plugins: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
 ) -> RunResult:
@@ -60,9 +68,11 @@ def pretrain(
 
     data: a folder or whatever else ``ssl_vit.data.sources.open_source`` opens, such as
         ``torchvision.datasets.CIFAR10(root)`` or a ``datasets.Dataset``; or a whole configuration, see
-        :func:`ssl_vit.config.load_config`, which leaves no room for settings and val.
+        :func:`ssl_vit.config.load_config`, which leaves no room for settings, method, backbone and val.
     out: a folder that does not exist yet, unless ``resume`` goes on with the run there or ``overwrite`` starts anew.
     settings: values by key, ``{"method.name": "ibot", "train.epochs": 100}``; the others are chosen, or the run's own.
+    method, backbone: their names; or a class that is registered, and a network as :func:`ssl_vit.as_backbone` gives it.
+    plugins: files and modules of your own with methods and backbones, as ``--plugin`` names them.
     val: labelled images on which k-NN scores the features as they are learnt.
 
     Raises:
@@ -70,13 +80,20 @@ def pretrain(
         RunFailed: too many unreadable images, no finite gradient, a lost worker, an export that does not verify.
         StoppedError: SIGTERM or Ctrl-C; the run can be resumed.
     """
+    use(plugins)
     if isinstance(data, RunConfig):
-        if settings is not None or val is not None:
-            raise UserError("a configuration is whole; put settings and val into it, or give a folder instead of it")
+        if any(each is not None for each in (settings, method, backbone, val)):
+            raise UserError(
+                "a configuration is whole; put settings, method, backbone and val into it, or give a folder instead"
+            )
         return _pretrain(data, data.data.path, data.data.val, Path(out), resume, overwrite)
     flags = {**(settings or {}), "data.path": images_name(data)}
     if val is not None:
         flags["data.val"] = images_name(val)
+    if method is not None:
+        flags["method.name"] = method_name(method)
+    if backbone is not None:
+        flags["backbone.name"] = backbone_name(backbone)
     config = load_config([Path(out) / "config.yaml"] if resume else [], flags=flags)
     return _pretrain(config, data, val if val is not None else config.data.val, Path(out), resume, overwrite)
 
@@ -196,4 +213,5 @@ class _Run:
     def _again(self) -> str:
         if is_object(self.config.data.path):
             return f"ssl_vit.pretrain(dataset, {str(self.out)!r}, resume=True)"
-        return f"ssl-vit pretrain {shlex.quote(self.config.data.path)} --out {shlex.quote(str(self.out))} --resume"
+        data, out = shlex.quote(self.config.data.path), shlex.quote(str(self.out))
+        return f"ssl-vit pretrain {data} --out {out} --resume{plugin_flags()}"

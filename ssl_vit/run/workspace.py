@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.backbones.backbone import Backbone
-from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.checkpoints.inspection import Inspection
 from ssl_vit.config import ResolvedConfig
 from ssl_vit.data.batch import Batch, to_views
@@ -76,5 +76,5 @@ class RunWorkspace:
 
     def described(self, backbone: Backbone) -> dict[str, Any]:
         """timm's config.json of a backbone for images of this run."""
-        assert isinstance(backbone, TimmBackbone)  # the one adapter
+        assert isinstance(backbone, AdaptedBackbone)
         return timm.config(backbone, self.mean, self.std, {})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.checkpoints.description import OURS
 from ssl_vit.errors import RunFailed
 from ssl_vit.export import timm
@@ -67,7 +67,7 @@ def _state(learner: Learner, looks: Sequence[Look], done: int) -> dict[str, Any]
     """All but weights and the optimiser's: the looks' own, and which weights are the backbone that is exported."""
     method, data = learner.method, learner.config.data
     backbone = method.exported()
-    assert isinstance(backbone, TimmBackbone)  # the one adapter
+    assert isinstance(backbone, AdaptedBackbone)
     place = next(name for name, module in method.named_modules() if module is backbone.model)
     scaler = {} if learner.scaler is None else {"scaler": learner.scaler.state_dict()}
     return {

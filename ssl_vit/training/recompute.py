@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ssl_vit.backbones.timm_adapter import TimmBackbone
+from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.errors import UserError
 from ssl_vit.eval.features import evaluating
 from ssl_vit.training.cpu.bfloat16 import lean_bfloat16
@@ -30,7 +30,7 @@ def recompute(model: nn.Module, size: int, lean: bool = True) -> list[str]:
     """
     found = []
     for name, backbone in model.named_modules():
-        if isinstance(backbone, TimmBackbone) and any(p.requires_grad for p in backbone.parameters()):
+        if isinstance(backbone, AdaptedBackbone) and any(p.requires_grad for p in backbone.parameters()):
             chosen = set(parts(backbone, size))
             found += [f"{name}.{place}" for place, module in backbone.named_modules() if module in chosen]
             for part in chosen:
@@ -43,7 +43,7 @@ def recompute(model: nn.Module, size: int, lean: bool = True) -> list[str]:
     return found
 
 
-def parts(backbone: TimmBackbone, size: int) -> list[nn.Module]:
+def parts(backbone: AdaptedBackbone, size: int) -> list[nn.Module]:
     """The largest modules that keep at most `SHARE` of what the whole keeps, and at least twice what they are given.
 
     What a module keeps for backward is measured on one image. A module with a hook inside is divided: the backbone
@@ -72,7 +72,7 @@ def _is_told(module: nn.Module) -> bool:
     return any(inner._forward_hooks for inner in module.modules() if inner is not module)
 
 
-def _measure(backbone: TimmBackbone, size: int) -> tuple[dict[nn.Module, int], dict[nn.Module, int]]:
+def _measure(backbone: AdaptedBackbone, size: int) -> tuple[dict[nn.Module, int], dict[nn.Module, int]]:
     """Bytes that each module keeps for backward and that it is given, in a pass of one image; weights don't count."""
     weights = {tensor.untyped_storage().data_ptr() for tensor in (*backbone.parameters(), *backbone.buffers())}
     kept: dict[nn.Module, dict[int, int]] = {}

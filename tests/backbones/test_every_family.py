@@ -53,7 +53,7 @@ def test_table_covers_timm() -> None:
 
 
 def test_pooled_and_its_gradients_are_timms(backbone: TimmBackbone, images: Tensor) -> None:
-    plain: Any = timm.create_model(backbone.info.name, num_classes=0, **backbone.timm_args).eval()
+    plain: Any = timm.create_model(backbone.info.name, num_classes=0, **backbone.model_args).eval()
     plain.load_state_dict(backbone.model.state_dict(), strict=True)
     expected = plain.forward_head(plain.forward_features(images), pre_logits=True)
     pooled = backbone(images).pooled

@@ -29,16 +29,16 @@ def test_same_seed_gives_timms_weights() -> None:
     theirs = timm.create_model(NAME, num_classes=0, **VIT)
     for (name, value), (_, expected) in zip(ours.model.state_dict().items(), theirs.state_dict().items(), strict=True):
         assert torch.equal(value, expected), name
-    assert ours.timm_args == VIT
+    assert ours.model_args == VIT
 
 
 def test_image_size_is_what_timm_needs_to_take_the_weights() -> None:
     backbone = create_backbone(NAME, image_size=(64, 96), model_args={"depth": 1})
-    assert backbone.timm_args == {"depth": 1, "img_size": (64, 96)}
+    assert backbone.model_args == {"depth": 1, "img_size": (64, 96)}
     assert backbone.info.size == (64, 96)
     assert backbone.model.pos_embed.shape == (1, 1 + 4 * 6, 192)
-    assert create_backbone(NAME, image_size=224, model_args={"depth": 1}).timm_args == {"depth": 1}
-    assert create_backbone("resnet18", image_size=96).timm_args == {}
+    assert create_backbone(NAME, image_size=224, model_args={"depth": 1}).model_args == {"depth": 1}
+    assert create_backbone("resnet18", image_size=96).model_args == {}
 
 
 @pytest.mark.parametrize(

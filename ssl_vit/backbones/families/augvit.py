@@ -117,6 +117,7 @@ register_variants(
     __name__,
     AugViT,
     VARIANTS,
+    kind="transformer",
     out_indices=3,
     paper_ids="arXiv:2106.15941",
     mean=IMAGENET_INCEPTION_MEAN,

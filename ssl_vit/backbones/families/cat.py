@@ -103,4 +103,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cat_base": {"embed_dim": 96, "depths": (1, 1, 6, 1), "heads": (3, 6, 12, 24)},
 }
 
-register_variants(__name__, CAT, VARIANTS, paper_ids="arXiv:2106.05786", first_conv="stem.proj", classifier="head.fc")
+register_variants(
+    __name__,
+    CAT,
+    VARIANTS,
+    kind="transformer",
+    paper_ids="arXiv:2106.05786",
+    first_conv="stem.proj",
+    classifier="head.fc",
+)

@@ -203,4 +203,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "depths": (4, 4, 20, 4), "dims": (76, 152, 304, 608), "stem": 38, "img_size": 256, "drop_rate": 0.3,
     },
 }  # fmt: skip
-register_variants(__name__, CMT, VARIANTS, paper_ids="arXiv:2107.06263", first_conv="stem.0", classifier="head.fc")
+register_variants(
+    __name__, CMT, VARIANTS, kind="hybrid", paper_ids="arXiv:2107.06263", first_conv="stem.0", classifier="head.fc"
+)

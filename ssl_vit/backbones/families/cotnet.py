@@ -201,5 +201,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "se_cotnetd_152": {"depths": (3, 8, 36, 3), "stem_width": 64, "blur": True},
 }
 register_variants(
-    __name__, CoTNet, VARIANTS, paper_ids="arXiv:2107.12292", first_conv="stem.conv1", classifier="head.fc"
+    __name__,
+    CoTNet,
+    VARIANTS,
+    kind="hybrid",
+    paper_ids="arXiv:2107.12292",
+    first_conv="stem.conv1",
+    classifier="head.fc",
 )

@@ -116,4 +116,12 @@ VARIANTS = {
     "cswin_large_384": {**_LARGE, "img_size": 384, "stripes": (1, 2, 12)},
 }
 
-register_variants(__name__, CSWin, VARIANTS, paper_ids="arXiv:2107.00652", first_conv="stem.0", classifier="head.fc")
+register_variants(
+    __name__,
+    CSWin,
+    VARIANTS,
+    kind="transformer",
+    paper_ids="arXiv:2107.00652",
+    first_conv="stem.0",
+    classifier="head.fc",
+)

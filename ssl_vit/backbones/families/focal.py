@@ -273,4 +273,12 @@ _KINDS: dict[str, dict[str, Any]] = {
 
 VARIANTS = {name.format(size): _SIZES[size] | kind for size in _SIZES for name, kind in _KINDS.items()}
 
-register_variants(__name__, Focal, VARIANTS, paper_ids="arXiv:2107.00641", first_conv="stem.proj", classifier="head.fc")
+register_variants(
+    __name__,
+    Focal,
+    VARIANTS,
+    kind="transformer",
+    paper_ids="arXiv:2107.00641",
+    first_conv="stem.proj",
+    classifier="head.fc",
+)

@@ -234,4 +234,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "hat_net_medium": {"depths": (3, 6, 18, 3), "kernels": (5, 3, 5, 3)},
     "hat_net_large": {"depths": (3, 8, 27, 3), "dims": (64, 128, 320, 640)},
 }  # fmt: skip
-register_variants(__name__, HATNet, VARIANTS, paper_ids="arXiv:2106.03180", first_conv="stem.0", classifier="head.fc")
+register_variants(
+    __name__,
+    HATNet,
+    VARIANTS,
+    kind="transformer",
+    paper_ids="arXiv:2106.03180",
+    first_conv="stem.0",
+    classifier="head.fc",
+)

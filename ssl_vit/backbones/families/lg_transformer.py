@@ -107,5 +107,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 register_variants(
-    __name__, LGTransformer, VARIANTS, paper_ids="arXiv:2107.04735", first_conv="stem.proj", classifier="head.fc"
+    __name__,
+    LGTransformer,
+    VARIANTS,
+    kind="transformer",
+    paper_ids="arXiv:2107.04735",
+    first_conv="stem.proj",
+    classifier="head.fc",
 )

@@ -123,5 +123,11 @@ _KINDS = {"linmapper_{}": "linear", "linmapper_{}_mlp": "mlp", "linmapper_{}_dep
 VARIANTS = {name.format(size): _SIZES[size] | {"mixer": kind} for size in _SIZES for name, kind in _KINDS.items()}
 
 register_variants(
-    __name__, LinMapper, VARIANTS, paper_ids="arXiv:2107.02174", first_conv="stem.proj", classifier="head.fc"
+    __name__,
+    LinMapper,
+    VARIANTS,
+    kind="mlp",
+    paper_ids="arXiv:2107.02174",
+    first_conv="stem.proj",
+    classifier="head.fc",
 )

@@ -68,6 +68,7 @@ register_variants(
     __name__,
     MultiStreamViT,
     VARIANTS,
+    kind="transformer",
     out_indices=3,
     paper_ids="arXiv:2107.10342",
     first_conv="patch_embed.proj",

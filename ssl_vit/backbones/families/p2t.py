@@ -152,4 +152,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "p2t_medium": {"depths": (3, 4, 15, 3), "dims": (64, 128, 384, 512), "heads": (1, 2, 6, 8)},
     "p2t_large": {"depths": (3, 8, 27, 3), "dims": (64, 128, 320, 640)},
 }
-register_variants(__name__, P2T, VARIANTS, paper_ids="arXiv:2106.12011", first_conv="stem.0", classifier="head.fc")
+register_variants(
+    __name__, P2T, VARIANTS, kind="transformer", paper_ids="arXiv:2106.12011", first_conv="stem.0", classifier="head.fc"
+)

@@ -95,6 +95,7 @@ register_variants(
     __name__,
     PyramidGroupTransformer,
     VARIANTS,
+    kind="transformer",
     paper_ids="arXiv:2106.04108",
     first_conv="stem.proj",
     classifier="head.fc",

@@ -167,4 +167,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pvt_medium": {"depths": (3, 4, 18, 3)},
     "pvt_large": {"depths": (3, 8, 27, 3)},
 }
-register_variants(__name__, PVT, VARIANTS, paper_ids="arXiv:2102.12122", first_conv="stem.proj", classifier="head.fc")
+register_variants(
+    __name__,
+    PVT,
+    VARIANTS,
+    kind="transformer",
+    paper_ids="arXiv:2102.12122",
+    first_conv="stem.proj",
+    classifier="head.fc",
+)

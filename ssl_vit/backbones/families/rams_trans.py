@@ -148,6 +148,7 @@ register_variants(
     __name__,
     RAMSTrans,
     VARIANTS,
+    kind="transformer",
     out_indices=3,
     paper_ids="arXiv:2107.08192",
     num_classes=200,

@@ -185,6 +185,7 @@ register_variants(
     __name__,
     Refiner,
     VARIANTS,
+    kind="transformer",
     out_indices=3,
     paper_ids="arXiv:2106.03714",
     mean=IMAGENET_INCEPTION_MEAN,

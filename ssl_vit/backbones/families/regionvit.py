@@ -274,5 +274,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 register_variants(
-    __name__, RegionViT, VARIANTS, paper_ids="arXiv:2106.02689", first_conv="stem.regional", classifier="head.fc"
+    __name__,
+    RegionViT,
+    VARIANTS,
+    kind="transformer",
+    paper_ids="arXiv:2106.02689",
+    first_conv="stem.regional",
+    classifier="head.fc",
 )

@@ -124,4 +124,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rest_base": {"depths": (2, 2, 6, 2), "dims": (96, 192, 384, 768)},
     "rest_large": {"depths": (2, 2, 18, 2), "dims": (96, 192, 384, 768)},
 }
-register_variants(__name__, ResT, VARIANTS, paper_ids="arXiv:2105.13677", first_conv="stem.0", classifier="head.fc")
+register_variants(
+    __name__,
+    ResT,
+    VARIANTS,
+    kind="transformer",
+    paper_ids="arXiv:2105.13677",
+    first_conv="stem.0",
+    classifier="head.fc",
+)

@@ -155,5 +155,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 register_variants(
-    __name__, ShuffleTransformer, VARIANTS, paper_ids="arXiv:2106.03650", first_conv="stem.0", classifier="head.fc"
+    __name__,
+    ShuffleTransformer,
+    VARIANTS,
+    kind="transformer",
+    paper_ids="arXiv:2106.03650",
+    first_conv="stem.0",
+    classifier="head.fc",
 )

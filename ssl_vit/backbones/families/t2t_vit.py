@@ -158,4 +158,6 @@ VARIANTS = {
     "t2t_vit_14_wide": _variant(768, 4, 12, 3.0),
 }
 
-register_variants(__name__, T2TViT, VARIANTS, out_indices=3, paper_ids="arXiv:2101.11986", classifier="head")
+register_variants(
+    __name__, T2TViT, VARIANTS, kind="transformer", out_indices=3, paper_ids="arXiv:2101.11986", classifier="head"
+)

@@ -83,6 +83,7 @@ for variants, first_conv in ((PLAIN, "patch_embed.proj"), (HYBRID, "patch_embed.
         __name__,
         VisionXFormer,
         variants,
+        kind="transformer",
         out_indices=3,
         paper_ids="arXiv:2107.02239",
         first_conv=first_conv,

@@ -81,5 +81,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vit_c_36gf": {**SIZES["36gf"], "depth": 13, **DEEP_STEM},
 }
 register_variants(
-    __name__, EarlyConvViT, VARIANTS, out_indices=3, paper_ids="arXiv:2106.14881", first_conv=None, classifier="head"
+    __name__,
+    EarlyConvViT,
+    VARIANTS,
+    kind="transformer",
+    out_indices=3,
+    paper_ids="arXiv:2106.14881",
+    first_conv=None,
+    classifier="head",
 )
