@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from ssl_vit.methods.method import Progress
@@ -32,6 +33,12 @@ from ssl_vit.cli import main
 for line in json.loads(sys.argv[1]):
     if code := main(shlex.split(line)[1:]):
         sys.exit(f"{line}: exit code {code}")
+"""
+PYTHON = """
+import functools, json, runpy, sys
+import ssl_vit
+ssl_vit.pretrain = functools.partial(ssl_vit.pretrain, settings=json.loads(sys.argv[1]))
+runpy.run_path("my_run.py")
 """
 SMALL = {
     "backbone.image_size": "32",
@@ -106,13 +113,14 @@ def moved(what: str) -> str:
 
 
 def add_lines(folder: Path, below: str) -> None:
-    """The page's lines, each into the table of its file that holds lines like it."""
+    """The page's lines, each as the first of the table that is named with its file: "FILE, TABLE"."""
     for block in blocks("line"):
-        if block.place.startswith(below):
-            before = (folder / block.place).read_text()
-            place = re.search(r"^    \"[\w-]+\": .+\n", before, re.MULTILINE)
-            assert place, f"{block.place} has no table"
-            (folder / block.place).write_text(before[: place.start()] + block.code + before[place.start() :])
+        place, _, table = block.place.partition(", ")
+        if place.startswith(below):
+            before = (folder / place).read_text()
+            head = re.search(rf"^{table}\b.*= {{.*\n", before, re.MULTILINE)
+            assert head, f"{place} has no table {table}"
+            (folder / place).write_text(before[: head.end()] + block.code + before[head.end() :])
 
 
 def small(line: str) -> str:
@@ -127,8 +135,13 @@ def small(line: str) -> str:
 
 def run(lines: Iterable[str], folder: Path, *paths: Path) -> str:
     """What commands say in a process of their own, which finds the package in the first of the paths."""
+    return execute(RUN, list(lines), folder, *paths)
+
+
+def execute(code: str, given: object, folder: Path, *paths: Path) -> str:
+    """What a piece of Python says, which is given this as JSON."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "PYTHONDONTWRITEBYTECODE": "1"}
-    call = [sys.executable, "-c", RUN, json.dumps(list(lines))]
+    call = [sys.executable, "-c", code, json.dumps(given)]
     done = subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
@@ -173,6 +186,15 @@ def test_a_backbone_of_ones_own_is_like_ours(outside: tuple[Path, str]) -> None:
     assert "my_backbone.py" in kept
     assert "depth: 2" in kept
     assert re.search(r"runs/mine/export-safetensors: verified in .*my_backbone.py.*, outputs within", said)
+
+
+def test_in_python_they_need_no_names(outside: tuple[Path, str]) -> None:
+    folder = outside[0]
+    settings = {key: yaml.safe_load(value) for key, value in SMALL.items()} | {"method.width": 16}
+    execute(PYTHON, settings, folder, folder, ROOT)
+    kept = yaml.safe_load((folder / "runs" / "python" / "config.yaml").read_text())
+    assert (kept["method"]["name"], kept["backbone"]["name"]) == ("vicreg", "Depthwise")
+    assert (folder / "runs" / "python" / "COMPLETE").exists()
 
 
 def test_an_installed_package_needs_no_plugin(tmp_path: Path, outside: tuple[Path, str]) -> None:
