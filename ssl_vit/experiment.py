@@ -41,6 +41,7 @@ from ssl_vit.training import fitting
 from ssl_vit.training.callbacks import Checkpoints, Health, Metrics, OnlineKnn, StopOnSignal
 from ssl_vit.training.checkpoint import AtomicCheckpointIO, checkpoint_path, newest_checkpoint
 from ssl_vit.training.compiler import compiling
+from ssl_vit.training.faulty_kernels import avoid_faulty_kernels
 from ssl_vit.training.memory import enough_memory, keep_memory
 from ssl_vit.training.module import Pretraining, Recipe
 from ssl_vit.training.progress import ProgressLine
@@ -346,6 +347,7 @@ def build_method(config: RunConfig, weights: Inspection | None = None) -> Method
         put(backbone, weights)
     backbone.info = replace(backbone.info, mean=settled(config.data.mean), std=settled(config.data.std))
     built = method(config.method, backbone, settled(part.image_size))
+    avoid_faulty_kernels(built)
     if config.train.checkpoint_activations:
         recompute(built, settled(part.image_size))
     return built
