@@ -16,6 +16,7 @@ from ssl_vit.eval.online import OnlineScore
 from ssl_vit.eval.readout import Readout
 from ssl_vit.methods import method_class
 from ssl_vit.methods.method import Method
+from ssl_vit.training.cpu.faulty_kernels import avoid_faulty_kernels
 from ssl_vit.training.looks.checkup import Checkup
 from ssl_vit.training.looks.knn import OnlineKnn
 from ssl_vit.training.looks.look import Look
@@ -40,6 +41,7 @@ def build_method(config: ResolvedConfig, weights: Inspection | None = None) -> M
         put(backbone, weights)
     backbone.info = replace(backbone.info, mean=config.data.mean, std=config.data.std)
     built = method(config.method, backbone, part.image_size)
+    avoid_faulty_kernels(built)
     if config.train.checkpoint_activations:
         recompute(built, part.image_size, config.train.lean_cpu)
     return built

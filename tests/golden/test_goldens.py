@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.golden import verify
+from tests.golden import make, names, verify
 from tests.golden.names import NAMES
 
 FILES = sorted(Path(__file__).parent.glob("*.json"))
@@ -82,17 +82,57 @@ def test_each_part_of_a_fingerprint_counts(place):
         "std": output.std().item(),
         "l2": output.norm().item(),
     }
-    assert verify.compare(output, fingerprint)[0] < 1e-6
+    assert verify.compare(output, fingerprint) < 1e-6
     value = fingerprint[place]
     changed = [*value[:-1], value[-1] + 0.01] if isinstance(value, list) else value + 0.05
-    assert verify.compare(output, {**fingerprint, place: changed})[0] > verify.TOLERANCE
+    assert verify.compare(output, {**fingerprint, place: changed}) > verify.TOLERANCE
+
+
+def test_in_float64_one_changed_constant_fails(monkeypatch):
+    golden = json.loads((Path(__file__).parent / "transcnn__TransCNN_Tiny.json").read_text())
+
+    def wrong(case: str, variant: str) -> torch.nn.Module:
+        model = names.model_of(case, variant)
+        norm = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+        norm.eps *= 1.01
+        return model
+
+    monkeypatch.setattr(verify, "model_of", wrong)
+    verdict = verify.verify(golden)
+    assert not verdict.passed
+    assert verdict.deviation < 1e-4  # float32's tolerance would have let it pass
+
+
+def test_weights_are_damped_by_the_names_that_a_pattern_finds():
+    shapes = {"a.proj.weight": [4, 3], "a.proj.bias": [4], "projector.weight": [4]}
+    plain, damped = (verify.fill_official(shapes, damp) for damp in ({}, {r"\.proj\.": 0.5, r"proj\.bias$": 0.5}))
+    assert torch.equal(damped["a.proj.weight"], plain["a.proj.weight"] / 2)
+    assert torch.equal(damped["a.proj.bias"], plain["a.proj.bias"] / 4)
+    assert torch.equal(damped["projector.weight"], plain["projector.weight"])
+
+
+def test_a_golden_is_remade_from_a_model_and_its_names():
+    def official() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 5, 2), torch.nn.Flatten())
+
+    shapes = {"0.weight": [5, 3, 2, 2], "0.bias": [5]}
+    old = {"params": 65, "input": [2, 3, 7, 7], "keys": shapes, "damp": {"bias": 2.0}}
+    made = make.remade(official, old)
+    weights = verify.fill_official(shapes, {"bias": 2.0})
+    out = torch.nn.functional.conv2d(
+        verify.image_input([2, 3, 7, 7]).double(), weights["0.weight"].double(), weights["0.bias"].double()
+    )
+    assert made["dtype"] == "float64"
+    assert verify.compare(out.flatten(1), made) < 1e-12
+    with pytest.raises(ValueError, match="another variant"):
+        make.remade(official, {**old, "keys": {"0.weight": [5, 3, 2, 2]}})
 
 
 def test_nan_never_passes():
     output = torch.full((2, 10), float("nan"))
     flat = {"out": [2, 10], "first16": [0.0] * 10, "row1_first8": [0.0] * 8, "mean": 0.0, "std": 1.0, "l2": 1.0}
-    deviation, scale = verify.compare(output, flat)
-    assert not verify.Verdict(deviation, scale, verify.TOLERANCE, 1, 1).passed
+    assert not verify.Verdict(verify.compare(output, flat), verify.TOLERANCE, 1, 1).passed
 
 
 def test_every_row_of_the_table_is_one_model():

@@ -1,4 +1,5 @@
-"""What only a CPU in bfloat16 needs: some of torch's functions in quicker ways of our own.
+"""What only a CPU needs: in bfloat16 quicker ways of our own for some of torch's functions, and what avoids a kernel
+that ends the process.
 
-``train.lean_cpu=false`` leaves all of them to torch.
+``train.lean_cpu=false`` leaves all of torch's functions to torch.
 """
