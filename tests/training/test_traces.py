@@ -18,8 +18,8 @@ from tests.training.drawn import draw
 GOLDEN = json.loads(TRACES.read_text())
 # Another machine adds in another order, and a ReLU's kink or batch norm over few pixels shows it in a gradient. With
 # torch's kernels without AVX and oneDNN's for SSE 4.1 losses differed by up to 3e-5 of themselves, in all but four runs
-# by less than 2e-6; norms of gradients by up to 1e-2.
-TOLERANCE = {"loss": 2e-4, "grad_norm": 5e-2, "lr": 1e-9}
+# by less than 2e-6; norms of gradients by up to 1e-2. A learning rate 1 % off shows in six of the ten runs on a ViT.
+TOLERANCE = {"loss": 1e-4, "grad_norm": 5e-2, "lr": 1e-9}
 QUICK = {"esvit-swin", "ibot-swin", "moby-resnet", "byol-resnet"} | {f"{name}-vit" for name in ssl_vit.list_methods()}
 
 
