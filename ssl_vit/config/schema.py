@@ -189,7 +189,7 @@ class ResolvedConfig(RunConfig):
 
     @model_validator(mode="after")
     def _decided(self) -> ResolvedConfig:
-        sections = {name: getattr(self, name) for name in type(self).model_fields}
+        sections = {name: section for name, section in self if isinstance(section, Section)}
         left = [f"{name}.{key}" for name, section in sections.items() for key in section.undecided()]
         if left:
             raise ValueError(f"still auto: {', '.join(left)}")

@@ -38,9 +38,9 @@ def train(
     Raises RunFailed where no step was possible for ten in a row.
     """
     done, lost = start, 0
-    for look in looks:
-        look.begin(learner, start)
     try:
+        for look in looks:
+            look.begin(learner, start)
         with stop.listening():
             for step, batch in enumerate(batches, start):
                 for look in looks:
