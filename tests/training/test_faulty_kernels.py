@@ -7,11 +7,11 @@ import os
 
 import pytest
 import torch
-from ssl_vit.experiment import build_method
 from torch import nn
 
 from ssl_vit.backbones import create_backbone
 from ssl_vit.methods.method import Progress
+from ssl_vit.run.prepare import build_method
 from ssl_vit.training.cpu.faulty_kernels import StridedPointwise, avoid_faulty_kernels
 from tests.runs import process_of
 from tests.test_families_train import resolved
