@@ -69,7 +69,7 @@ def check_recipe(name: str, choices: Choices, tree: Mapping[str, Mapping[str, An
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
             raise UserError(f"{place} gives a value for {key}, which is no setting; did you mean {near}?")
     for key, value in known.items():
-        if value == "auto" and key not in choices:
+        if value == "auto" and key not in choices and not key.startswith("train."):  # these are decided beside it
             raise UserError(
                 f'{place} gives no value for {key}, which is "auto"; add "{key}": (value, "why") to what it returns, '
                 f"or set it with --set {key}=…"
