@@ -68,8 +68,7 @@ def check_recipe(name: str, choices: Choices, tree: Mapping[str, Mapping[str, An
         if key not in known:
             raise UserError(f"{place} gives a value for {key}, which is no setting; {did_you_mean(key, known)}")
     for key, value in known.items():
-        ours = key.startswith("train.")  # decided by the plan, where a method has no opinion
-        if value == "auto" and key not in choices and not ours:
+        if value == "auto" and key not in choices and not key.startswith("train."):  # these are decided beside it
             raise UserError(
                 f'{place} gives no value for {key}, which is "auto"; add "{key}": (value, "why") to what it returns, '
                 f"or set it with --set {key}=…"
