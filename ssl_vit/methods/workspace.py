@@ -26,7 +26,7 @@ class Workspace(Protocol):
     std: Colour
     workers: int  # processes that read images
     max_bad: float  # share of unreadable images that is borne
-    weights: str | None  # whose file the backbone began with; None where it began with random numbers
+    weights: str | None  # the file that the backbone began with; None where it began with random numbers
     regions: RegionBoxes | None  # boxes of every image, set by a method whose plan asks for some
 
     def kept(self, name: str, make: Callable[[Path], object]) -> Path:

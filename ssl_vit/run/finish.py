@@ -32,11 +32,12 @@ class RunResult:
     bad_files: int
     exported: ExportResult
     detector: Path | None = None  # of a method that pretrains one
+    was_complete: bool = False  # before it was asked for: nothing was done
 
     def __str__(self) -> str:
         bad = f"{self.bad_files} files could not be read: see {self.folder / 'bad_images.jsonl'}\n"
         return (
-            f"{self.folder}: {self.steps} steps done. "
+            f"{self.folder}: {self.steps} steps done{', already complete: nothing to resume' * self.was_complete}. "
             + (f"Verdict: {self.verdict.kind}. {self.verdict.sentence}\n" if self.verdict else "\n")
             + (bad if self.bad_files else "")
             + f"Weights: {self.exported.folder}, verified: loaded by {self.exported.consumer}, outputs within "

@@ -6,7 +6,7 @@ import logging
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from lightning.fabric import Fabric
 
 from ssl_vit.backbones import backbone_name
 from ssl_vit.backbones.adapter import AdaptedBackbone
-from ssl_vit.checkpoints.inspection import Inspection
 from ssl_vit.config import ResolvedConfig, RunConfig, check_out, load_config
 from ssl_vit.data.dataset_name import Images, images_name, is_object
 from ssl_vit.data.loader import steps_per_epoch, worker_failure
@@ -107,7 +106,7 @@ def _pretrain(
     else:
         die_with_parent()
     if (out / "COMPLETE").exists() and resume:
-        return completed(out)
+        return replace(completed(out), was_complete=True)
     source, val = open_source(images), open_source(labelled) if labelled is not None else None
     weights = None if resume else start_weights(config)  # a run that is resumed has them in its checkpoint
     resolved, decisions = resolve_config(config, gather_facts(source), weights)
@@ -118,7 +117,7 @@ def _pretrain(
     if resume:
         check_same(resolved, source, out)
     # A backbone that can't be built is refused before anything is written.
-    run = _Run(resolved, out, source, val, weights, new_method(resolved, weights))
+    run = _Run(resolved, out, source, val, new_method(resolved, weights))
     if not first:
         with logged(None):
             return run.train(resume)
@@ -138,7 +137,6 @@ class _Run:
     out: Path
     source: Source
     val: Source | None
-    weights: Inspection | None
     method: Method
 
     def __post_init__(self) -> None:
@@ -152,7 +150,7 @@ class _Run:
         checkpoint = newest_checkpoint(self.out / "checkpoints") if resume else None
         fabric, first = new_fabric(self.config.train), rank() == 0
         plan = self.method.views()
-        workspace = RunWorkspace(self.config, self.out, self.source, plan, fabric.device, self.weights)
+        workspace = RunWorkspace(self.config, self.out, self.source, plan, fabric.device)
         if first:  # the others start with `launch`, or wait in it
             self._prepare(workspace)
         fabric.launch()

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.backbones.backbone import Backbone
-from ssl_vit.checkpoints.inspection import Inspection
 from ssl_vit.config import ResolvedConfig
 from ssl_vit.data.batch import Batch, to_views
 from ssl_vit.data.loader import Loader, RegionBoxes, build_loader
@@ -26,16 +25,10 @@ class RunWorkspace:
     """Images, folder and devices of a run, and the loaders that read its images."""
 
     def __init__(
-        self,
-        config: ResolvedConfig,
-        folder: Path,
-        images: Source,
-        plan: ViewPlan,
-        device: torch.device,
-        weights: Inspection | None,
+        self, config: ResolvedConfig, folder: Path, images: Source, plan: ViewPlan, device: torch.device
     ) -> None:
         self.config, self.folder, self.images, self.plan, self.device = config, folder, images, plan, device
-        self.weights = weights.layout if weights is not None else None
+        self.weights = config.backbone.weights
         self.regions: RegionBoxes | None = None
         self.seed, self.workers, self.max_bad = config.train.seed, config.data.workers, config.data.max_bad
         self.mean, self.std = config.data.mean, config.data.std
