@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,26 +42,52 @@ class Checkpoints:
     def save(self, learner: Learner, looks: Sequence[Look], done: int) -> None:
         """Save what a run needs to go on after ``done`` steps, then drop what is older than the last two.
 
-        Called on all ranks together; without sharding the first alone writes, and the others wait. A full disk is
-        reported and not raised: the run goes on.
+        Called on all ranks together; without sharding the first alone writes, and the others wait.
         """
         if self._saved == done:
             return
         self._saved, path = done, checkpoint_path(self._folder, done)
-        state = _state(learner, looks, done)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            if is_sharded(learner.fabric):
+        state, first = _state(learner, looks, done), learner.fabric.is_global_zero
+        if is_sharded(learner.fabric):
+            with _reported(path):
                 save_sharded(learner.method, learner.optimizer, state, path)
-            elif learner.fabric.is_global_zero:
-                write_atomically(path, lambda staged: _save(_with_weights(state, learner), staged))
-            if learner.fabric.is_global_zero:
-                digest = checksum(path)
-                write_atomically(checksum_of(path), lambda staged: staged.write_text(digest + "\n"))
-                prune(self._folder, path)
-        except OSError as error:
-            log.error("%s could not be saved (%s): the checkpoint before it is untouched", path, error)
+                if first:
+                    _seal(path)
+        elif first:
+            write_checkpoint(_with_weights(state, learner), path)
+        if first:
+            prune(self._folder, path)
         learner.fabric.barrier()
+
+
+def write_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint and its sha256 in ``path.sha256``; an old file stays until the new one is complete.
+
+    A full disk is reported in the log and not raised: the run goes on, and the other ranks wait for this one after it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _reported(path):
+        write_atomically(path, lambda staged: _save(state, staged))
+        _seal(path)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read tensors and plain values only: a checkpoint is never allowed to run code."""
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        log.error("%s could not be saved (%s): the checkpoint before it is untouched", path, error)
+
+
+def _seal(path: Path) -> None:
+    digest = checksum(path)
+    write_atomically(checksum_of(path), lambda staged: staged.write_text(digest + "\n"))
 
 
 def _state(learner: Learner, looks: Sequence[Look], done: int) -> dict[str, Any]:
@@ -85,13 +112,12 @@ def _with_weights(state: dict[str, Any], learner: Learner) -> dict[str, Any]:
 def go_on_from(path: Path, learner: Learner, looks: Sequence[Look]) -> int:
     """Bring a learner and its looks to where a checkpoint was written; the number of steps done by then.
 
-    Tensors and plain values only: a checkpoint is never allowed to run code. Those that were written by Lightning's
-    Trainer, before there was a loop of our own, are understood too.
+    Those that were written by Lightning's Trainer, before there was a loop of our own, are understood too.
     """
     if path.is_dir():
         saved = load_sharded(learner.method, learner.optimizer, path)
     else:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = read_checkpoint(path)
         weights = {name.removeprefix(_METHOD): value for name, value in saved["state_dict"].items()}
         learner.method.load_state_dict(weights)
         learner.optimizer.load_state_dict(saved["optimizer_states"][0])

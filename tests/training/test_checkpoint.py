@@ -18,11 +18,12 @@ import torch
 from ssl_vit.errors import RunFailed
 from ssl_vit.training.checkpoint import (
     KEEP,
-    AtomicCheckpointIO,
     checkpoint_path,
     checksum_of,
     newest_checkpoint,
     prune,
+    read_checkpoint,
+    write_checkpoint,
 )
 from tests.runs import wait_for
 
@@ -32,14 +33,14 @@ pytestmark = pytest.mark.fault
 def save(folder: Path, step: int, megabytes: float = 0.001) -> Path:
     """A checkpoint all of whose values are its step."""
     weights = torch.full((int(megabytes * 2**18),), float(step))
-    AtomicCheckpointIO().save_checkpoint({"step": step, "weights": weights}, checkpoint_path(folder, step))
+    write_checkpoint({"step": step, "weights": weights}, checkpoint_path(folder, step))
     return checkpoint_path(folder, step)
 
 
 def load(path: Path | None) -> int:
     """Its step, once every value has been looked at."""
     assert path is not None
-    checkpoint = AtomicCheckpointIO().load_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     assert (checkpoint["weights"] == checkpoint["step"]).all()
     return int(checkpoint["step"])
 
@@ -138,7 +139,7 @@ def test_a_full_disk_leaves_the_old_one_and_the_run_goes_on(room, tmp_path, capl
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
     try:
-        AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(2**18)}, path)
+        write_checkpoint({"weights": torch.zeros(2**18)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert f"{path} could not be saved ([Errno {errno.EFBIG}] File too large)" in caplog.text
@@ -162,7 +163,7 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     path, mark = tmp_path / "step-000000001.ckpt", tmp_path / "mark"
     torch.save({"state_dict": Bomb(mark)}, path)
     with pytest.raises(pickle.UnpicklingError):
-        AtomicCheckpointIO().load_checkpoint(path, weights_only=False)
+        read_checkpoint(path)
     assert not mark.exists()
     torch.load(path, weights_only=False)
     assert mark.exists(), "the bomb is live"
