@@ -28,7 +28,8 @@ def snippet(folder: Path | str, backbone: AdaptedBackbone) -> str:
     if origin.file:
         known = plugins.import_line(origin.module)
     place = str(Path(folder).absolute())
-    return f"{known}\nfrom ssl_vit.checkpoints.load import restore\nbackbone = restore({place!r}).eval()"
+    load = f"from ssl_vit.checkpoints.load import backbone_of_file\nbackbone = backbone_of_file({place!r}).eval()"
+    return f"{known}\n{load}"
 
 
 def verify(folder: Path | str, backbone: AdaptedBackbone) -> Verified:
