@@ -16,16 +16,14 @@ import sys
 import time
 
 import torch
-from torch import Tensor
 
 from ssl_vit.config import load_config
-from ssl_vit.methods.method import Progress
 from ssl_vit.run.facts import Facts
 from ssl_vit.run.plan import resolve_config
 from ssl_vit.run.prepare import build_method
-from ssl_vit.training.cpu.bfloat16 import lean_bfloat16
-from ssl_vit.training.optim import make_optimizer
+from ssl_vit.training.fabric import new_fabric
 from ssl_vit.training.speed import wants_channels_last
+from ssl_vit.training.step import Learner, ReadyViews, take_step
 
 IMAGES, STEPS = 16, 3
 SETTINGS: dict[str, dict[str, object]] = {
@@ -41,6 +39,7 @@ def cost(setting: str, backbone: str, bfloat16: bool) -> tuple[float, float]:
     """CPU seconds of a step, the first left out, and the memory that steps took, GB."""
     facts = Facts(1_281_167, 224, lambda: ((0.5,) * 3, (0.25,) * 3), gpus=0, cpus=1, bfloat16=False)
     flags = {"data.path": "none", "backbone.name": backbone, "train.batch_size": IMAGES} | SETTINGS[setting]
+    flags |= {"train.precision": "bf16-mixed" if bfloat16 else "32-true"}
     config, _ = resolve_config(load_config(flags=flags), facts)
     torch.manual_seed(0)
     method = build_method(config)
@@ -51,18 +50,11 @@ def cost(setting: str, backbone: str, bfloat16: bool) -> tuple[float, float]:
         torch.randn(view.count * IMAGES // parts, 3, view.size, view.size).to(memory_format=order)
         for view in method.views().views
     ]
-    optimizer, held = make_optimizer(method, "adamw", 1e-4), peak()
+    learner, held = Learner(new_fabric(config.train), method, config, per_epoch=50, total=100), peak()
     for step in range(STEPS):
         if step == 1:
             started = time.process_time()
-        progress = Progress(step, 100, 50, parts)
-        for _ in range(parts):
-            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16), lean_bfloat16(torch.device("cpu")):
-                loss: Tensor = method(batch, progress).loss / parts
-            loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        method.after_step(progress)
+        take_step(learner, ReadyViews(batch), step)
     return (time.process_time() - started) / (STEPS - 1), peak() - held
 
 

@@ -30,11 +30,11 @@ from ssl_vit.methods import config_class, list_methods
 from ssl_vit.methods.esvit import EsViT, regions
 from ssl_vit.methods.esvit_config import Config
 from ssl_vit.methods.heads import DINOHead
-from ssl_vit.methods.method import Progress
 from ssl_vit.run.facts import Facts
 from ssl_vit.run.plan import resolve_config
 from ssl_vit.run.prepare import build_method
-from ssl_vit.training.optim import clip_gradients, make_optimizer
+from ssl_vit.training.fabric import new_fabric
+from ssl_vit.training.step import Learner, ReadyViews, take_step
 
 IMAGES, STEPS, WARM = 8, 3, 1
 REGIONS = {"images": 8, "dim": 384, "prototypes": 65536, "global": 7, "local": 3, "crops": 8}
@@ -50,18 +50,11 @@ def step_cost(method: str, backbone: str) -> dict[str, float]:
     torch.manual_seed(0)
     built = build_method(config)
     batch = [torch.randn(view.count * IMAGES, 3, view.size, view.size) for view in built.views().views]
-    optimizer = make_optimizer(built, "adamw", 1e-4)
+    learner = Learner(new_fabric(config.train), built, config, per_epoch=50, total=100)
     for step in range(WARM + STEPS):
         if step == WARM:
             started = time.process_time()
-        progress = Progress(step, 100, 50)
-        loss = built(batch, progress).loss
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        built.before_optimizer(progress)
-        clip_gradients([p for p in built.parameters() if p.requires_grad], 3.0, False)
-        optimizer.step()
-        built.after_step(progress)
+        take_step(learner, ReadyViews(batch), step)
     return {"images_per_second": STEPS * IMAGES / (time.process_time() - started), "memory": _peak()}
 
 

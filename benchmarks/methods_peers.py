@@ -58,30 +58,22 @@ ROWS: dict[str, tuple[str, dict[str, object]]] = {
 def ours(method: str, settings: dict[str, object], precision: str) -> Iterator[float]:
     """Losses of our steps, for as long as they are asked for."""
     from ssl_vit.config import load_config
-    from ssl_vit.methods.method import Progress
     from ssl_vit.run.facts import Facts
     from ssl_vit.run.plan import resolve_config
     from ssl_vit.run.prepare import build_method
-    from ssl_vit.training.cpu.bfloat16 import lean_bfloat16
-    from ssl_vit.training.optim import make_optimizer
+    from ssl_vit.training.fabric import new_fabric
+    from ssl_vit.training.step import Learner, ReadyViews, take_step
 
     facts = Facts(1_281_167, SIZE, lambda: ((0.5,) * 3, (0.25,) * 3), gpus=0, cpus=1, bfloat16=False)
     flags: dict[str, Any] = {"data.path": "none", "backbone.name": BACKBONE, "method.name": method}
     flags |= {"train.batch_size": IMAGES} | {f"method.{key}": value for key, value in settings.items()}
+    flags["train.precision"] = precision
     config, _ = resolve_config(load_config(flags=flags), facts)
     built = build_method(config)
     batch = [torch.randn(view.count * IMAGES, 3, view.size, view.size) for view in built.views().views]
-    optimizer = make_optimizer(built, "adamw", 1e-4)
+    learner = Learner(new_fabric(config.train), built, config, per_epoch=50, total=100)
     while True:
-        progress = Progress(0, 100, 50)
-        with autocast(precision), lean_bfloat16(batch[0].device):
-            loss = built(batch, progress).loss
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        built.before_optimizer(progress)
-        optimizer.step()
-        built.after_step(progress)
-        yield loss.item()
+        yield take_step(learner, ReadyViews(batch), 1).loss
 
 
 def autocast(precision: str) -> torch.autocast:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,16 +15,18 @@ from ssl_vit.config import RunConfig, load_config
 from ssl_vit.errors import UserError
 from ssl_vit.methods import config_class, list_methods
 from ssl_vit.methods.dino import DINO
-from ssl_vit.methods.method import Method, Progress
+from ssl_vit.methods.method import Method
 from ssl_vit.run.facts import Facts
 from ssl_vit.run.plan import resolve_config
 from ssl_vit.run.prepare import build_method
-from ssl_vit.training.optim import clip_gradients, make_optimizer
+from ssl_vit.training.fabric import new_fabric
 from ssl_vit.training.speed import wants_channels_last
+from ssl_vit.training.step import Learner, ReadyViews, take_step
 from tests.families import cheapest
 from tests.methods.settings import SMALL
 
 IMAGES, MOMENTUM = 4, 0.9
+STEP = {"optim.optimizer": "adamw", "optim.lr": 1e-3, "optim.warmup_epochs": 0.0, "optim.clip": 3.0}
 FACTS = {"images": 1000, "colours": lambda: ((0.5,) * 3, (0.2,) * 3), "gpus": 0, "cpus": 1, "bfloat16": False}
 # One of each kind; with DINO all families are quick enough for every run of the tests.
 QUICK = {"vision_transformer", "deit", "swin_transformer", "resnet", "convnext", "mlp_mixer", "pvt_v2", "cswin", "volo"}
@@ -86,22 +90,22 @@ def parts_of(method: Method) -> tuple[dict[str, torch.nn.Parameter], dict[str, t
     return trained, {name: p for name, p in trained.items() if id(p) in own}
 
 
-def one_step(
-    method: Method, batch: list[torch.Tensor], optimizer: torch.optim.Optimizer, number: int
-) -> tuple[set[str], set[str]]:
+def one_step(learner: Learner, batch: list[torch.Tensor], number: int) -> tuple[set[str], set[str]]:
     """Names of the weights that got a gradient, and of those that moved."""
-    progress = Progress(number, 10, 5)
-    trained, _ = parts_of(method)
+    trained, _ = parts_of(learner.method)
     before = {key: p.detach().clone() for key, p in trained.items()}
-    step = method(batch, progress)
-    optimizer.zero_grad()
-    step.loss.backward()
-    method.before_optimizer(progress)
-    assert step.loss.isfinite()
-    assert clip_gradients(trained.values(), 3.0, True).isfinite()
-    optimizer.step()
-    method.after_step(progress)
-    reached = {key for key, p in trained.items() if p.grad is not None and p.grad.abs().max() > 1e-12}
+    reached: set[str] = set()
+
+    def note(key: str, p: torch.Tensor) -> None:
+        if p.grad is not None and p.grad.abs().max() > 1e-12:
+            reached.add(key)
+
+    hooks = [p.register_post_accumulate_grad_hook(partial(note, key)) for key, p in trained.items()]
+    outcome = take_step(learner, ReadyViews(batch), number)
+    for hook in hooks:
+        hook.remove()
+    assert outcome.taken
+    assert math.isfinite(outcome.loss)
     return reached, {key for key, p in trained.items() if not torch.equal(p, before[key])}
 
 
@@ -114,7 +118,8 @@ def test_one_step(name: str, family: str) -> None:
             resolved(name, family)
         return
     torch.manual_seed(0)
-    method = build_method(resolved(name, family))
+    config = resolved(name, family, **STEP)
+    method = build_method(config)
     plan = method.views()
     format_ = torch.channels_last if wants_channels_last(method.exported().info) else torch.contiguous_format
     shapes = [(view.count * IMAGES, 3, view.size, view.size) for view in plan.views]
@@ -125,9 +130,9 @@ def test_one_step(name: str, family: str) -> None:
     before = {key: p.detach().clone() for key, p in method.named_parameters()}
     seeing = [key for key, p in backbone.items() if p.ndim == 4 or "patch_embed" in key]
     assert seeing or name in ("mocov3", "detreg"), "only they leave the patch embedding as it was drawn"
-    optimizer = make_optimizer(method, "adamw", 1e-3)
+    learner = Learner(new_fabric(config.train), method, config, per_epoch=5, total=10)
 
-    reached, moved = one_step(method, batch, optimizer, 0)
+    reached, moved = one_step(learner, batch, 0)
     assert moved >= reached
     if isinstance(method, DINO):
         for key in moved & {f"student.{rest}" for rest, _ in method.teacher.named_parameters()}:
@@ -138,5 +143,5 @@ def test_one_step(name: str, family: str) -> None:
     after = dict(method.named_parameters())
     assert not teachers or any(not torch.equal(after[key], before[key]) for key in teachers), "the teacher follows"
     if seeing and seeing[0] not in reached:  # a Swin v2's blocks begin as the identity: hidden patches see nothing else
-        reached, _ = one_step(method, batch, optimizer, 1)
+        reached, _ = one_step(learner, batch, 1)
     assert not seeing or seeing[0] in reached, "the loss is felt by the layer that sees the pixels"

@@ -48,6 +48,7 @@ class DETReg(Method):
             embedding=backbone.info.dim,
         )
         self.loss = SetLoss.of(self.network.focal)
+        self.train()
 
     def train(self, mode: bool = True) -> DETReg:
         """The detector; a frozen backbone drops no paths."""

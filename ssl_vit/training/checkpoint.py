@@ -17,6 +17,7 @@ from ssl_vit.checkpoints.description import OURS
 from ssl_vit.errors import RunFailed
 from ssl_vit.export import timm
 from ssl_vit.files import sha256, write_atomically
+from ssl_vit.training.optim import with_momentum
 from ssl_vit.training.sharding import is_sharded, load_sharded, save_sharded
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def go_on_from(path: Path, learner: Learner, looks: Sequence[Look]) -> int:
         weights = {name.removeprefix(_METHOD): value for name, value in saved["state_dict"].items()}
         learner.method.load_state_dict(weights)
         learner.optimizer.load_state_dict(saved["optimizer_states"][0])
+        with_momentum(learner.optimizer)  # older checkpoints lack it for parameters that had no gradient yet
     of_looks = saved["looks"] if "looks" in saved else {"health": saved["callbacks"]["Health"]}
     for look in looks:
         if look.name in of_looks:

@@ -41,7 +41,20 @@ def make_optimizer(
     groups = parameter_groups(model)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), fused=True)
-    return torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=True)
+    return with_momentum(torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=True))
+
+
+def with_momentum(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Give every parameter of an SGD a momentum of 0 to begin with, and change nothing else.
+
+    Without one, the first gradient becomes the momentum, which is the same; but torch's fused kernel fails where some
+    parameters have one and others don't, as those whose gradients are dropped at first (a head's last layer).
+    """
+    if isinstance(optimizer, torch.optim.SGD):
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            if optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def set_hyperparameters(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:

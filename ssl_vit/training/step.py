@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +35,21 @@ PARTS = ("transfer", "augment", "forward", "backward", "optimiser")
 def untimed(part: str) -> AbstractContextManager[None]:
     """The clock of a step that nobody measures."""
     return nullcontext()
+
+
+@dataclass(frozen=True)
+class ReadyViews:
+    """A batch whose views are there already, on the device: with it a step alone is tested and measured."""
+
+    views: list[Tensor]  # as the method gets them
+
+    def to(self, device: torch.device) -> ReadyViews:
+        """The same."""
+        return self
+
+    def divided(self, parts: int) -> list[ReadyViews]:
+        """The same views for every part."""
+        return [self] * parts
 
 
 class Outcome(NamedTuple):
@@ -85,8 +101,10 @@ class Learner:
         optim = self.config.optim
         return cosine(optim.weight_decay, optim.weight_decay_end, step, self.total)
 
-    def views(self, batch: Batch) -> list[Tensor]:
+    def views(self, batch: Batch | ReadyViews) -> list[Tensor]:
         """The batch as the method gets it, coloured on the device."""
+        if isinstance(batch, ReadyViews):
+            return batch.views
         data = self.config.data
         how = {"kernels": data.kernels == "numba", "channels_last": self.channels_last}
         return to_views(batch, data.mean, data.std, self.fabric.device, **how)
@@ -96,7 +114,7 @@ class Learner:
         self._optimizer.step()
 
 
-def take_step(learner: Learner, batch: Batch, step: int, clock: Clock = untimed) -> Outcome:
+def take_step(learner: Learner, batch: Batch | ReadyViews, step: int, clock: Clock = untimed) -> Outcome:
     """Learn from a batch, ``step`` steps after the start; everything that depends on the step is set from it alone."""
     fabric, method, accumulate = learner.fabric, learner.method, learner.config.train.accumulate
     progress, lr = learner.progress(step), learner.learning_rate(step)
@@ -121,7 +139,7 @@ def take_step(learner: Learner, batch: Batch, step: int, clock: Clock = untimed)
     return Outcome(progress, loss, whole, mean_penalties(extra), grad_norm, lr, taken)
 
 
-def _forward(learner: Learner, batch: Batch, progress: Progress, clock: Clock) -> tuple[Step, Penalties]:
+def _forward(learner: Learner, batch: Batch | ReadyViews, progress: Progress, clock: Clock) -> tuple[Step, Penalties]:
     """What the method and the network's own penalties say of some images."""
     fabric = learner.fabric
     with fabric.autocast():

@@ -16,10 +16,12 @@ from ssl_vit.methods.base_config import Situation
 from ssl_vit.methods.detreg import DETReg, measured
 from ssl_vit.methods.detreg_config import Config
 from ssl_vit.methods.method import Progress
+from ssl_vit.run.prepare import build_method
 from ssl_vit.training.health import Vitals, diagnose
 from ssl_vit.training.optim import make_optimizer, set_hyperparameters
 from tests.detectors.test_losses import official
 from tests.methods.small import Patchy
+from tests.test_families_train import resolved
 
 START = Progress(0, 100, 10)
 BOXES = torch.tensor([[0.1, 0.2, 0.5, 0.7], [0.3, 0.3, 0.9, 0.8], [0.0, 0.5, 0.4, 1.0]])
@@ -242,3 +244,15 @@ def test_the_verdict_says_what_is_found():
     assert "method.proposals" in diagnose(blind, Config.advice).sentence
     same = [Vitals(step, 0, 5.0, None, 0.0, 1.0, blind_loss=9.0) for step in (10, 20, 30)]
     assert "--weights" in diagnose(same, Config.advice).sentence
+
+
+def test_a_step_leaves_the_backbone_as_it_came() -> None:
+    """Its running statistics too, which batch norms in training would move."""
+    config = resolved("detreg", "resnet")
+    method = build_method(config)
+    before = {name: value.clone() for name, value in method.exported().state_dict().items()}
+    assert any(name.endswith("running_mean") for name in before)
+    images = torch.randn(4, 3, config.backbone.image_size, config.backbone.image_size)
+    boxes = torch.tensor([0.1, 0.2, 0.6, 0.9]).expand(4, config.method.boxes, 4)
+    method([images, boxes], Progress(0, 10, 5)).loss.backward()
+    assert [name for name, value in method.exported().state_dict().items() if not value.equal(before[name])] == []

@@ -14,7 +14,7 @@ from ssl_vit.methods.method import Method, Progress, Step
 from ssl_vit.run.prepare import build_method
 from ssl_vit.training.fabric import Autocast, new_fabric
 from ssl_vit.training.loop import GIVE_UP, train
-from ssl_vit.training.step import Learner, take_step
+from ssl_vit.training.step import Learner, ReadyViews, take_step
 from ssl_vit.training.stop import StopSignals
 from tests.test_families_train import resolved
 from tests.training.test_accumulate import RECIPE
@@ -36,16 +36,6 @@ class Slope(Method):
         return self.backbone
 
 
-class Whole:
-    """A batch that isn't divided."""
-
-    def divided(self, parts: int) -> list[Whole]:
-        return [self] * parts
-
-    def to(self, device: torch.device) -> Whole:
-        return self
-
-
 def learner_of(slopes: list[float], parts: int, fabric: Fabric | None = None) -> Learner:
     config = resolved("dino", "vision_transformer", **RECIPE | {"train.accumulate": parts})
     method = Slope(slopes, build_method(config).exported())
@@ -54,7 +44,7 @@ def learner_of(slopes: list[float], parts: int, fabric: Fabric | None = None) ->
 
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("scaled", [False, True])
-def test_clipping_sees_gradients_without_their_scale(scaled: bool, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clipping_sees_gradients_without_their_scale(scaled: bool, parts: int) -> None:
     """Slopes 2, nan, 30 and 1 at a limit of 3 and a rate of 0.1, momentum 0.9: velocities 2, 4.8 and 5.32.
 
     Parts of a batch have the same slope, and so has their mean.
@@ -63,8 +53,7 @@ def test_clipping_sees_gradients_without_their_scale(scaled: bool, parts: int, m
     learner = learner_of(
         [2.0, float("nan"), 30.0, 1.0, 0.0], parts, Fabric(accelerator="cpu", plugins=scaler) if scaled else None
     )
-    monkeypatch.setattr("ssl_vit.training.step.to_views", lambda *_, **__: [])
-    taken = [take_step(learner, Whole(), step).taken for step in range(5)]
+    taken = [take_step(learner, ReadyViews([]), step).taken for step in range(5)]
     weights = learner.method.weights
     assert taken == [True, False, True, True, True]
     assert weights[::parts] == weights[parts - 1 :: parts], "between two parts nothing moves"
@@ -80,10 +69,24 @@ class Unsaved:
         return False
 
 
-def test_a_run_that_has_diverged_ends(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("ssl_vit.training.step.to_views", lambda *_, **__: [])
+def test_a_run_that_has_diverged_ends(caplog: pytest.LogCaptureFixture) -> None:
     nan = float("nan")
     learner = learner_of([nan] * (GIVE_UP - 1) + [1.0] + [nan] * GIVE_UP + [1.0], 1)
     with pytest.raises(UserError, match=f"diverged: {GIVE_UP} steps in a row .*, up to step {2 * GIVE_UP - 1};"):
-        train(learner, [Whole()] * 30, [], Unsaved(), StopSignals())
+        train(learner, [ReadyViews([])] * 30, [], Unsaved(), StopSignals())
     assert caplog.text.count("the step was not taken") == 2 * GIVE_UP - 1
+
+
+def test_sgd_goes_on_where_a_layer_gets_its_first_gradient_late() -> None:
+    """DINO's last layer rests in the first epoch; then it moves with the others, as plain SGD would move it."""
+    more = {"method.freeze_last_layer_epochs": 1.0, "optim.optimizer": "sgd", "optim.lr": 0.1, "optim.clip": 0.0}
+    config = resolved("dino", "resnet", **more | {"optim.warmup_epochs": 0.0, "train.precision": "32-true"})
+    method = build_method(config)
+    views = [torch.randn(view.count * 4, 3, view.size, view.size) for view in method.views().views]
+    learner, layer = Learner(new_fabric(config.train), method, config, per_epoch=2, total=10), method.student.head
+    moved = []
+    for step in range(4):
+        before = layer.last_layer.weight_v.detach().clone()
+        assert take_step(learner, ReadyViews(views), step).taken
+        moved.append(not layer.last_layer.weight_v.equal(before))
+    assert moved == [False, False, True, True]
