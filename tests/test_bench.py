@@ -10,6 +10,7 @@ from ssl_vit.cli import main
 from ssl_vit.config import load_config
 from ssl_vit.data import loader
 from ssl_vit.methods.dino import DINO
+from ssl_vit.training.step import PARTS
 from tests.runs import SETTINGS
 
 
@@ -76,7 +77,7 @@ def test_the_command_says_it_in_words_and_draws_it(pictures, tmp_path, capsys):
     assert main(line) == 0
     said = capsys.readouterr().out
     assert said.startswith("dino on vit_tiny_patch16_224, CPU, 32-true, 8 images a step and device")
-    assert all(f"  {part} " in said for part in module.READING + module.STEP)
+    assert all(f"  {part} " in said for part in module.READING + PARTS)
     assert "images/s; a step alone" in said
     assert "that a plain matrix product reaches here" in said
     with Image.open(tmp_path / "bars.png") as picture:

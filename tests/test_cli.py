@@ -199,7 +199,7 @@ def test_list_backbones_prints_the_registrys_rows(monkeypatch, capsys):
     ]
     assert run("list backbones --json") == 0
     [row] = json.loads(capsys.readouterr().out)
-    assert (row["name"], row["info"]["stages"], row["info"]["limits"]) == ("net[a]", [[64, 4], [512, 32]], [])
+    assert (row["name"], row["info"]["stages"]) == ("net[a]", [[64, 4], [512, 32]])
 
     rows[:] = [BackboneRow("net[b]", "nets", None, None)]
     assert run("list backbones") == 0

@@ -16,6 +16,7 @@ from ssl_vit.config import load_config
 from ssl_vit.detectors.files import FILE, load_detector
 from ssl_vit.eval import detection
 from ssl_vit.eval.job import Job
+from ssl_vit.eval.kinds.detection import Detection
 from ssl_vit.files import sha256
 from ssl_vit.methods import detreg
 from ssl_vit.proposals.store import Proposals
@@ -102,7 +103,8 @@ def test_it_is_fine_tuned_against_its_backbone_alone_and_nothing(
     assert result["protocol"]["pretrained_detector"] == sha256(run.folder / "export" / FILE)
 
     job = Job(run.folder, sides)
-    trial = detection._trial(job, "deformable_detr", 32, 2, "auto", "auto", "auto", "auto")
+    asked = Detection(detector="deformable_detr", size=32, batch=2)
+    trial = detection.plan(job, asked)
     kept = load_detector(run.folder / "export" / FILE).state_dict()
     for arm in trial.arms:
         state = trial.begin(arm, seed=1).state_dict()
@@ -114,7 +116,7 @@ def test_it_is_fine_tuned_against_its_backbone_alone_and_nothing(
         assert (learnt <= same) == (arm == "weights"), arm
         assert ("backbone.model.patch_embed.proj.weight" in same) == (arm != "scratch"), arm
     capsys.readouterr()
-    assert detection._trial(job, "detr", 32, 2, "auto", "auto", "auto", "auto").arms == ["scratch", "weights"]
+    assert detection.plan(job, asked.model_copy(update={"detector": "detr"})).arms == ["scratch", "weights"]
 
 
 def test_a_random_backbone_is_said_loudly(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,10 @@ from torch import nn
 import ssl_vit
 from ssl_vit import plugins
 from ssl_vit.backbones import as_backbone, backbone_info, backbone_name, create_backbone, list_backbones
-from ssl_vit.checkpoints.load import restore
+from ssl_vit.checkpoints.load import backbone_of_file
 from ssl_vit.cli import main
 from ssl_vit.errors import UserError
-from ssl_vit.eval.readout import Readout, read
+from ssl_vit.eval.readout import Readout, read_out
 from ssl_vit.registry import BACKBONES
 from tests.plugged import METHOD, MISDECLARED, NET, TIMM_NET, net, package
 from tests.runs import Trap, finish
@@ -108,9 +108,9 @@ def test_a_plugin_that_has_changed_is_found_out_by_what_it_computes(change, tmp_
     with caplog.at_level(logging.WARNING, "ssl_vit"):
         if change == "torch.relu":
             with pytest.raises(UserError, match="toy_net gives other outputs than when the weights were written"):
-                restore(tmp_path / "export")
+                backbone_of_file(tmp_path / "export")
         else:
-            assert restore(tmp_path / "export").info.name == "toy_net"
+            assert backbone_of_file(tmp_path / "export").info.name == "toy_net"
             assert "toy_net gives the outputs that it gave then" in caplog.messages[-1]
     assert f"the plugin {file} has changed since the weights were written" in caplog.messages[0]
 
@@ -163,7 +163,8 @@ def test_tokens_and_stages_are_read_as_declared(tmp_path):
     assert torch.equal(last, backbone(images).patches)
     assert [tuple(stage) for stage in backbone.info.stages] == [(16, 4), (24, 8)]
     readout = Readout(32, (0.5,) * 3, (0.5,) * 3, layers=(-2, -1), pooling="mean")
-    assert torch.allclose(read(backbone, images, readout), torch.cat([first.mean((-2, -1)), last.mean((-2, -1))], 1))
+    expected = torch.cat([first.mean((-2, -1)), last.mean((-2, -1))], 1)
+    assert torch.allclose(read_out(backbone, images, readout), expected)
 
 
 def test_a_network_that_only_real_tensors_go_through_and_of_one_size(tmp_path):
@@ -177,11 +178,7 @@ def test_a_network_that_only_real_tensors_go_through_and_of_one_size(tmp_path):
     state = torch.get_rng_state()
     info = backbone_info("toy_real")
     assert torch.equal(torch.get_rng_state(), state)
-    assert (info.size, info.any_size, info.limits[0]) == (
-        (64, 64),
-        False,
-        "takes images of 64×64 pixels only: crops of several sizes are out of reach",
-    )
+    assert (info.size, info.any_size) == ((64, 64), False)
     with pytest.raises(UserError, match="toy_real' can't take images of 96×96 pixels"):
         backbone_info("toy_real", image_size=96)
 
@@ -255,12 +252,12 @@ def test_a_module_of_ones_own_is_pretrained_from_its_weights(pictures, tmp_path)
     exported = load_file(done.exported.folder / "model.safetensors")
     assert exported.keys() == module.state_dict().keys()
     assert torch.allclose(exported["conv.weight"], module.conv.weight, atol=1e-6)
-    assert restore(tmp_path / "run" / "export").info.name == "Bare"
+    assert backbone_of_file(tmp_path / "run" / "export").info.name == "Bare"
     BACKBONES.entries.pop("Bare")
     with pytest.raises(
         UserError, match="holds the backbone 'Bare', a module that was given in Python; give it again by"
     ):
-        restore(tmp_path / "run" / "export")
+        backbone_of_file(tmp_path / "run" / "export")
 
 
 def test_what_is_given_in_python_is_checked_at_once(tmp_path):

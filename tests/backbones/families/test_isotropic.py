@@ -219,6 +219,7 @@ def test_layer_decay_groups_hold_every_trained_parameter_once(name):
     assert "head.weight" not in undecayed
 
 
+@pytest.mark.slow  # seconds each, and a break costs speed alone
 @models
 def test_compiles_without_graph_breaks(name):
     check_compiled(build(name), image_input((2, 3, 64, 64)))

@@ -189,6 +189,7 @@ def test_layer_decay_groups_hold_every_parameter_once(name):
     assert depth[id(parameters[-1][1])] == 1.0
 
 
+@pytest.mark.slow  # seconds each, and a break costs speed alone
 @pytest.mark.parametrize("name", sorted(set(BUILDS) - {"hat_net_tiny", "cotnet50", "se_cotnetd_50"}))  # same code paths
 def test_compiles_without_graph_breaks(name):
     check_compiled(build(name), image_input((2, 3, 64, 64)))
