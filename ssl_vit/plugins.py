@@ -44,7 +44,7 @@ class Plugin:
         self.module: ModuleType | None = None
         self.brought: set[str] = set()  # modules that came with it
         self.entries: list[tuple[Registry[Any], Entry]] = []
-        self.timm_names: set[str] = set()
+        self.in_timm: dict[str, Any] = {}  # what it registered in timm's registry: name to function
         self._read = ""  # sha256 of the file that was imported
         self._own = True  # False where the user has imported it herself
 
@@ -64,6 +64,7 @@ class Plugin:
             for registry, entry in self.entries:
                 if registry.entries.get(entry.name) is not entry:
                     registry.add(entry)
+            _timm_entrypoints().update(self.in_timm)
             return
         before, modules = [dict(registry.entries) for registry in REGISTRIES], set(sys.modules)
         first, self._read = self.module is None, _sha256(self.file)
@@ -77,8 +78,8 @@ class Plugin:
             and name not in registry.inside
             and name not in registry.announced
         ]
-        self.timm_names = _timm_names(self.brought)
-        if not self.entries and not self.timm_names:
+        self.in_timm = _registered_in_timm(self.brought)
+        if not self.entries and not self.in_timm:
             raise UserError(
                 f"--plugin {self.place}: registers nothing; decorate a method or a backbone with register_method or "
                 "register_backbone of ssl_vit.registry"
@@ -87,12 +88,15 @@ class Plugin:
 
     def withdraw(self) -> None:
         """Take its names out of the registries again; :meth:`load` puts them back without importing anything."""
-        for registry, entry in self.entries if self._own else []:
-            registry.entries.pop(entry.name, None)
+        if self._own:
+            for registry, entry in self.entries:
+                registry.entries.pop(entry.name, None)
+            for name in self.in_timm:
+                _timm_entrypoints().pop(name, None)
 
     def __str__(self) -> str:
         names = [f"{registry.kind} {entry.name}" for registry, entry in self.entries]
-        names += [f"backbone {name}" for name in sorted(self.timm_names)]
+        names += [f"backbone {name}" for name in sorted(self.in_timm)]
         return f"plugin {self.place} (sha256 {self.sha256[:12]}): {', '.join(names)}"
 
     def _imported(self, first: bool) -> ModuleType:
@@ -109,11 +113,16 @@ class Plugin:
         except UserError:
             raise
         except (Exception, SystemExit) as error:  # whatever a stranger's file raises
-            if name := re.match(r"Overwriting (\S+) in registry", str(error)):
-                raise UserError(f"{self.file}: the backbone {name[1]!r} is taken, timm has it; rename yours") from error
-            raise UserError(
-                f"--plugin {self.place}: can't be imported: {said(error, self.file)}; mend it, or leave it out"
-            ) from error
+            raise UserError(self._complaint(error)) from error
+
+    def _complaint(self, error: BaseException) -> str:
+        """Why it can't be imported, in one line."""
+        found = re.match(r"Overwriting (\S+) in registry", str(error))  # by timm's register_model
+        if found is None:
+            return f"--plugin {self.place}: can't be imported: {said(error, self.file)}; mend it, or leave it out"
+        module = _timm_entrypoints()[found[1]].__module__
+        other = getattr(sys.modules.get(module), "__file__", module) if _is_foreign(module) else module
+        return f"the backbone {found[1]!r} is taken: {self.file} and {other} register it; rename one, or leave one out"
 
     def _run(self) -> ModuleType:
         """The file as a module of its name; what lies beside it can be imported, as for a script."""
@@ -389,16 +398,17 @@ def _loss_file(entry: MethodEntry) -> Path | None:
     return Path(spec.origin)
 
 
-def _timm_names(modules: set[str]) -> set[str]:
+def _registered_in_timm(modules: set[str]) -> dict[str, Any]:
     """What these modules have registered in timm's registry, if timm has been imported at all."""
     return {
-        name
+        name: function
         for name, function in _timm_entrypoints().items()
         if function.__module__ in modules and _is_foreign(function.__module__)
     }
 
 
 def _timm_entrypoints() -> dict[str, Any]:
+    """timm's own table of names, to look into and to take a plugin's out of again, for which timm has no function."""
     found: dict[str, Any] = getattr(sys.modules.get(_TIMM), "_model_entrypoints", {})
     return found
 

@@ -260,6 +260,6 @@ MISDECLARED = {  # a network: the file, and what is said of it
     ),
     "timm's name in timm": (
         TIMM_NET.replace("toy_depthwise", "resnet18"),
-        "{file}: the backbone 'resnet18' is taken, timm has it; rename yours",
+        "the backbone 'resnet18' is taken: {file} and timm.models.resnet register it; rename one, or leave one out",
     ),
 }

@@ -289,6 +289,16 @@ def test_networks_of_installed_packages_are_built_when_their_name_is_used(name, 
     assert (code, heavy) == (0, set())
 
 
+def test_two_files_with_one_name_in_timm_are_both_named_and_one_command_leaves_nothing_behind(tmp_path, capsys):
+    first, second = (write(tmp_path / f"{name}.py", TIMM_NET) for name in ("toy_first", "toy_second"))
+    said = error_of(capsys, "list", "backbones", "toy_d*", "--plugin", first, "--plugin", second)
+    assert said.startswith(f"the backbone 'toy_depthwise' is taken: {second} and {first} register it")
+    for file in (first, first):  # imported once, in use twice
+        assert main(["list", "backbones", "toy_depthwise", "--plugin", file]) == 0
+        assert "toy_first" in capsys.readouterr().out
+    assert "no backbone has such a name" in error_of(capsys, "list", "backbones", "toy_depthwise")
+
+
 def test_a_package_that_lacks_the_network_it_announces(tmp_path):
     site = package(tmp_path, "strange", {"ssl_vit.backbones": {"a_net": "strange.nets"}}, {"nets.py": ""})
     code, said, _ = light("list", "backbones", "a_net", path=site)
