@@ -142,7 +142,7 @@ def test_nothing_to_compute_again_is_said() -> None:
 
 def test_a_frozen_backbone_is_refused() -> None:
     config = resolved("detreg", "vision_transformer", **{"train.checkpoint_activations": True})
-    with pytest.raises(UserError, match="^train.checkpoint_activations: the method does not train the backbone"):
+    with pytest.raises(UserError, match=r"^train\.checkpoint_activations: the method does not train the backbone"):
         build_method(config)
 
 
