@@ -24,6 +24,7 @@ import yaml
 from torch import nn
 
 from ssl_vit.methods.method import Progress
+from ssl_vit.registry import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extend.md").read_text()
@@ -260,9 +261,8 @@ def test_its_files_to_touch_are_there() -> None:
 
 
 @pytest.fixture(scope="module")
-def vicreg(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The page's method as a module."""
-    pytest.importorskip("ssl_vit.registry")
+def vicreg(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The page's method as a module; its name is free again afterwards."""
     file = tmp_path_factory.mktemp("vicreg") / "the_pages_vicreg.py"
     file.write_text(next(block.code for block in blocks("file") if block.place == "my_vicreg.py"))
     spec = importlib.util.spec_from_file_location(file.stem, file)
@@ -271,7 +271,8 @@ def vicreg(tmp_path_factory: pytest.TempPathFactory) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[file.stem] = module
     spec.loader.exec_module(module)
-    return module
+    yield module
+    del METHODS.entries["vicreg"], sys.modules[file.stem]
 
 
 def test_its_vicreg_is_vicreg(vicreg: Any) -> None:
