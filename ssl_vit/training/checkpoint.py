@@ -187,7 +187,7 @@ def prune(folder: Path, newest: Path) -> None:
     for path in set(found) - set(kept):
         checksum_of(path).unlink(missing_ok=True)
         _remove(path)
-    for path in folder.glob(".step-*.tmp"):
+    for path in folder.glob(".step-*"):
         _remove(path)
 
 
