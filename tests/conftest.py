@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: several test processes share few cores
 
+from ssl_vit.plugins import REGISTRIES
 from tests.eval.conftest import folder_of
 from tests.runs import command, finish
 
@@ -42,3 +44,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("exports")
         for line in lines:
             terminalreporter.line(line)
+
+
+@pytest.fixture(autouse=True)
+def _own_names() -> Iterator[None]:
+    """What a test registers, by a plugin or by hand, no other test finds."""
+    before = [set(registry.entries) for registry in REGISTRIES]
+    yield
+    for registry, names in zip(REGISTRIES, before, strict=True):
+        for name in registry.entries.keys() - names - registry.inside.keys():
+            del registry.entries[name]
