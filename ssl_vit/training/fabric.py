@@ -40,11 +40,11 @@ class Autocast(MixedPrecision):
         return torch.autocast(self.device, dtype=self._desired_input_dtype, cache_enabled=False)
 
     def convert_input(self, data: Any) -> Any:
-        """The same."""
+        """Leave what the method is given as it is."""
         return data
 
     def convert_output(self, data: Any) -> Any:
-        """The same."""
+        """Leave what the method gives as it is."""
         return data
 
 

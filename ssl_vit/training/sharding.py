@@ -29,7 +29,7 @@ def sharded(processes: int) -> ModelParallelStrategy:
 
 
 def shard(method: Method, mesh: DeviceMesh) -> Method:
-    """The same method, in place: the blocks of its backbones one by one, then all that is left together.
+    """Shard a method in place: the blocks of its backbones one by one, then all that is left together.
 
     What is left (heads, queues of prototypes) is whole in every process during a step, as losses read it directly.
     """
@@ -41,7 +41,7 @@ def shard(method: Method, mesh: DeviceMesh) -> Method:
 
 
 def blocks(method: Method) -> list[nn.Module]:
-    """The repeated parts of networks: what stands in a ``ModuleList`` or ``Sequential`` and has parameters.
+    """List the repeated parts of networks: what stands in a ``ModuleList`` or ``Sequential`` and has parameters.
 
     The outermost ones, so that none is inside another.
     """
@@ -68,7 +68,7 @@ def is_sharded(fabric: Fabric) -> bool:
 
 
 def fill_whole(copy: Method, method: Method) -> Method:
-    """A copy that was made before sharding, with the weights of today, whole; called on all ranks together."""
+    """Give a copy that was made before sharding the whole weights of today; called on all ranks together."""
     state = method.state_dict()
     copy.load_state_dict(
         {name: each.full_tensor() if isinstance(each, DTensor) else each for name, each in state.items()}

@@ -44,11 +44,11 @@ class ReadyViews:
     views: list[Tensor]  # as the method gets them
 
     def to(self, device: torch.device) -> ReadyViews:
-        """The same."""
+        """Stay where it is."""
         return self
 
     def divided(self, parts: int) -> list[ReadyViews]:
-        """The same views for every part."""
+        """Give every part the same views."""
         return [self] * parts
 
 
@@ -92,12 +92,12 @@ class Learner:
         return Progress(step, self.total, self.per_epoch, self.config.train.accumulate)
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine."""
+        """Rise linearly while warming up, then follow a cosine."""
         optim = self.config.optim
         return warmup_cosine(optim.lr, optim.min_lr, step, self.total, self.warmup)
 
     def weight_decay(self, step: int) -> float:
-        """A cosine from the first value to the last."""
+        """Follow a cosine from the first value to the last."""
         optim = self.config.optim
         return cosine(optim.weight_decay, optim.weight_decay_end, step, self.total)
 
@@ -171,14 +171,14 @@ def _update(learner: Learner, progress: Progress) -> tuple[float, bool]:
 
 
 def mean_over_ranks(fabric: Fabric, value: Tensor) -> float:
-    """Of a scalar []."""
+    """Average a scalar [] over all ranks."""
     mean = fabric.all_reduce(value, reduce_op="mean")
     assert isinstance(mean, Tensor)  # as what was given
     return float(mean)
 
 
 def mean_penalties(extra: list[Penalties]) -> dict[str, Tensor]:
-    """Of the parts of a step, without gradient; each part counts, whether it had this penalty or not."""
+    """Average the penalties of the parts of a step, without gradient; each part counts, whether it had this penalty or not."""
     names = dict.fromkeys(name for penalties in extra for name in penalties)
     found = {name: [each[name].detach() for each in extra if name in each] for name in names}
     return {name: torch.stack(values).sum() / len(extra) for name, values in found.items()}
