@@ -178,7 +178,7 @@ def mean_over_ranks(fabric: Fabric, value: Tensor) -> float:
 
 
 def mean_penalties(extra: list[Penalties]) -> dict[str, Tensor]:
-    """Average the penalties of the parts of a step, without gradient; each part counts, whether it had this penalty or not."""
+    """Average penalties over the parts of a step; each part counts, whether it had this penalty or not."""
     names = dict.fromkeys(name for penalties in extra for name in penalties)
     found = {name: [each[name].detach() for each in extra if name in each] for name in names}
     return {name: torch.stack(values).sum() / len(extra) for name, values in found.items()}
