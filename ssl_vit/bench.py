@@ -18,6 +18,7 @@ from ssl_vit.config import ResolvedConfig, RunConfig, check_data
 from ssl_vit.data.batch import Batch
 from ssl_vit.data.crops import make_views, sample_rng, wanted_side
 from ssl_vit.data.decode import BadImage, decode
+from ssl_vit.data.left_out import note_left_out
 from ssl_vit.data.loader import build_loader, epoch_order, steps_per_epoch
 from ssl_vit.data.sources import Source, open_source, require
 from ssl_vit.process import keep_memory
@@ -76,7 +77,7 @@ class Bench:
 def bench(config: RunConfig) -> Bench:
     """Measure reading, a step, and both together, each for some seconds; nothing is written. Raises UserError."""
     check_data(config)
-    source = open_source(config.data.path)
+    note_left_out(source := open_source(config.data.path))
     resolved, _ = resolve_for(config, source)
     require(source, resolved.train.batch_size)
     keep_memory()

@@ -15,10 +15,12 @@ def pack(argv: list[str]) -> None:
     words = "shorten short sides above N pixels to N (JPEG, quality 95); others are kept as they are"
     parser.add_argument("--size", type=_pixels, metavar="N", help=words)
     args = parser.parse(argv)
+    from ssl_vit.data.left_out import note_left_out
     from ssl_vit.data.pack import pack as script
     from ssl_vit.data.sources import open_source
 
-    made = script(open_source(args.data), args.to, args.size)
+    note_left_out(source := open_source(args.data))
+    made = script(source, args.to, args.size)
     left_out = f"; {len(made['left_out'])} unreadable ones left out" if made["left_out"] else ""
     what = f"{made['images']} images in {len(made['shards'])} archives, {made['bytes'] / 1e9:.2f} GB{left_out}"
     say(f"{args.to}: {what}. Use it as a folder of images: ssl-vit pretrain {args.to} --out RUN")

@@ -94,6 +94,12 @@ def image_size(place: Place) -> tuple[int, int]:
         return image.height, image.width
 
 
+def image_header(place: Place) -> tuple[int, int, str]:
+    """Read height and width in pixels, orientation not applied, and Pillow's mode from the header. Raises BadImage."""
+    with _image(place) as image:
+        return image.height, image.width, image.mode
+
+
 def image_type(data: bytes) -> str:
     """Return the extension that a file of these bytes should have. Raises BadImage."""
     with _blaming("an image"), _parsed(io.BytesIO(data)) as image:

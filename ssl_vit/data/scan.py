@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 
 from ssl_vit.data.bad import printable
-from ssl_vit.data.decode import BadImage, image_size
+from ssl_vit.data.decode import BadImage, image_header
 from ssl_vit.data.sources import Source
 
 SAMPLE = 256  # images whose header is read
@@ -17,15 +18,19 @@ def scan(source: Source) -> dict[str, Any]:
     """Counts, bytes, and the sides of at most 256 evenly spaced images, pixels.
 
     ``sides`` holds {min, median, max} of the short and of the long side, and is None where no header could be read;
-    ``unreadable`` names the files of the sample whose header could not. ``bytes`` is None where they are not known.
+    ``unreadable`` names the files of the sample whose header could not, ``modes`` counts Pillow's modes in it.
+    ``bytes`` is None where they are not known.
     """
     chosen = np.unique(np.linspace(0, len(source) - 1, SAMPLE).round().astype(int)).tolist()
-    sizes, unreadable = [], []
+    sizes, unreadable, modes = [], [], Counter[str]()
     for index in chosen:
         try:
-            sizes.append(image_size(source.path(index)))
+            height, width, mode = image_header(source.path(index))
         except BadImage as error:
             unreadable.append(f"{printable(source.name(index))}: {error.reason}")
+            continue
+        sizes.append((height, width))
+        modes[mode] += 1
     return {
         "images": len(source),
         "bytes": source.fingerprint.get("bytes"),
@@ -34,6 +39,7 @@ def scan(source: Source) -> dict[str, Any]:
         "skipped": source.skipped,
         "sampled": len(chosen),
         "unreadable": unreadable,
+        "modes": dict(modes.most_common()),
         "sides": _sides(np.sort(np.array(sizes), axis=1)) if sizes else None,
     }
 

@@ -74,12 +74,12 @@ def _folder(root: str, outside_links: bool) -> tuple[list[ImageFile], Counter[st
     for entry, relative in _walk(os.fsencode(root), outside_links, skipped):
         kind = extension(entry.name)
         if kind not in EXTENSIONS:
-            others[f".{kind}" if kind else "without extension"] += 1
+            others[f".{kind} files" if kind else "files without extension"] += 1
         else:
             images.append((relative, entry.stat().st_size))
     if not images:
         raise UserError(f"{root}: no images ({', '.join(EXTENSIONS)}); {_instead(others, skipped)}")
-    return sorted(images), skipped
+    return sorted(images), skipped + others
 
 
 def _instead(others: Counter[str], skipped: Counter[str]) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.dataset_name import Images, images_name
 from ssl_vit.data.evalset import Alteration
+from ssl_vit.data.left_out import note_left_out
 from ssl_vit.data.sources import Source, open_source
 from ssl_vit.errors import UserError
 from ssl_vit.eval import weights as weights_of
@@ -101,7 +102,8 @@ class Job:
 
     def unlabelled(self, side: str) -> Source:
         """Open a folder whose labels, if it has any, don't matter."""
-        return open_source(self.folders[side])
+        note_left_out(source := open_source(self.folders[side]))
+        return source
 
     def features(self, source: Source, side: str, readout: Readout | None = None) -> FeatureSet:
         """The images become features as they are; the protocol notes them under the side's name."""

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_vit.data.dataset_name import Images, images_name
+from ssl_vit.data.left_out import note_left_out
 from ssl_vit.data.rows import RowSource
 from ssl_vit.data.sources import Source, open_source
 from ssl_vit.errors import UserError
@@ -23,6 +24,7 @@ def open_labelled(images: Images, side: str) -> Source:
         UserError: no labels, labels one level further down, a single image, or an empty class.
     """
     source, path = open_source(images), images_name(images)
+    note_left_out(source)
     if len(source) < 2:
         raise UserError(f"--{side} {path}: a single image; a score needs several of each class")
     if not source.classes:

@@ -23,6 +23,7 @@ from ssl_vit.data.scan import scan
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
 from ssl_vit.files import write_atomically
+from ssl_vit.run.opening import image_rows, opening_table, say_opening
 from ssl_vit.run.plan import Decision, table
 
 log = logging.getLogger("ssl_vit")
@@ -66,15 +67,27 @@ def clear(out: Path) -> None:
             path.unlink()
 
 
-def open_folder(out: Path, config: ResolvedConfig, decisions: list[Decision], source: Source, resume: bool) -> None:
-    """Everything about a run that is known before its first step, into a folder that is there."""
+def open_folder(
+    out: Path,
+    config: ResolvedConfig,
+    decisions: list[Decision],
+    sources: tuple[Source, Source | None],
+    resume: bool,
+) -> None:
+    """Everything about a run that is known before its first step, into a folder that is there, and said.
+
+    sources: images to learn from, and labelled ones to score on.
+    """
+    source, val = sources
     (out / "checkpoints").mkdir(exist_ok=True)
     plugins.announce()
     if resume:
-        log.info("resumed")
+        log.info("resumed\n%s", opening_table(image_rows(source)))
         return
     log.info("%s", table(decisions))
-    (out / "data.json").write_text(json.dumps(scan(source) | {"fingerprint": source.fingerprint}, indent=2) + "\n")
+    scanned = scan(source)
+    say_opening(config, decisions, source, val, scanned)
+    (out / "data.json").write_text(json.dumps(scanned | {"fingerprint": source.fingerprint}, indent=2) + "\n")
     (out / "environment.json").write_text(json.dumps(_environment(), indent=2) + "\n")
     write_atomically(out / "config.yaml", lambda path: path.write_text(dump(config), encoding="utf-8"))
 

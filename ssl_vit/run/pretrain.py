@@ -125,7 +125,7 @@ def _pretrain(
     with alone(out / LOCK, str(out), wait=False), logged(out / "train.log"):
         if overwrite:
             clear(out)
-        open_folder(out, resolved, decisions, source, resume)
+        open_folder(out, resolved, decisions, (source, val), resume)
         return run.train(resume)
 
 

@@ -21,6 +21,7 @@ def test_counts_and_sides(tmp_path):
         "skipped": {},
         "sampled": 4,
         "unreadable": ["bad.jpg: empty, or no JPEG, PNG, WebP, BMP, TIFF or GIF image"],
+        "modes": {"RGB": 3},
         "sides": {"short": {"min": 10, "median": 25, "max": 300}, "long": {"min": 20, "median": 30, "max": 400}},
     }
 
@@ -35,7 +36,7 @@ def test_a_sample_is_spread_over_the_whole(tmp_path, count, monkeypatch):
     for number in range(count):
         (tmp_path / f"{number:04d}.png").write_bytes(b"")
     read = []
-    monkeypatch.setattr(module, "image_size", lambda path: read.append(path) or (8, 8))
+    monkeypatch.setattr(module, "image_header", lambda path: read.append(path) or (8, 8, "L"))
     assert scan(open_source(tmp_path))["sampled"] == len(read) == 256
     assert read[0].endswith("0000.png")
     assert read[-1].endswith(f"{count - 1:04d}.png")

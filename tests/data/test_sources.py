@@ -32,6 +32,7 @@ def test_flat_folder_sorted_without_labels(tmp_path):
     assert source.classes == ()
     assert source.label(0) is None
     assert source.types == {"png": 1, "jpg": 1, "jpeg": 1}
+    assert source.skipped == {".txt files": 1}
 
 
 def test_every_extension_is_found(tmp_path):
@@ -171,7 +172,7 @@ def test_what_is_no_source(tmp_path):
     with pytest.raises(UserError, match="the folder is empty"):
         open_source(tmp_path)
     touch(tmp_path / "texts" / "a.txt", tmp_path / "texts" / "b.txt", tmp_path / "texts" / "README")
-    with pytest.raises(UserError, match=r"found 2 \.txt, 1 without extension"):
+    with pytest.raises(UserError, match=r"found 2 \.txt files, 1 files without extension"):
         open_source(tmp_path / "texts")
     touch(tmp_path / "one.png")
     with pytest.raises(UserError, match="neither a folder nor a list"):

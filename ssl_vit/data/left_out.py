@@ -1,0 +1,28 @@
+"""What a source has left out is said in one line, by whoever opens it."""
+
+from __future__ import annotations
+
+import logging
+
+from ssl_vit.data.bad import printable
+from ssl_vit.data.source import Source
+
+log = logging.getLogger("ssl_vit.data")
+
+
+def left_out(source: Source) -> str:
+    """Return what is not among the images, by kind and count, the largest first; empty where there is nothing.
+
+    >>> from collections import Counter
+    >>> from ssl_vit.data.source import build_source
+    >>> left_out(build_source("photos", [(b"a.png", 9)], Counter({"hidden entries": 1, ".txt files": 3})))
+    '3 .txt files, 1 hidden entries'
+    """
+    found = sorted(source.skipped.items(), key=lambda item: -item[1])
+    return ", ".join(f"{count} {printable(reason)}" for reason, count in found)
+
+
+def note_left_out(source: Source) -> None:
+    """Warn of what a source has left out, if anything."""
+    if found := left_out(source):
+        log.warning("%s: %d images; left out: %s", printable(source.root), len(source), found)

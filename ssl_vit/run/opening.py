@@ -1,0 +1,94 @@
+"""What a run says at its start: which images it sees and how, in one table, so that nothing is left out unsaid."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from ssl_vit.config import ResolvedConfig
+from ssl_vit.data.bad import printable
+from ssl_vit.data.left_out import left_out
+from ssl_vit.data.sources import Source
+from ssl_vit.run.plan import Decision
+
+log = logging.getLogger("ssl_vit")
+
+Row = tuple[str, str]  # what it is about, and what is so
+
+
+def say_opening(
+    config: ResolvedConfig,
+    decisions: Sequence[Decision],
+    source: Source,
+    val: Source | None,
+    scanned: dict[str, Any],
+) -> None:
+    """Log the table of a new run; scanned: what ``data.scan`` found out about the images."""
+    rows = [
+        *image_rows(source),
+        ("channels", _channels(scanned)),
+        ("values", _values(scanned)),
+        ("mean, deviation", _colours(config, decisions)),
+        ("classes", _classes(source)),
+        *([("scored on", _scored_on(val))] if val is not None else []),
+        ("recipe", _recipe(config)),
+    ]
+    log.info("this run:\n%s", opening_table(rows))
+
+
+def image_rows(source: Source) -> list[Row]:
+    """What is used and what is not: of any source, also where a run is resumed."""
+    types = ", ".join(f"{count} {printable(kind)}" for kind, count in source.types.items())
+    return [
+        ("images", f"{len(source)} of {printable(source.root)} ({types})"),
+        ("left out", left_out(source) or "nothing"),
+    ]
+
+
+def opening_table(rows: Sequence[Row]) -> str:
+    """Write the rows as aligned lines."""
+    width = max(len(subject) for subject, _ in rows)
+    return "\n".join(f"  {subject:{width}}  {text}" for subject, text in rows)
+
+
+def _channels(scanned: dict[str, Any]) -> str:
+    modes = scanned["modes"]
+    if not modes:
+        return f"not known: none of {scanned['sampled']} images looked at could be read"
+    found = ", ".join(f"{count} {mode}" for mode, count in modes.items())
+    return f"{found} (Pillow's modes, of {scanned['sampled']} images looked at); used as red, green and blue"
+
+
+def _values(scanned: dict[str, Any]) -> str:
+    deep = sorted(mode for mode in scanned["modes"] if mode.startswith(("I", "F")))
+    if not deep:
+        return "0 to 255, as they are"
+    return f"0 to 255; those of {', '.join(deep)} are brought there, each image by its own values (16 bits: / 257)"
+
+
+def _colours(config: ResolvedConfig, decisions: Sequence[Decision]) -> str:
+    why = {decision.key: decision.why for decision in decisions}
+    reasons = {why.get(key, "as set") for key in ("data.mean", "data.std")}
+    mean, std = (" ".join(f"{value:g}" for value in each) for each in (config.data.mean, config.data.std))
+    return f"{mean}, {std}: {'; '.join(sorted(reasons))}"
+
+
+def _classes(source: Source) -> str:
+    if not source.classes:
+        return "none"
+    return f"{len(source.classes)} ({_some(source.classes)}); not learnt from"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(printable(name) for name in names[:5]) + ", …" * (len(names) > 5)
+
+
+def _scored_on(val: Source) -> str:
+    found = f"{len(val)} images of {printable(val.root)} in {len(val.classes)} classes"
+    return f"{found}; left out: {left_out(val)}" if left_out(val) else found
+
+
+def _recipe(config: ResolvedConfig) -> str:
+    part, batch = config.backbone, config.train.batch_size
+    return f"{config.method.name} on {part.name} at {part.image_size} pixels, a batch of {batch}"
