@@ -43,7 +43,9 @@ def build_method(config: ResolvedConfig, weights: Inspection | None = None) -> M
     built = method(config.method, backbone, part.image_size)
     avoid_faulty_kernels(built)
     if config.train.checkpoint_activations:
-        recompute(built, part.image_size, config.train.lean_cpu)
+        train = config.train
+        lean = train.lean_cpu and train.precision == "bf16-mixed" and not torch.cuda.is_available()
+        recompute(built, part.image_size, lean)
     return built
 
 

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ssl_vit.backbones.adapter import AdaptedBackbone
+from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.errors import UserError
 from ssl_vit.eval.features import evaluating
 from ssl_vit.training.cpu.bfloat16 import lean_bfloat16
 from ssl_vit.training.cpu.remade import made, remember
 
+ENOUGH = 1 / 2  # of what a backbone keeps for backward: what it may still keep where timm says what is computed again
 SHARE = 1 / 8  # of what a backbone keeps for backward: what one part may keep while it is computed again
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -24,13 +26,17 @@ _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 def recompute(model: nn.Module, size: int, lean: bool = True) -> list[str]:
     """Every backbone in the model that is trained keeps what its parts were given, not what they computed (1604.06174).
 
-    Loss and gradients stay what they are, to the bit; names of weights too. size: pixels of a side of its images;
-    lean: as the step has ``train.lean_cpu``. Returns the names of the parts. UserError where a backbone has none, and
+    Loss and gradients stay what they are, to the bit; names of weights too. Which parts is timm's choice where its own
+    switch does the same, else `parts`. size: pixels of a side of its images; lean: whether the step computes some
+    functions in the ways of ``training/cpu``. Returns the names of the parts. UserError where a backbone has none, and
     where no backbone is trained.
     """
     found = []
     for name, backbone in model.named_modules():
         if isinstance(backbone, AdaptedBackbone) and any(p.requires_grad for p in backbone.parameters()):
+            if not lean and _switched_by_timm(backbone, size):
+                found.append(f"{name}.model")
+                continue
             chosen = set(parts(backbone, size))
             found += [f"{name}.{place}" for place, module in backbone.named_modules() if module in chosen]
             for part in chosen:
@@ -41,6 +47,24 @@ def recompute(model: nn.Module, size: int, lean: bool = True) -> list[str]:
             "pass; leave it out"
         )
     return found
+
+
+def _switched_by_timm(backbone: AdaptedBackbone, size: int) -> bool:
+    """Whether timm's ``set_grad_checkpointing`` is on now: where it gives the same numbers and is worth it.
+
+    It moves running statistics twice, and in its second pass it knows nothing of the ways of ``training/cpu``.
+    """
+    if not isinstance(backbone, TimmBackbone) or _has_statistics(backbone):
+        return False
+    kept = _measure(backbone, size)[0][backbone]
+    try:
+        backbone.model.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError):  # it has none, or says that it does nothing
+        return False
+    if _measure(backbone, size)[0][backbone] <= ENOUGH * kept:
+        return True
+    backbone.model.set_grad_checkpointing(False)  # not in the pass that gives the maps
+    return False
 
 
 def parts(backbone: AdaptedBackbone, size: int) -> list[nn.Module]:
@@ -66,6 +90,10 @@ def parts(backbone: AdaptedBackbone, size: int) -> list[nn.Module]:
             f"train.checkpoint_activations: {backbone.info.name} has no parts that can be computed again; leave it out"
         )
     return found
+
+
+def _has_statistics(backbone: nn.Module) -> bool:
+    return any(name.rpartition(".")[2] in _RUNNING for name, _ in backbone.named_buffers())
 
 
 def _is_told(module: nn.Module) -> bool:
