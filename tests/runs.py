@@ -84,6 +84,7 @@ def finish(argv: list[str], log: Path, *traps: Trap) -> int | None:
 
 
 def _run(argv: list[str], log: str, traps: tuple[Trap, ...]) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # as in a run of its own: else its workers import all anew
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
