@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
 
@@ -17,14 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from ssl_vit.config import ResolvedConfig, RunConfig, check_data
 from ssl_vit.data.batch import Batch
 from ssl_vit.data.crops import make_views, sample_rng, wanted_side
-from ssl_vit.data.decode import BadImage, decode
+from ssl_vit.data.decode import BadImage
 from ssl_vit.data.left_out import note_left_out
 from ssl_vit.data.loader import build_loader, epoch_order, steps_per_epoch
 from ssl_vit.data.sources import Source, open_source, require
 from ssl_vit.process import keep_memory
 from ssl_vit.report.speed import Parts
 from ssl_vit.run.plan import resolve_for
-from ssl_vit.run.prepare import new_method
+from ssl_vit.run.prepare import new_method, pixels_of
 from ssl_vit.training.compiler import compiling
 from ssl_vit.training.fabric import new_fabric
 from ssl_vit.training.memory import LESS, enough_memory, memory_is_short
@@ -79,6 +79,7 @@ def bench(config: RunConfig) -> Bench:
     check_data(config)
     note_left_out(source := open_source(config.data.path))
     resolved, _ = resolve_for(config, source)
+    source = replace(source, pixels=pixels_of(resolved))
     require(source, resolved.train.batch_size)
     keep_memory()
     with enough_memory(), compiling():
@@ -166,7 +167,7 @@ def _read_times(source: Source, step: _Steps) -> Parts:
             break
         start = time.process_time()
         try:
-            image = decode(source.path(index), want=want)
+            image = source.read(index, want=want)
         except BadImage:  # if all are, the loader will say it
             continue
         decoded = time.process_time()

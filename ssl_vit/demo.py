@@ -13,7 +13,6 @@ from rich.table import Table
 
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.config import RunConfig, load_config
-from ssl_vit.data.decode import decode
 from ssl_vit.data.sources import Source, open_source
 from ssl_vit.errors import UserError
 from ssl_vit.eval.features import FeatureSet, extract
@@ -67,7 +66,7 @@ def _features(backbone: Backbone, train: Source, val: Source) -> tuple[FeatureSe
 
 def raw_pixels(source: Source) -> FeatureSet:
     """The images themselves as features: what no learning at all is worth."""
-    images = np.stack([decode(source.path(i)).reshape(-1) for i in range(len(source))]).astype(np.float32)
+    images = np.stack([source.read(i).reshape(-1) for i in range(len(source))]).astype(np.float32)
     names = [source.name(i) for i in range(len(source))]
     side = Side(len(source), 0, str(source.fingerprint["sha256"]))
     return FeatureSet(images, source.labels.astype(np.int64), names, side)

@@ -8,7 +8,7 @@ from PIL import Image
 from ssl_vit import bench as module
 from ssl_vit.cli import main
 from ssl_vit.config import load_config
-from ssl_vit.data import loader
+from ssl_vit.data import source as reading
 from ssl_vit.methods.dino import DINO
 from ssl_vit.training.step import PARTS
 from tests.runs import SETTINGS
@@ -37,9 +37,8 @@ def slow(function, seconds):
 
 
 def test_slow_reading_is_found(pictures, monkeypatch):
-    decode = slow(loader.decode, 0.03)
-    monkeypatch.setattr(module, "decode", decode)
-    monkeypatch.setattr(loader, "decode", decode)
+    decode = slow(reading.decode, 0.03)
+    monkeypatch.setattr(reading, "decode", decode)
     result = measured(pictures)
     assert 30 < result.parts["decode"] < 45
     assert result.reading < 1000 / 30

@@ -39,7 +39,8 @@ def test_nothing_is_left_out_unsaid(whole_run: Path, tmp_path: Path, caplog: pyt
     (images / "link.png").symlink_to(outside)
     for name in ("notes.txt", "c.dcm", "d.dcm", "README", ".hidden.png"):
         (images / name).write_text("x")
-    config = ResolvedConfig.model_validate(load_config([whole_run / "config.yaml"]).model_dump())
+    sets = ["data.range=[0,4095]"]
+    config = ResolvedConfig.model_validate(load_config([whole_run / "config.yaml"], sets).model_dump())
     source = open_source(images)
     with caplog.at_level(logging.INFO, "ssl_vit"):
         decisions = [Decision("data.mean", None, "measured on your images", "")]
@@ -49,8 +50,8 @@ def test_nothing_is_left_out_unsaid(whole_run: Path, tmp_path: Path, caplog: pyt
     assert "left out 2 .dcm files, " in said
     for reason in ("1 .txt files", "1 files without extension", "1 links that lead out", "1 hidden entries"):
         assert reason in said
-    assert "channels 1 LA, 1 I;16" in said
-    assert "those of I;16 are brought there" in said
+    assert "channels 1 LA, 1 uint16 (2 images looked at)" in said
+    assert "values 0 to 4095 become 0 to 255, in every image of more than 8 bits: as set" in said
     assert ": as set; measured on your images" in said
     assert "classes none" in said
 

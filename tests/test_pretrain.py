@@ -19,9 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ssl_vit.cli import main
 from ssl_vit.config import dump, load_config
-from ssl_vit.data import loader
+from ssl_vit.data import source as reading
 from ssl_vit.eval.weights import load_backbone
-from ssl_vit.run import facts, plan
+from ssl_vit.run import plan
 from tests.data.photo import photo
 from tests.runs import command, files, finish, losses, rows, weights
 
@@ -197,7 +197,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(loader, "decode", never)
+    monkeypatch.setattr(reading, "decode", never)
     assert main(command(pictures / "train", tmp_path / "run", **changes)) == 2
     said = capfd.readouterr().err
     assert error in said
@@ -208,7 +208,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
 def test_what_cannot_work_is_refused_before_a_picture_is_decoded(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(facts, "decode", never)
+    monkeypatch.setattr(reading, "decode", never)
     assert main(command(pictures / "train", tmp_path / "run", method__local_size=20)) == 2
 
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from ssl_vit.cli import main
 from ssl_vit.config import load_config
-from ssl_vit.data import loader
+from ssl_vit.data import source as reading
 from ssl_vit.eval.weights import load_backbone
-from ssl_vit.run import facts, plan, prepare
+from ssl_vit.run import plan, prepare
 from ssl_vit.training.checkpoint import newest_checkpoint
 from tests.checkpoints.files import filled, official, save
 from tests.checkpoints.test_refusals import Malicious
@@ -122,8 +122,7 @@ def test_what_cannot_be_loaded_is_refused_before_a_picture_is_decoded(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    for module in (facts, loader):
-        monkeypatch.setattr(module, "decode", never)
+    monkeypatch.setattr(reading, "decode", never)
     weights, out = harmed(how, tmp_path, whole_run), tmp_path / "run"
     assert main(command(pictures / "train", out, "--weights", str(weights))) == 2
     assert main(["eval", "knn", str(weights), *("--backbone", "vit_tiny_patch16_224"), *labelled(pictures)]) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     SerializeAsAny,
@@ -38,6 +39,22 @@ DropRate = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
+def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
+    if limits[0] >= limits[1]:
+        raise ValueError("low, then high")
+    return limits
+
+
+def _one_or_three(bands: tuple[int, ...]) -> tuple[int, ...]:
+    if len(bands) not in (1, 3):
+        raise ValueError("three bands, or one")
+    return bands
+
+
+Limits = Annotated[tuple[float, float], Field(strict=False), AfterValidator(_ascending)]
+Numbers = Annotated[tuple[CountOrZero, ...], Field(strict=False), AfterValidator(_one_or_three)]
+
+
 class DataConfig(Section):
     """Where the images are."""
 
@@ -55,6 +72,13 @@ class DataConfig(Section):
     """Mean of red, green and blue, of images in [0, 1], that is subtracted."""
     std: Auto[Colour] = AUTO
     """Deviation of red, green and blue that the images are divided by."""
+    range: Auto[Limits | Literal["each"] | None] = AUTO
+    """What becomes black and white, [low, high], in images of more than 8 bits a channel (clipped beyond), measured on
+    the set where it isn't said; those of 8 bits stay as they are. null: there are none but these. each: every image by
+    its own type or extremes, as in runs of before this setting."""
+    bands: Auto[Numbers | None] = AUTO
+    """Which bands of an image are red, green and blue, counted from 0, or a single one as grey; null: its own colours,
+    with its opacity on white."""
     kernels: Auto[Literal["numba", "torch"]] = AUTO
     """What computes colours on a CPU: kernels that numba compiles (extra `numba`), four times as quick, or torch."""
 

@@ -1,4 +1,4 @@
-"""A file becomes RGB, safely: Pillow only, any mode, orientation applied, pixels capped before decoding."""
+"""A file becomes RGB, safely: any mode, orientation applied, its pixels and bytes capped before decoding."""
 
 from __future__ import annotations
 
@@ -7,30 +7,23 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from ssl_vit.data.caps import MAX_FILE, MAX_PIXELS, Refused, check_image
 from ssl_vit.data.remote import is_url, read_part
-
-MAX_PIXELS = 100e6  # an image of 100 megapixels takes 300 MB as RGB
+from ssl_vit.data.rgb import KINDS, by_type, deep, orientation, to_8_bits, turned
+from ssl_vit.data.tiff import hush, is_tiff, open_tiff
+from ssl_vit.data.values import ORDINARY, Deep, Pixels, to_rgb
 
 LARGE = 1e6  # pixels; below, decoding at a part of the size saves next to nothing
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # the only parsers that untrusted bytes reach
-_FROM_16_BITS: NDArray[np.uint8] = np.rint(np.arange(65536) / 257).astype(np.uint8)
-_ORIENTATION = 0x0112  # EXIF tag
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+
+hush()
 
 
 class Member(NamedTuple):
@@ -63,6 +56,26 @@ class Row(NamedTuple):
         return self.name
 
 
+Said = Literal["colours", "opacity", "unnamed"]
+
+
+class Header(NamedTuple):
+    """The header says this of an image, before its pixels are read."""
+
+    width: int
+    height: int
+    kind: str  # the type of a value, in numpy's words
+    bands: int
+    said: Said  # what the bands are, the last of them in the case of opacity
+    format: str
+    words: str  # Pillow's mode, or how many values of which type
+
+    @property
+    def plain(self) -> bool:
+        """The answer says whether JPEG could hold it: colours of 8 bits."""
+        return self.kind == "uint8" and self.said != "unnamed" and self.bands <= 4
+
+
 Place = str | Member | Row  # where an image is: a path, a part of an archive, a row of a dataset
 
 
@@ -77,15 +90,47 @@ class BadImage(Exception):
         return f"{self.path}: {self.reason}"
 
 
-def decode(place: Place, max_pixels: float = MAX_PIXELS, want: int | None = None) -> NDArray[np.uint8]:
+def decode(
+    place: Place,
+    pixels: Pixels = ORDINARY,
+    max_pixels: float = MAX_PIXELS,
+    want: int | None = None,
+) -> NDArray[np.uint8]:
     """Decode a file to RGB, uint8 [H, W, 3].
 
-    The first frame of an animation; transparency on white; EXIF orientation applied; 16 bits scaled by 1/257 (see
-    ``to_rgb`` for other depths). A JPEG above a megapixel whose short side is at least twice `want` pixels may come at
-    a half, a quarter or an eighth of its size, never with a short side below `want`. Raises BadImage.
+    The first frame of an animation; transparency on white; EXIF orientation applied; values of more than 8 bits by
+    the range that `pixels` has, or by each image's own type (see ``by_type``). A JPEG above a megapixel whose short
+    side is at least twice `want` pixels may come at a half, a quarter or an eighth of its size, never with a short side
+    below `want`. Raises BadImage.
     """
+    with _image(place, max_pixels, typed=pixels.range == "each") as image:
+        if isinstance(image, Deep):
+            return turned(to_rgb(image, pixels), image.orientation())
+        large = image.width * image.height > LARGE
+        if want is not None and large and image.format in ("JPEG", "MPO"):  # MPO: several JPEGs in one file
+            image.draft(None, (want, want))
+        rgb = by_type(image) if pixels.range == "each" else to_8_bits(image, pixels.bands)
+        return turned(rgb, orientation(image))
+
+
+def header(place: Place) -> Header:
+    """Read what a file says of its image before its pixels, orientation not applied. Raises BadImage."""
     with _image(place) as image:
-        return _upright(image, str(place), max_pixels, want)
+        if isinstance(image, Deep):
+            said: Said = "opacity" if image.opacity else "colours" if image.colours else "unnamed"
+            words = f"{image.bands} x {image.kind}" if image.bands > 1 else image.kind
+            return Header(image.width, image.height, image.kind, image.bands, said, image.format, words)
+        said = "opacity" if image.mode in ("LA", "RGBA", "RGBa") else "colours"
+        return Header(image.width, image.height, "uint8", len(image.getbands()), said, str(image.format), image.mode)
+
+
+def values(place: Place) -> tuple[NDArray[Any], float | None]:
+    """Read an image's own values [H, W, C], and which of them stands for none. Raises BadImage."""
+    with _image(place) as image:
+        if isinstance(image, Deep):
+            return image.read(), image.missing
+        found = np.asarray(image)
+        return found.reshape(*found.shape[:2], -1), None
 
 
 def image_size(place: Place) -> tuple[int, int]:
@@ -94,42 +139,52 @@ def image_size(place: Place) -> tuple[int, int]:
         return image.height, image.width
 
 
-def image_header(place: Place) -> tuple[int, int, str]:
-    """Read height and width in pixels, orientation not applied, and Pillow's mode from the header. Raises BadImage."""
-    with _image(place) as image:
-        return image.height, image.width, image.mode
-
-
 def image_type(data: bytes) -> str:
     """Return the extension that a file of these bytes should have. Raises BadImage."""
-    with _blaming("an image"), _parsed(io.BytesIO(data)) as image:
-        return {"JPEG": "jpg", "MPO": "jpg"}.get(str(image.format), str(image.format).lower())
+    with _blaming("an image"):
+        if is_tiff(data[:4]):
+            return "tiff"
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            return {"JPEG": "jpg", "MPO": "jpg"}.get(str(image.format), str(image.format).lower())
 
 
 def read_bytes(place: Place) -> bytes:
-    """Return the file as it is; a PNG of a row that a library has decoded. Raises BadImage."""
+    """Return the file as it is; of a row that a library has decoded a PNG, or a TIFF of its values. Raises BadImage."""
     with _blaming(str(place)):
         found = _opened(place)
         if not isinstance(found, Image.Image):
             with found as file:
                 return file.read()
-    png = io.BytesIO()
-    Image.fromarray(decode(place)).save(png, "PNG")
-    return png.getvalue()
+        buffer = io.BytesIO()
+        if found.mode in KINDS:
+            found.save(buffer, "TIFF")
+        else:
+            Image.fromarray(decode(place)).save(buffer, "PNG")
+        return buffer.getvalue()
 
 
 @contextmanager
-def _image(place: Place) -> Iterator[Image.Image]:
+def _image(place: Place, max_pixels: float = MAX_PIXELS, *, typed: bool = False) -> Iterator[Image.Image | Deep]:
+    """An image that is open; typed: as Pillow has it, whatever its values are."""
     with _blaming(str(place)):
         found = _opened(place)
         if isinstance(found, Image.Image):
-            yield found
-        else:
-            with found as file, _parsed(file) as image:
-                yield image
+            check_image(found, max_pixels)
+            yield found if typed else deep(found) or found
+            return
+        with found as file:
+            tiff = open_tiff(file, max_pixels) if is_tiff(file.read(4)) else None
+            file.seek(0)
+            if tiff is not None and not typed:
+                yield tiff
+                return
+            with _parsed(file) as image:
+                check_image(image, max_pixels)
+                yield image if typed else deep(image, lambda: _parsed(file)) or image
 
 
 def _parsed(file: BinaryIO) -> Image.Image:
+    file.seek(0)
     return Image.open(file, formats=_FORMATS)
 
 
@@ -139,6 +194,8 @@ def _opened(place: Place) -> BinaryIO | Image.Image:
     if isinstance(place, Row):
         found = place.rows.read(place.number)
         return io.BytesIO(found) if isinstance(found, bytes) else found
+    if place.size > MAX_FILE:
+        raise BadImage(str(place), f"{place.size:,} bytes, more than the {MAX_FILE:,.0f} allowed in an archive")
     try:
         data = _part(place)
     except OSError as error:
@@ -168,57 +225,19 @@ def _open_regular(path: str) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def _upright(image: Image.Image, path: str, max_pixels: float, want: int | None) -> NDArray[np.uint8]:
-    if image.width * image.height > max_pixels:
-        raise BadImage(path, f"{image.width} x {image.height} pixels, more than the {max_pixels:,.0f} allowed")
-    large = image.width * image.height > LARGE
-    if want is not None and large and image.format in ("JPEG", "MPO"):  # MPO: several JPEGs in one file
-        image.draft(None, (want, want))
-    pixels = to_rgb(image)
-    # Asked for after loading: TIFF is turned by then, and PNG may carry its EXIF behind the pixels.
-    turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn))
-
-
 @contextmanager
 def _blaming(path: str) -> Iterator[None]:
     """Whatever Pillow raises becomes BadImage: on hostile bytes its parsers raise nearly anything."""
     try:
         yield
-    except (BadImage, MemoryError):
+    except BadImage:
         raise
+    except Refused as error:
+        raise BadImage(path, str(error)) from error
+    except MemoryError as error:
+        raise BadImage(path, "memory does not suffice to decode it") from error
     except UnidentifiedImageError as error:
         raise BadImage(path, "empty, or no JPEG, PNG, WebP, BMP, TIFF or GIF image") from error
     except Exception as error:
         text = " ".join(str(error).split())
         raise BadImage(path, f"{type(error).__name__}: {text}" if text else type(error).__name__) from error
-
-
-def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Convert an image of any Pillow mode to RGB, uint8 [H, W, 3].
-
-    Transparency is composited on white. 16-bit grey is divided by 257; so are 32-bit integers that fit in 16 bits,
-    and others are stretched from their minimum and maximum to 0 … 255. Floats are taken as 0 … 1 if they all lie
-    there, else as 0 … 255 if they all lie there, else stretched likewise. Raises ValueError for floats not finite.
-    """
-    if image.mode.startswith(("I", "F")):
-        gray = _to_8_bits(np.asarray(image))
-        return np.repeat(gray[..., None], 3, axis=2)
-    if image.has_transparency_data:
-        colour = image.convert("RGBA")
-        white = Image.new("RGBA", colour.size, "white")
-        return np.array(Image.alpha_composite(white, colour).convert("RGB"))
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
-    if values.dtype.kind != "f" and values.min() >= 0 and values.max() < len(_FROM_16_BITS):
-        return np.take(_FROM_16_BITS, values)
-    if not np.isfinite(values).all():
-        raise ValueError("pixels that are not finite")
-    low, high = float(values.min()), float(values.max())
-    if values.dtype.kind == "f" and low >= 0 and high <= 255:
-        scaled = values * (255.0 if high <= 1 else 1.0)
-    else:
-        scaled = (values.astype(np.float64) - low) * (255 / ((high - low) or 1.0))
-    return np.rint(scaled).astype(np.uint8)

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 from ssl_vit.data.annotations import Annotations, Polygons
 from ssl_vit.data.bad import BadFiles, BadList
 from ssl_vit.data.crops import Box, resize, sample_rng
-from ssl_vit.data.decode import MAX_PIXELS, BadImage, decode
+from ssl_vit.data.decode import BadImage, decode
 from ssl_vit.data.loader import TIMEOUT, Item, StepSampler, watched, worker_options
+from ssl_vit.data.values import ORDINARY, Pixels
 
 _SUBSET_STREAM, _JITTER_STREAM = 3, 4  # of sample_rng
 JITTER = (0.5, 1.5)  # of the image's scale; large-scale jitter (arXiv 2012.07177) has 0.1 to 2 for very long training
@@ -52,13 +53,21 @@ class DetectionDataset(Dataset[Scene]):
     """The dataset turns (epoch, index) into a Scene.
 
     training: flipped at random and scaled by large-scale jitter, without crowds; else the whole image. masks: outlines
-    are drawn, where all objects have one.
+    are drawn, where all objects have one. pixels: how values become 8 bits.
     """
 
     def __init__(
-        self, annotations: Annotations, size: int, *, training: bool, seed: int = 0, masks: bool = False
+        self,
+        annotations: Annotations,
+        size: int,
+        *,
+        training: bool,
+        seed: int = 0,
+        masks: bool = False,
+        pixels: Pixels = ORDINARY,
     ) -> None:
         self.annotations, self.size, self.training, self.seed, self.masks = annotations, size, training, seed, masks
+        self.pixels = pixels
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -66,7 +75,7 @@ class DetectionDataset(Dataset[Scene]):
     def __getitem__(self, item: Item) -> Scene:
         epoch, index = item
         try:
-            image = decode(self.annotations.path(index), max_pixels=MAX_PIXELS)
+            image = decode(self.annotations.path(index), self.pixels)
             annotated = self.annotations.sizes[index]
             if image.shape[:2] != annotated:
                 raise BadImage(

@@ -12,10 +12,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ssl_vit.data.bad import BadFiles, BadList, note_damage
+from ssl_vit.data.caps import MAX_PIXELS
 from ssl_vit.data.crops import Box, resize
-from ssl_vit.data.decode import MAX_PIXELS, BadImage, decode
+from ssl_vit.data.decode import BadImage
 from ssl_vit.data.loader import TIMEOUT, watched, worker_options
 from ssl_vit.data.sources import Source
+
+_LONG = 16  # times the short side; what lies beyond is cut off before resizing
 
 # A change of the pixels [S, S, 3] of the image with this index, on purpose: for scores of robustness.
 Alteration = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
@@ -69,7 +72,7 @@ class EvalDataset(Dataset[EvalSample]):
         label = self.source.label(index)
         label = -1 if label is None else label
         try:
-            image = decode(self.source.path(index), max_pixels=self.max_pixels)
+            image = _middle(self.source.read(index, self.max_pixels))
         except BadImage as error:
             return EvalSample(index, None, label, [(self.source.name(index), error.reason)])
         height, width = image.shape[:2]
@@ -82,6 +85,14 @@ class EvalDataset(Dataset[EvalSample]):
             pixels = self.alter(crop.permute(1, 2, 0).numpy(), index)
             crop = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
         return EvalSample(index, crop, label, [])
+
+
+def _middle(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The middle of an image that is very long, [H, W, 3], of whose resized whole little would be left."""
+    height, width = image.shape[:2]
+    most = _LONG * min(height, width)
+    top, left = max(0, height - most) // 2, max(0, width - most) // 2
+    return np.ascontiguousarray(image[top : height - top, left : width - left])
 
 
 class EvalLoader:

@@ -23,8 +23,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ssl_vit.data.bad import BadList, note_damage
 from ssl_vit.data.batch import Batch
 from ssl_vit.data.boxes import boxes_in_crops
+from ssl_vit.data.caps import MAX_PIXELS
 from ssl_vit.data.crops import fill_views, sample_rng, wanted_side
-from ssl_vit.data.decode import MAX_PIXELS, BadImage, decode
+from ssl_vit.data.decode import BadImage
 from ssl_vit.data.plan import ViewPlan
 from ssl_vit.data.sources import Source, require
 from ssl_vit.errors import RunFailed
@@ -119,7 +120,7 @@ class Views(Dataset[Batch]):
         """The first image that can be read, noted in the batch with those that can't; None if none can."""
         for candidate in self._candidates(epoch, index):
             try:
-                image = decode(self.source.path(candidate), max_pixels=self.max_pixels, want=self._want)
+                image = self.source.read(candidate, self.max_pixels, self._want)
             except BadImage as error:
                 batch.bad.append((self.source.name(candidate), error.reason))
                 continue

@@ -19,6 +19,7 @@ from ssl_vit.data.dataset_name import Dataset, images_name
 from ssl_vit.data.decode import BadImage, decode
 from ssl_vit.data.huggingface import STREAM, open_dataset
 from ssl_vit.data.rows import RowSource, open_rows
+from ssl_vit.data.values import EACH
 from ssl_vit.errors import UserError
 
 _LIBRARY = ("datasets.arrow_dataset", "datasets.dataset_dict", "datasets.iterable_dataset")
@@ -97,7 +98,7 @@ def _fingerprint(source: RowSource) -> dict[str, int | str]:
     digest = hashlib.sha256(" ".join(source.classes).encode() + source.labels.tobytes())
     for index in np.unique(np.linspace(0, len(source) - 1, _SAMPLE).round().astype(int)).tolist():
         try:
-            digest.update(decode(source.path(index)).tobytes())
+            digest.update(decode(source.path(index), EACH).tobytes())
         except BadImage as error:
             digest.update(error.reason.encode())
     return {"images": len(source), "sha256": digest.hexdigest()}

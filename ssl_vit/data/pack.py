@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from ssl_vit.data.bad import BadFiles, BadList
-from ssl_vit.data.decode import BadImage, Place, Row, decode, image_size, image_type, read_bytes
+from ssl_vit.data.decode import BadImage, Place, Row, decode, header, image_type, read_bytes
 from ssl_vit.data.manifest import FORMAT, MANIFEST
 from ssl_vit.data.source import Source
 from ssl_vit.errors import UserError
@@ -37,9 +37,10 @@ _PLAN = "pack.json"
 def pack(source: Source, out: Path, size: int | None = None, max_bad: float = 0.05) -> dict[str, Any]:
     """Write the archives and ``manifest.json`` (images, bytes, SHA-256 of each) to a new folder `out`; the manifest.
 
-    size: images whose short side is longer become JPEG of quality 95 with a short side of so many pixels; all others
-    stay the files they are. Unreadable images are named and left out. Until it is whole, the folder's name ends in
-    ``.partial``. Raises UserError, and RunFailed for too many unreadable images.
+    size: images whose short side is longer become JPEG of quality 95 with a short side of so many pixels; all others,
+    and those of more than 8 bits or of bands that are no colours, stay the files they are.
+    Unreadable images are named and left out. Until it is whole, the folder's name ends in ``.partial``.
+    Raises UserError, and RunFailed for too many unreadable images.
     """
     folder = out.with_name(f"{out.name}.partial")
     per = max(1, min(MOST, int(ARCHIVE * len(source) / max(int(source.fingerprint.get("bytes", 0)), 1))))
@@ -136,7 +137,8 @@ def _shard(
 def _prepare(place: Place, size: int | None) -> tuple[bytes, str] | BadImage:
     """An image's file as it will be in the archive, and its extension."""
     try:
-        if min(image_size(place)) <= (size or math.inf):
+        said = header(place)
+        if min(said.width, said.height) <= (size or math.inf) or not said.plain:
             data = read_bytes(place)
             return data, image_type(data) if isinstance(place, Row) else str(place).rpartition(".")[2].lower()
         assert size is not None

@@ -8,38 +8,29 @@ from typing import Any
 import numpy as np
 
 from ssl_vit.data.bad import printable
-from ssl_vit.data.decode import BadImage, image_header
+from ssl_vit.data.measure import Looked, look
 from ssl_vit.data.sources import Source
 
-SAMPLE = 256  # images whose header is read
 
-
-def scan(source: Source) -> dict[str, Any]:
+def scan(source: Source, looked: Looked | None = None) -> dict[str, Any]:
     """Counts, bytes, and the sides of at most 256 evenly spaced images, pixels.
 
     ``sides`` holds {min, median, max} of the short and of the long side, and is None where no header could be read;
-    ``unreadable`` names the files of the sample whose header could not, ``modes`` counts Pillow's modes in it.
-    ``bytes`` is None where they are not known.
+    ``modes`` counts Pillow's modes, of images of 8 bits, and types of values, ``unreadable`` names the files of the
+    sample whose header could not be read. ``bytes`` is None where they are not known.
+    looked: what is known of the headers already.
     """
-    chosen = np.unique(np.linspace(0, len(source) - 1, SAMPLE).round().astype(int)).tolist()
-    sizes, unreadable, modes = [], [], Counter[str]()
-    for index in chosen:
-        try:
-            height, width, mode = image_header(source.path(index))
-        except BadImage as error:
-            unreadable.append(f"{printable(source.name(index))}: {error.reason}")
-            continue
-        sizes.append((height, width))
-        modes[mode] += 1
+    looked = looked or look(source)
+    sizes = [(said.height, said.width) for said in looked.headers]
     return {
         "images": len(source),
         "bytes": source.fingerprint.get("bytes"),
         "types": source.types,
         "classes": len(source.classes),
         "skipped": source.skipped,
-        "sampled": len(chosen),
-        "unreadable": unreadable,
-        "modes": dict(modes.most_common()),
+        "sampled": looked.sampled,
+        "unreadable": [f"{printable(source.name(index))}: {reason}" for index, reason in looked.bad],
+        "modes": dict(Counter(said.words for said in looked.headers).most_common()),
         "sides": _sides(np.sort(np.array(sizes), axis=1)) if sizes else None,
     }
 

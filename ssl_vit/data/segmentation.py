@@ -14,8 +14,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ssl_vit.data.caps import MAX_PIXELS
 from ssl_vit.data.crops import Box, resize
-from ssl_vit.data.decode import MAX_PIXELS, BadImage, decode
+from ssl_vit.data.decode import BadImage, decode
+from ssl_vit.data.values import ORDINARY, Pixels
 from ssl_vit.errors import UserError
 
 FOLDER_PAIRS = (("JPEGImages", "SegmentationClass"), ("images", "annotations"), ("images", "masks"))
@@ -101,8 +103,8 @@ def read_mask(path: Path) -> NDArray[np.int64]:
 class SegmentationDataset(Dataset[Segmented]):
     """Images are stretched to `size` x `size`, so that every pixel of the mask is seen; masks stay as they are."""
 
-    def __init__(self, pairs: Sequence[Pair], size: int) -> None:
-        self.pairs, self.size = pairs, size
+    def __init__(self, pairs: Sequence[Pair], size: int, pixels: Pixels = ORDINARY) -> None:
+        self.pairs, self.size, self.pixels = pairs, size, pixels
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -110,7 +112,7 @@ class SegmentationDataset(Dataset[Segmented]):
     def __getitem__(self, index: int) -> Segmented:
         pair = self.pairs[index]
         try:
-            image, mask = decode(str(pair.image)), read_mask(pair.mask)
+            image, mask = decode(str(pair.image), self.pixels), read_mask(pair.mask)
         except BadImage as error:
             return Segmented(pair.image.name, None, np.zeros((0, 0), np.int64), str(error))
         height, width = image.shape[:2]

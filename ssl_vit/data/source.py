@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_vit.data.decode import Place
+from ssl_vit.data.caps import MAX_PIXELS
+from ssl_vit.data.decode import Place, decode
+from ssl_vit.data.values import Pixels
 from ssl_vit.errors import UserError
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
@@ -36,6 +38,7 @@ class Source:
     _names: bytes = field(repr=False)
     _ends: NDArray[np.int64] = field(repr=False)
     _labels: NDArray[np.int32] = field(repr=False)  # empty without labels
+    pixels: Pixels = field(default=Pixels(), kw_only=True)  # how values become 8 bits, the same for all images
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -48,6 +51,10 @@ class Source:
     def path(self, index: int) -> Place:
         """Return what `decode` opens."""
         return os.path.join(self.root, self.name(index))
+
+    def read(self, index: int, max_pixels: float = MAX_PIXELS, want: int | None = None) -> NDArray[np.uint8]:
+        """Decode an image to RGB, uint8 [H, W, 3], as ``decode`` does. Raises BadImage."""
+        return decode(self.path(index), self.pixels, max_pixels, want)
 
     def label(self, index: int) -> int | None:
         """Return the number of the image's class in `classes`, None without classes."""

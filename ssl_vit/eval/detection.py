@@ -16,6 +16,7 @@ from ssl_vit.backbones.registry import create_backbone
 from ssl_vit.data.annotations import Annotations
 from ssl_vit.data.detection import JITTER, DetectionDataset, Scene, scenes_in_order, share_of
 from ssl_vit.data.loader import worker_count
+from ssl_vit.data.values import Pixels
 from ssl_vit.detectors.build import build_finder
 from ssl_vit.detectors.detector import Detections
 from ssl_vit.detectors.files import detector_of, load_detector
@@ -58,6 +59,11 @@ class Trial:
     pretrained: Path | None = None  # the file of a detector of this kind that was pretrained with the backbone
 
     @property
+    def pixels(self) -> Pixels:
+        """How values of the images become 8 bits."""
+        return self.job.pixels_of(self.train, self.val)
+
+    @property
     def arms(self) -> list[str]:
         """The arms are what is compared: the ways in which a detector begins."""
         return [arm for arm in WORDS if arm != "backbone" or self.pretrained is not None]
@@ -91,7 +97,9 @@ class Trial:
         if name not in unfinished.done:
             chosen = share_of(len(self.train), share / 100, seed)
             recipe = DetectorRecipe(_steps(steps, len(chosen), self.batch), self.batch, self.lr, self.backbone_lr, seed)
-            data = DetectionDataset(self.train, self.size, training=True, seed=seed, masks=self.masks)
+            data = DetectionDataset(
+                self.train, self.size, training=True, seed=seed, masks=self.masks, pixels=self.pixels
+            )
             finder = self.begin(arm, seed)
             title = f"{self.detector} {WORDS[arm]}, {share:g} %, seed {seed}"
             train_detector(finder, data, chosen, recipe, checkpoint=unfinished.checkpoint(name), title=title)
@@ -106,7 +114,7 @@ class Trial:
 
         "scores" in percent, "examples" of what was found, and how many images were "read".
         """
-        data = DetectionDataset(self.val, self.size, training=False, masks=self.masks)
+        data = DetectionDataset(self.val, self.size, training=False, masks=self.masks, pixels=self.pixels)
         loader = scenes_in_order(data, batch_size=self.batch, workers=worker_count(None, len(data)))
         found, seen, examples = list[Detections](), list[int](), list[dict[str, Any]]()
         masks = MaskPrecision() if self.masks else None

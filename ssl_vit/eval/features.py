@@ -19,6 +19,7 @@ from ssl_vit.data.evalset import Alteration, EvalBatch, EvalDataset, EvalLoader
 from ssl_vit.data.loader import worker_count
 from ssl_vit.data.sources import Source
 from ssl_vit.data.store import DONE, UNREADABLE, Store
+from ssl_vit.data.values import Pixels
 from ssl_vit.errors import UserError
 from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.ranks import Ranks
@@ -109,6 +110,8 @@ def _open(backbone: Backbone, source: Source, readout: Readout, device: torch.de
     if keep is None:
         return Store.open(None, source, width, {})
     made = _described(readout, backbone.info.name, keep.weights_sha256)
+    if source.pixels != Pixels():
+        made["pixels"] = source.pixels._asdict()
     if keep.ranks.rank > 0:
         keep.ranks.wait()
     store = Store.open(keep.folder, source, width, made, first=keep.ranks.rank == 0)

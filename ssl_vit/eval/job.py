@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.dataset_name import Images, images_name
 from ssl_vit.data.evalset import Alteration
 from ssl_vit.data.left_out import note_left_out
+from ssl_vit.data.measure import Numbered, look, settled
 from ssl_vit.data.sources import Source, open_source
+from ssl_vit.data.values import Pixels
 from ssl_vit.errors import UserError
 from ssl_vit.eval import weights as weights_of
 from ssl_vit.eval.features import FeatureSet, Keep, extract
@@ -58,6 +60,7 @@ class Job:
     ranks: Ranks = field(default_factory=Ranks)
     sides: dict[str, Side] = field(default_factory=dict)  # what was looked at; fill it in where nothing here does
     classes: int | None = None
+    pixels: Pixels | None = None  # how values become 8 bits, decided by the first images that are opened
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -89,7 +92,16 @@ class Job:
         train, val = open_labelled(self.folders["train"], "train"), open_labelled(self.folders["val"], "val")
         check_same_classes(train, val)
         self.classes = len(train.classes)
-        return train, val
+        pixels = self.pixels_of(train, val)
+        return replace(train, pixels=pixels), replace(val, pixels=pixels)
+
+    def pixels_of(self, *images: Numbered) -> Pixels:
+        """How the values of images become 8 bits: as where the weights were trained, else as measured on the first."""
+        if self.pixels is None:
+            looked = [look(each) for each in images]
+            trained = weights_of.pixels_of(self.weights)
+            self.pixels = settled(looked, trained)
+        return self.pixels
 
     def path(self, side: str) -> Path:
         """The path says where the files of a side are; UserError for images that are not files."""
@@ -103,10 +115,11 @@ class Job:
     def unlabelled(self, side: str) -> Source:
         """Open a folder whose labels, if it has any, don't matter."""
         note_left_out(source := open_source(self.folders[side]))
-        return source
+        return replace(source, pixels=self.pixels_of(source))
 
     def features(self, source: Source, side: str, readout: Readout | None = None) -> FeatureSet:
         """The images become features as they are; the protocol notes them under the side's name."""
+        source = replace(source, pixels=self.pixels_of(source))
         keep = Keep(self.keep / side, self.weights_sha256, self.ranks) if self.keep else None
         found = extract(self.backbone, source, readout or self.readout, device=self.device, keep=keep)
         if source.classes:
@@ -116,6 +129,7 @@ class Job:
 
     def altered(self, source: Source, alter: Alteration, title: str) -> FeatureSet:
         """The images become features after a change on purpose; that is for robustness, and never to learn from."""
+        source = replace(source, pixels=self.pixels_of(source))
         return extract(self.backbone, source, self.readout, device=self.device, alter=alter, title=title)
 
     def protocol(self, score: str, outcome: Outcome) -> Protocol:
@@ -130,4 +144,5 @@ class Job:
             seed=outcome.seed,
             role=weights_of.role_of(self.weights),
             weights_sha256=self.weights_sha256,
+            pixels=self.pixels or Pixels(),
         )

@@ -47,7 +47,14 @@ class OnlineScore:
             outcome = score_features(bank, val)
         classes = len(self._val.classes)
         protocol = Protocol.of(
-            "knn", backbone, self._readout, sides, classes=classes, settings=outcome.settings, role=self._role
+            "knn",
+            backbone,
+            self._readout,
+            sides,
+            classes=classes,
+            settings=outcome.settings,
+            role=self._role,
+            pixels=self._val.pixels,
         )
         return dict(outcome.scores), protocol
 

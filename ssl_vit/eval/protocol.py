@@ -14,6 +14,7 @@ import torch
 
 from ssl_vit import __version__
 from ssl_vit.backbones.backbone import Backbone
+from ssl_vit.data.values import ORDINARY, Pixels
 from ssl_vit.eval.readout import Readout, pooling_of
 
 _OF_THE_WEIGHTS = (
@@ -25,6 +26,7 @@ _OF_THE_WEIGHTS = (
     "mean",
     "std",
     "transform",
+    "pixels",
     "versions",
 )
 
@@ -68,6 +70,7 @@ class Protocol:
     left_out: Mapping[str, int]  # images that could not be read, by side
     data_sha256: Mapping[str, str]  # of the names and sizes of the files, by side
     classes: int | None
+    pixels: Mapping[str, Any] = field(default_factory=dict)  # the range and the bands of the images' values
     versions: Mapping[str, str] = field(default_factory=_versions)
 
     @classmethod
@@ -83,6 +86,7 @@ class Protocol:
         seed: int | None = None,
         role: str = "unknown",
         weights_sha256: str | None = None,
+        pixels: Pixels = ORDINARY,
     ) -> Protocol:
         """The protocol is put together from what was used."""
         return cls(
@@ -104,6 +108,7 @@ class Protocol:
             left_out={name: side.left_out for name, side in sides.items()},
             data_sha256={name: side.sha256 for name, side in sides.items()},
             classes=classes,
+            pixels=pixels._asdict(),
         )
 
     @property

@@ -17,6 +17,7 @@ from ssl_vit.data.augment import normalise
 from ssl_vit.data.bad import BadList
 from ssl_vit.data.crops import sample_rng
 from ssl_vit.data.loader import TIMEOUT, watched, worker_count, worker_options
+from ssl_vit.data.measure import Files
 from ssl_vit.data.segmentation import Pair, SegmentationDataset, Segmented, collate, find_pairs
 from ssl_vit.errors import UserError
 from ssl_vit.eval.features import evaluating
@@ -156,7 +157,8 @@ def patch_labels(mask: NDArray[np.int64], grid: tuple[int, ...], ignore: tuple[i
 
 def _maps(job: Job, pairs: list[Pair], side: str) -> Iterator[tuple[Tensor, list[Segmented]]]:
     """Patches [B, D, h, w] on the CPU, and their images; unreadable files are named and left out."""
-    dataset, readout = SegmentationDataset(pairs, job.readout.image_size), job.readout
+    pixels_of = job.pixels_of(Files([str(pair.image) for pair in pairs]))
+    dataset, readout = SegmentationDataset(pairs, job.readout.image_size, pixels_of), job.readout
     workers = worker_count(None, len(pairs))
     options = worker_options(workers, TIMEOUT)
     loader: DataLoader[Segmented] = DataLoader(dataset, readout.batch_size, collate_fn=collate, **options)

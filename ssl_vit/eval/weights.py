@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from ssl_vit.backbones.backbone import Backbone
+from ssl_vit.checkpoints.description import OURS
 from ssl_vit.checkpoints.load import backbone_of_file
-from ssl_vit.checkpoints.reader import weights_file
+from ssl_vit.checkpoints.reader import METADATA, read_document, weights_file
+from ssl_vit.data.values import Pixels
 from ssl_vit.export.timm import CONFIG, SUMS, check_sums, read_config
 from ssl_vit.files import sha256
 
@@ -30,6 +34,19 @@ def load_backbone(weights: Path | str, backbone: str | None = None) -> Backbone:
 def digest(weights: Path | str) -> str:
     """The sha256 of the weights' file comes in hex; UserError where there is none."""
     return sha256(weights_file(weights))
+
+
+def pixels_of(weights: Path | str) -> Pixels | None:
+    """How the values of a run's images became 8 bits; None for weights that are of no run of ours, or don't say."""
+    file = weights_file(weights)
+    if (file.parent / CONFIG).is_file():
+        config: Any = read_config(file.parent)
+    else:
+        document = read_document(file)[1]
+        inside = (document.get(METADATA) or {}).get("config")
+        config = json.loads(inside) if inside else (document.get(OURS) or {}).get("config")
+    said = config.get(OURS) if isinstance(config, dict) else None
+    return Pixels.of(said.get("pixels")) if isinstance(said, dict) else None
 
 
 def role_of(weights: Path | str) -> str:

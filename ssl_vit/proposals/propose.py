@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from ssl_vit.data.bad import BadFiles, BadList, note_damage
-from ssl_vit.data.decode import BadImage, decode
+from ssl_vit.data.decode import BadImage
 from ssl_vit.data.loader import TIMEOUT, watched, worker_count, worker_options
 from ssl_vit.data.sources import Source
 from ssl_vit.data.store import Store
@@ -79,7 +79,7 @@ class _Images(Dataset[_Looked]):
 
     def __getitem__(self, index: int) -> _Looked:
         try:
-            image = decode(self.source.path(index), want=self.prior.side)
+            image = self.source.read(index, want=self.prior.side)
         except BadImage as error:
             return index, None, [(self.source.name(index), error.reason)]
         return index, self.prior.look(image, index), []

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ssl_vit.data.decode import MAX_PIXELS, decode
+from ssl_vit.data.decode import decode
+from ssl_vit.data.values import Pixels
 from ssl_vit.drawing import Boxed, boxes_figure
 
 
@@ -19,7 +20,7 @@ def figure(result: Mapping[str, Any]) -> Figure:
     """
     images = [
         Boxed(
-            decode(example["file"], max_pixels=MAX_PIXELS),
+            decode(example["file"], Pixels.of(result["protocol"].get("pixels"))),
             np.array(example["true"], np.float32).reshape(-1, 4),
             example["true_names"],
             np.array(example["found"], np.float32).reshape(-1, 4),

@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ssl_vit.data.decode import decode
 from ssl_vit.data.sources import Source
 from ssl_vit.drawing import ACCENT, FAINT, INK, SECOND, STYLE, Image
 from ssl_vit.eval.features import FeatureSet
@@ -122,8 +121,8 @@ def neighbours_figure(
     found = []
     for query in queries:
         order = np.argsort(-(bank @ val.features[query]), kind="stable")[:count]
-        found.append([(decode(sources[0].path(int(i))), bool(train.labels[i] == val.labels[query])) for i in order])
-    return [decode(sources[1].path(query)) for query in queries], found
+        found.append([(sources[0].read(int(i)), bool(train.labels[i] == val.labels[query])) for i in order])
+    return [sources[1].read(query) for query in queries], found
 
 
 def save_figure(figure: Figure, path: Path) -> None:

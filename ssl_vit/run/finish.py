@@ -16,7 +16,7 @@ from ssl_vit.detectors.files import detector_of
 from ssl_vit.export.api import ExportResult, export, hand_over
 from ssl_vit.files import write_atomically
 from ssl_vit.methods.method import Method
-from ssl_vit.run.prepare import role
+from ssl_vit.run.prepare import pixels_of, role
 from ssl_vit.run.workspace import RunWorkspace
 from ssl_vit.training.health import Verdict
 from ssl_vit.training.looks.metrics import last_knn
@@ -91,5 +91,6 @@ def _description(
         "data": {key: scanned[key] for key in ("images", "bytes", "types", "sides") if scanned[key] is not None}
         | {"unreadable": bad_files},
         "evaluation": {"health": verdict.sentence if verdict else "not checked", **last_knn(out / "metrics.jsonl")},
+        "pixels": pixels_of(config)._asdict(),
         "settings": settings,
     }

@@ -18,13 +18,14 @@ import torch
 
 import ssl_vit
 from ssl_vit import plugins
-from ssl_vit.config import ResolvedConfig, dump, load_config
+from ssl_vit.config import ResolvedConfig, RunConfig, dump, load_config
 from ssl_vit.data.scan import scan
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
 from ssl_vit.files import write_atomically
 from ssl_vit.run.opening import image_rows, opening_table, say_opening
 from ssl_vit.run.plan import Decision, table
+from ssl_vit.settings import AUTO
 
 log = logging.getLogger("ssl_vit")
 
@@ -35,9 +36,17 @@ FREE_ON_RESUME |= {("train", "nodes"), ("train", "checkpoint_every"), ("health",
 FREE_ON_RESUME |= {("train", "checkpoint_activations"), ("data", "kernels")}
 
 
+def as_before(config: RunConfig) -> RunConfig:
+    """A run's own configuration, where that is of before there were ranges and bands."""
+    data = config.data
+    old: dict[str, Any] = {"range": "each"} if data.range == AUTO else {}
+    old |= {"bands": None} if data.bands == AUTO else {}
+    return config.model_copy(update={"data": data.model_copy(update=old)})
+
+
 def check_same(config: ResolvedConfig, source: Source, out: Path) -> None:
     """A resumed run computes what it would have computed: same settings, same images."""
-    before = load_config([out / "config.yaml"]).model_dump()
+    before = as_before(load_config([out / "config.yaml"])).model_dump()
     now = config.model_dump()
     changed = [
         f"{section}.{key}: was {old}, is {now[section].get(key)}; it can't change on --resume (start a new run)"

@@ -27,8 +27,8 @@ def say_opening(
     """Log the table of a new run; scanned: what ``data.scan`` found out about the images."""
     rows = [
         *image_rows(source),
-        ("channels", _channels(scanned)),
-        ("values", _values(scanned)),
+        ("channels", _channels(scanned, config, decisions)),
+        ("values", _values(config, decisions)),
         ("mean, deviation", _colours(config, decisions)),
         ("classes", _classes(source)),
         *([("scored on", _scored_on(val))] if val is not None else []),
@@ -52,24 +52,36 @@ def opening_table(rows: Sequence[Row]) -> str:
     return "\n".join(f"  {subject:{width}}  {text}" for subject, text in rows)
 
 
-def _channels(scanned: dict[str, Any]) -> str:
+def _channels(scanned: dict[str, Any], config: ResolvedConfig, decisions: Sequence[Decision]) -> str:
     modes = scanned["modes"]
     if not modes:
         return f"not known: none of {scanned['sampled']} images looked at could be read"
     found = ", ".join(f"{count} {mode}" for mode, count in modes.items())
-    return f"{found} (Pillow's modes, of {scanned['sampled']} images looked at); used as red, green and blue"
+    found += f" ({scanned['sampled']} images looked at)"
+    if (bands := config.data.bands) is None:
+        return f"{found}; used as red, green and blue, opacity on white"
+    numbers = ", ".join(map(str, bands))
+    used = f"bands {numbers}, counted from 0, are red, green and blue" if len(bands) > 1 else f"band {numbers} is grey"
+    return f"{found}; {used}: {_why(decisions, 'data.bands')}"
 
 
-def _values(scanned: dict[str, Any]) -> str:
-    deep = sorted(mode for mode in scanned["modes"] if mode.startswith(("I", "F")))
-    if not deep:
+def _values(config: ResolvedConfig, decisions: Sequence[Decision]) -> str:
+    limits = config.data.range
+    if limits is None:
         return "0 to 255, as they are"
-    return f"0 to 255; those of {', '.join(deep)} are brought there, each image by its own values (16 bits: / 257)"
+    if limits == "each":
+        return "to 0 to 255, each image by its own type and extremes (16 bits: / 257)"
+    low, high = (f"{limit:g}" for limit in limits)
+    why = _why(decisions, "data.range")
+    return f"{low} to {high} become 0 to 255, in every image of more than 8 bits: {why}"
+
+
+def _why(decisions: Sequence[Decision], key: str) -> str:
+    return next((decision.why for decision in decisions if decision.key == key), "as set")
 
 
 def _colours(config: ResolvedConfig, decisions: Sequence[Decision]) -> str:
-    why = {decision.key: decision.why for decision in decisions}
-    reasons = {why.get(key, "as set") for key in ("data.mean", "data.std")}
+    reasons = {_why(decisions, key) for key in ("data.mean", "data.std")}
     mean, std = (" ".join(f"{value:g}" for value in each) for each in (config.data.mean, config.data.std))
     return f"{mean}, {std}: {'; '.join(sorted(reasons))}"
 

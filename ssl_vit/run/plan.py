@@ -45,7 +45,7 @@ def resolve(config: RunConfig) -> tuple[ResolvedConfig, list[Decision]]:
 
 def resolve_for(config: RunConfig, source: Source) -> tuple[ResolvedConfig, list[Decision]]:
     """As :func:`resolve`, for images that are open."""
-    return resolve_config(config, gather_facts(source), start_weights(config))
+    return resolve_config(config, gather_facts(source, config.data), start_weights(config))
 
 
 def start_weights(config: RunConfig) -> Inspection | None:
@@ -165,6 +165,14 @@ def _choose_model(resolver: _Resolver, facts: Facts) -> None:
 
 
 def _choose_data(resolver: _Resolver, facts: Facts) -> None:
+    measured = facts.measured
+    if (low_high := measured.pixels.range) is not None:
+        resolver.decide("data.range", list(low_high), measured.range_why)
+    if (bands := measured.pixels.bands) is not None:
+        resolver.decide("data.bands", list(bands), measured.bands_why)
+    for key in ("range", "bands"):  # what an ordinary set needs is not worth a line
+        if resolver.get(f"data.{key}") == "auto":
+            resolver.tree["data"][key] = None
     if "auto" in (resolver.get("data.mean"), resolver.get("data.std")):
         mean, std = facts.colours()
         usual = max(abs(a - b) for a, b in zip(mean + std, IMAGENET_MEAN + IMAGENET_STD, strict=True)) < 0.1

@@ -12,6 +12,7 @@ from ssl_vit.checkpoints.inspection import Inspection
 from ssl_vit.checkpoints.load import put
 from ssl_vit.config import ResolvedConfig
 from ssl_vit.data.sources import Source
+from ssl_vit.data.values import Pixels
 from ssl_vit.eval.online import OnlineScore
 from ssl_vit.eval.readout import Readout
 from ssl_vit.methods import method_class
@@ -23,6 +24,11 @@ from ssl_vit.training.looks.look import Look
 from ssl_vit.training.looks.metrics import Metrics
 from ssl_vit.training.looks.progress import ProgressLine
 from ssl_vit.training.recompute import recompute
+
+
+def pixels_of(config: ResolvedConfig) -> Pixels:
+    """How the values of a run's images become 8 bits."""
+    return Pixels(config.data.range, config.data.bands)
 
 
 def build_method(config: ResolvedConfig, weights: Inspection | None = None) -> Method:

@@ -28,9 +28,9 @@ from ssl_vit.plugins import use
 from ssl_vit.process import die_with_parent, keep_memory
 from ssl_vit.run.facts import gather_facts
 from ssl_vit.run.finish import RunResult, completed, finish
-from ssl_vit.run.folder import LOCK, check_same, clear, logged, open_folder
+from ssl_vit.run.folder import LOCK, as_before, check_same, clear, logged, open_folder
 from ssl_vit.run.plan import resolve_config, start_weights
-from ssl_vit.run.prepare import metrics_of, new_looks, new_method
+from ssl_vit.run.prepare import metrics_of, new_looks, new_method, pixels_of
 from ssl_vit.run.workspace import RunWorkspace
 from ssl_vit.training.checkpoint import Checkpoints, checkpoint_path, go_on_from, newest_checkpoint
 from ssl_vit.training.compiler import compiling
@@ -109,7 +109,11 @@ def _pretrain(
         return replace(completed(out), was_complete=True)
     source, val = open_source(images), open_source(labelled) if labelled is not None else None
     weights = None if resume else start_weights(config)  # a run that is resumed has them in its checkpoint
-    resolved, decisions = resolve_config(config, gather_facts(source), weights)
+    if resume and (out / "config.yaml").is_file():
+        config = as_before(config)
+    resolved, decisions = resolve_config(config, gather_facts(source, config.data, val), weights)
+    source = replace(source, pixels=pixels_of(resolved))
+    val = replace(val, pixels=source.pixels) if val is not None else None
     require(source, resolved.train.batch_size)
     check_startable(resolved.train.devices)
     if first and isinstance(source, ShardSource):

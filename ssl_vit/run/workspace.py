@@ -70,4 +70,4 @@ class RunWorkspace:
     def described(self, backbone: Backbone) -> dict[str, Any]:
         """timm's config.json of a backbone for images of this run."""
         assert isinstance(backbone, AdaptedBackbone)
-        return timm.config(backbone, self.mean, self.std, {})
+        return timm.config(backbone, self.mean, self.std, {"pixels": self.images.pixels._asdict()})

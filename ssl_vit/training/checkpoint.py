@@ -97,11 +97,12 @@ def _state(learner: Learner, looks: Sequence[Look], done: int) -> dict[str, Any]
     backbone = method.exported()
     assert isinstance(backbone, AdaptedBackbone)
     place = next(name for name, module in method.named_modules() if module is backbone.model)
+    pixels = {"pixels": {"range": data.range, "bands": data.bands}}
     scaler = {} if learner.scaler is None else {"scaler": learner.scaler.state_dict()}
     return {
         "global_step": done,
         "looks": {look.name: look.state() for look in looks if look.name},
-        OURS: {"exported": f"{_METHOD}{place}.", "config": timm.config(backbone, data.mean, data.std, {})},
+        OURS: {"exported": f"{_METHOD}{place}.", "config": timm.config(backbone, data.mean, data.std, pixels)},
     } | scaler
 
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from ssl_vit.data import loader as module
+from ssl_vit.data import source as reading
 from ssl_vit.data.augment import augment
 from ssl_vit.data.bad import BadList
 from ssl_vit.data.batch import Batch, to_views
@@ -213,7 +214,7 @@ def test_to_views_augments_each_view_with_its_parameters(folder):
 
 @pytest.mark.fault
 def test_a_worker_killed_while_a_batch_is_awaited(folder, monkeypatch):
-    monkeypatch.setattr(module, "decode", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(reading, "decode", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(RunFailed, match=r"a process that reads images was lost .*resume the run"):
         batches(folder, workers=1)
 
@@ -238,7 +239,7 @@ def test_a_hung_worker_is_noticed(folder, monkeypatch):
     def hang(*args, **kwargs):
         time.sleep(120)
 
-    monkeypatch.setattr(module, "decode", hang)
+    monkeypatch.setattr(reading, "decode", hang)
     with pytest.raises(RunFailed, match=r"no batch came for too long .*2 seconds"):
         next(iter(build_loader(open_source(folder), PLAN, batch_size=4, seed=0, total_steps=9, workers=1, timeout=2)))
 
@@ -247,7 +248,7 @@ def test_other_errors_are_left_as_they_are(folder, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(module, "decode", broken)
+    monkeypatch.setattr(reading, "decode", broken)
     with pytest.raises(RuntimeError, match="something else"):
         batches(folder)
     assert worker_failure(RuntimeError("CUDA out of memory")) is None

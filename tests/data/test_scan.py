@@ -3,7 +3,8 @@
 import pytest
 from PIL import Image
 
-from ssl_vit.data import scan as module
+from ssl_vit.data import measure as module
+from ssl_vit.data.decode import Header
 from ssl_vit.data.scan import scan
 from ssl_vit.data.sources import open_source
 
@@ -36,7 +37,8 @@ def test_a_sample_is_spread_over_the_whole(tmp_path, count, monkeypatch):
     for number in range(count):
         (tmp_path / f"{number:04d}.png").write_bytes(b"")
     read = []
-    monkeypatch.setattr(module, "image_header", lambda path: read.append(path) or (8, 8, "L"))
+    said = Header(8, 8, "uint8", 1, "colours", "PNG", "L")
+    monkeypatch.setattr(module, "header", lambda path: read.append(path) or said)
     assert scan(open_source(tmp_path))["sampled"] == len(read) == 256
     assert read[0].endswith("0000.png")
     assert read[-1].endswith(f"{count - 1:04d}.png")
