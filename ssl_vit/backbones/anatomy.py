@@ -22,6 +22,7 @@ from ssl_vit.backbones.backbone import BackboneInfo, Stage
 from ssl_vit.backbones.kinds import kind_by_layers, kind_of
 from ssl_vit.backbones.layers import Size
 from ssl_vit.backbones.layout import FeatureLayout, Sight, TimmModel, find_layout
+from ssl_vit.backbones.shapes import ShapesAlone
 from ssl_vit.errors import UserError
 from ssl_vit.spelling import did_you_mean
 
@@ -86,7 +87,7 @@ def examine(name: str, module: str, size: Size | None, args: Arguments) -> Anato
     weight_args = _weight_args(name, dict(args), size)
     freeing = next((flag for flag in _FREEING if flag in known), None)
     build_args = {**({freeing: _FREEING[freeing]} if freeing else {}), **weight_args}
-    with torch.device("meta"), torch.no_grad():
+    with torch.device("meta"), ShapesAlone(), torch.no_grad():
         model = build_model(name, build_args).eval()
         size = _pair(weight_args.get("img_size") or size or model.pretrained_cfg["input_size"][1:])
         try:
@@ -110,8 +111,9 @@ PLAIN_FAMILIES = {model.__module__.rpartition(".")[2] for model in _PLAIN}
 _FAIL_UNSEEN = {"MultiScaleVit": "its tables of relative positions end at the size it was built for"}
 
 
+@lru_cache(maxsize=512)
 def _constructor_args(name: str) -> frozenset[str]:
-    with torch.device("meta"):
+    with torch.device("meta"), ShapesAlone():
         parents: tuple[type, ...] = type(build_model(name, {})).__mro__
     found: set[str] = set()
     for constructor in (vars(parent)["__init__"] for parent in parents if "__init__" in vars(parent)):
