@@ -136,6 +136,10 @@ _TABLE: dict[str, tuple[str, int, dict[str, Any]]] = {
 }
 
 
+# Their smallest published model has 40 to 90 million parameters, of layers that other families have too.
+HEAVY = {"inception_resnet_v2", "inception_v4", "mobilenetv5", "nasnet", "pnasnet"}
+
+
 @cache
 def cheapest() -> dict[str, tuple[str, dict[str, Any]]]:
     """family: (name, keyword arguments of create_backbone), for timm's families and for our own.

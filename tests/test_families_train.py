@@ -22,13 +22,13 @@ from ssl_vit.run.prepare import build_method
 from ssl_vit.training.fabric import new_fabric
 from ssl_vit.training.speed import wants_channels_last
 from ssl_vit.training.step import Learner, ReadyViews, take_step
-from tests.families import cheapest
+from tests.families import HEAVY, cheapest
 from tests.methods.settings import SMALL
 
 IMAGES, MOMENTUM = 4, 0.9
 STEP = {"optim.optimizer": "adamw", "optim.lr": 1e-3, "optim.warmup_epochs": 0.0, "optim.clip": 3.0}
 FACTS = {"images": 1000, "colours": lambda: ((0.5,) * 3, (0.2,) * 3), "gpus": 0, "cpus": 1, "bfloat16": False}
-# One of each kind; with DINO all families are quick enough for every run of the tests.
+# One of each kind; with DINO all families but the heavy ones are quick enough for every run of the tests.
 QUICK = {"vision_transformer", "deit", "swin_transformer", "resnet", "convnext", "mlp_mixer", "pvt_v2", "cswin", "volo"}
 
 
@@ -75,7 +75,7 @@ def cases() -> list[object]:
             method,
             family,
             id=f"{method}-{family}",
-            marks=[] if method == "dino" or family in QUICK else [pytest.mark.slow],
+            marks=[] if family in QUICK or (method == "dino" and family not in HEAVY) else [pytest.mark.slow],
         )
         for method in list_methods()
         for family in sorted(cheapest())

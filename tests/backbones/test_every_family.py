@@ -13,7 +13,7 @@ from torch import Tensor
 from ssl_vit.backbones import create_backbone
 from ssl_vit.backbones.backbone import Features
 from ssl_vit.backbones.timm_adapter import TimmBackbone
-from tests.families import cheapest
+from tests.families import HEAVY, cheapest
 
 FAMILIES = sorted(cheapest())
 # A last convolution or activation comes after the last level of forward_intermediates, which gives what it gives too.
@@ -23,7 +23,10 @@ OTHER_LAST_MAP = {
 UNPADDED = {"inception_resnet_v2", "inception_v3", "inception_v4", "xception"}  # their maps lose cells at the border
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(family, marks=[pytest.mark.slow] if family in HEAVY else []) for family in FAMILIES],
+)
 def backbone(request: pytest.FixtureRequest) -> TimmBackbone:
     name, kwargs = cheapest()[request.param]
     torch.manual_seed(0)

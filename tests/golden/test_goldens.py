@@ -12,7 +12,7 @@ from tests.golden import make, names, verify
 from tests.golden.names import NAMES
 
 FILES = sorted(Path(__file__).parent.glob("*__*.json"))
-QUICK = 40_000_000  # parameters; of a case whose variants are all larger, the smallest
+QUICK = 25_000_000  # parameters; of a case whose variants are all larger, the smallest
 
 
 def _case(file: Path) -> object:
