@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from ssl_vit import __version__, plugins
 from ssl_vit.cli.bench import bench
 from ssl_vit.cli.compare import compare
+from ssl_vit.cli.doctor import doctor
 from ssl_vit.cli.evaluate import embed, evaluate
 from ssl_vit.cli.export import export, inspect
 from ssl_vit.cli.listing import list_names
@@ -70,6 +71,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "embed": embed,
     "pack": pack,
     "bench": bench,
+    "doctor": doctor,
     "list": list_names,
     "matrix": matrix,
     "demo": demo,
