@@ -147,8 +147,12 @@ class Run:
             rank.join(max(0.0, end - time.monotonic()))
         return all(rank.exitcode is not None for rank in self.ranks)
 
-    def running(self) -> bool:
-        return all(rank.exitcode is None for rank in self.ranks)
+    def one_ended(self, seconds: float) -> bool:
+        """Whether one of the processes has ended in time."""
+        end = time.monotonic() + seconds
+        while all(rank.exitcode is None for rank in self.ranks) and time.monotonic() < end:
+            time.sleep(0.02)
+        return any(rank.exitcode is not None for rank in self.ranks)
 
     def killed(self) -> bool:
         return any(rank.exitcode == -signal.SIGKILL for rank in self.ranks)
@@ -194,7 +198,8 @@ class Kills:
         pictures(self.data)
         self.killed: collections.Counter[str] = collections.Counter()  # by kind and place
         self.late = 0  # the run had ended before its kill
-        self.back: list[float] = []  # seconds from a resume to its first new checkpoint's end, the whole resume
+        self.ended = 0  # processes of a run that had not found each other when one was killed
+        self.compared = 0
         self.faults: list[str] = []
         self.runs = 0
         self.older = self.folder / "older"  # what --overwrite deletes
@@ -255,26 +260,32 @@ class Kills:
         counts = whole.counts | {"overwrite": 40, "random": 1}
         delay = self.draw.choice((0.0, self.draw.uniform(0, 0.01)))
         aim = None if place == "random" else Aim(place, self.draw.randint(1, counts[place]), delay)
-        run = Run(argv, kind, self.data, out, log, aim)
+        started, run = time.time(), Run(argv, kind, self.data, out, log, aim)
         if aim is None:
             time.sleep(self.draw.uniform(0, whole.seconds))
             victims = run.ranks if len(run.ranks) == 1 else self.draw.choice([run.ranks, run.ranks[:1], run.ranks[1:]])
             for victim in victims:
                 victim.kill()
-        ended = run.wait(LONG if aim else ALONE)
-        if not ended:
-            self.faults.append(f"{kind}: {'hung' if aim else 'a process outlived the killed one'} for too long")
-            run.end()
+        if not run.one_ended(LONG):
+            self.faults.append(f"{kind}: hung for more than {LONG:.0f} s")
+        elif not run.wait(ALONE):
+            metrics = out / "metrics.jsonl"
+            if metrics.exists() and metrics.stat().st_mtime > started:
+                self.faults.append(f"{kind}: a process outlived the one that was killed by more than {ALONE:.0f} s")
+            else:  # it looks for one that has not come yet: torchrun ends it
+                self.ended += 1
+        killed = run.killed()
+        run.end()
         if left := run.left_behind():
             self.faults.append(f"{kind}: {left} processes were left behind")
-        if run.killed():
+        if killed:
             self.killed[f"{kind} {place}"] += 1
             return True
         self.late += 1
         return False
 
     def _finish(self, argv: list[str], kind: str, out: Path, log: Path) -> None:
-        start, run = time.monotonic(), Run(argv, kind, self.data, out, log)
+        run = Run(argv, kind, self.data, out, log)
         if not run.wait(LONG):
             self.faults.append(f"{kind}: the last run hung")
             run.end()
@@ -282,7 +293,7 @@ class Kills:
             said = log.read_text().splitlines()
             self.faults.append(f"{kind}: {' '.join(argv[-1:])} ends with {codes}: {said[-1] if said else ''}")
         else:
-            self.back.append(time.monotonic() - start)
+            self.compared += 1
             self.faults += [f"{kind}: {fault}" for fault in differences(self.whole[kind].out, out)]
         run.left_behind()
 
@@ -296,9 +307,10 @@ class Kills:
             by_kind[kind] += number
         lines = [
             f"{self.killed.total()} kills of {self.runs} runs; {self.late} more came after the run's end",
+            f"{self.ended} times a process was ended that still looked for the killed one, as torchrun does",
             "by place: " + ", ".join(f"{place} {number}" for place, number in by_place.most_common()),
             "by run: " + ", ".join(f"{kind} {number}" for kind, number in by_kind.most_common()),
-            f"{len(self.back)} runs were finished and compared with one that nobody killed: weights, metrics, files",
+            f"{self.compared} runs were finished and compared with one that nobody killed: weights, metrics, files",
             f"{len(self.faults)} faults",
             *(f"  {fault}" for fault in self.faults),
         ]
