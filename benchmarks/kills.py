@@ -238,14 +238,16 @@ class Kills:
             shutil.copytree(self.older, out)
         argv, faults = self.command(kind, out, *again), len(self.faults)
         for turn in range(self.draw.randint(1, 3)):
-            if self._kill(argv, kind, place if turn == 0 else self.draw.choice(("random", "save", "export")), out, log):
-                argv = self._next(kind, out, again)
-            else:
+            at = place if turn == 0 else self.draw.choice(("random", "save", "export"))
+            killed = self._kill(argv, kind, at, out, log)
+            argv = self._next(kind, out, again)
+            if not killed:
                 break
         self._finish(argv, kind, out, log)
         if len(self.faults) == faults:
             shutil.rmtree(out)
-            log.unlink()
+            for file in (log, Path(f"{log}.counts")):
+                file.unlink(missing_ok=True)
         else:
             print(f"FAULT {self.faults[-1]} ({place}; {out}, {log})", flush=True)
 
