@@ -14,7 +14,7 @@ from ssl_vit.checkpoints.hub import is_hub_id
 from ssl_vit.config import ResolvedConfig
 from ssl_vit.detectors.files import detector_of
 from ssl_vit.export.api import ExportResult, export, hand_over
-from ssl_vit.files import write_atomically
+from ssl_vit.files import PARTIAL, write_atomically
 from ssl_vit.methods.method import Method
 from ssl_vit.run.prepare import pixels_of, role
 from ssl_vit.run.workspace import RunWorkspace
@@ -51,6 +51,7 @@ def finish(
 ) -> RunResult:
     """Export the backbone, write the method's other artefacts, and then say that the run is complete."""
     out, backbone = workspace.folder, method.exported()
+    _sweep(out)
     folder = out / "export"
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed after exporting
     assert isinstance(backbone, AdaptedBackbone)  # the one adapter
@@ -60,6 +61,15 @@ def finish(
     summary = {"steps": steps, "verdict": verdict._asdict() if verdict else None, "bad_files": bad_files}
     write_atomically(out / "COMPLETE", lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
     return RunResult(out, steps, verdict, bad_files, exported, detector_of(out))
+
+
+def _sweep(out: Path) -> None:
+    """Delete what this run was still writing when it was killed; nobody else is at work in its folder."""
+    for left in out.glob(f".*{PARTIAL}"):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
 
 
 def completed(out: Path) -> RunResult:
