@@ -18,6 +18,7 @@ from ssl_vit.files import PARTIAL, write_atomically
 from ssl_vit.methods.method import Method
 from ssl_vit.run.prepare import pixels_of, role
 from ssl_vit.run.workspace import RunWorkspace
+from ssl_vit.training.checkpoint import checkpoint_path, prune
 from ssl_vit.training.health import Verdict
 from ssl_vit.training.looks.metrics import last_knn
 
@@ -51,7 +52,7 @@ def finish(
 ) -> RunResult:
     """Export the backbone, write the method's other artefacts, and then say that the run is complete."""
     out, backbone = workspace.folder, method.exported()
-    _sweep(out)
+    _sweep(out, steps)
     folder = out / "export"
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed after exporting
     assert isinstance(backbone, AdaptedBackbone)  # the one adapter
@@ -63,8 +64,12 @@ def finish(
     return RunResult(out, steps, verdict, bad_files, exported, detector_of(out))
 
 
-def _sweep(out: Path) -> None:
-    """Delete what this run was still writing when it was killed; nobody else is at work in its folder."""
+def _sweep(out: Path, steps: int) -> None:
+    """Delete what kills have left: what was still being written, and checkpoints that were not pruned any more.
+
+    Nobody else is at work in the folder.
+    """
+    prune(out / "checkpoints", checkpoint_path(out / "checkpoints", steps))
     for left in out.glob(f".*{PARTIAL}"):
         if left.is_dir():
             shutil.rmtree(left)
