@@ -189,7 +189,8 @@ def test_a_folder_as_people_have_it(photos: Path, tmp_path: Path) -> None:
     assert of(iter(found), "readable").level == "stops a run", "8 % are more than max_bad allows"
     assert "broken.png" in of(iter(found), "readable").found
     assert "a/0.png = b/copy.png" in of(iter(found), "copies").found
-    assert "1 I;16" in of(iter(found), "values").found
+    assert "1 uint16" in of(iter(found), "values").found
+    assert of(iter(found), "values").level == "will hurt", "of two kinds"
     assert "1 images lie beside the sub-folders" in of(iter(found), "classes").found
     assert ".txt" in of(iter(found), "left out").found
 

@@ -15,8 +15,10 @@ from ssl_vit.data.bad import printable
 from ssl_vit.data.dataset_name import Images
 from ssl_vit.data.decode import BadImage, decode, read_bytes
 from ssl_vit.data.left_out import left_out
+from ssl_vit.data.measure import AS_THEY_ARE, Looked, look, measure
 from ssl_vit.data.scan import scan
 from ssl_vit.data.sources import Source, open_source
+from ssl_vit.data.values import Pixels
 from ssl_vit.doctor.finding import Finding, fine, hurts, stops
 from ssl_vit.errors import UserError
 
@@ -27,6 +29,7 @@ _COPIES, _SLOW = 0.02, 0.25  # share of the sample; seconds an image
 _RARE = 50  # the largest class has so many times the images of the smallest
 _STRAY, _LOOKED = 0.1, 200_000  # so many beside sub-folders, as a share of those inside, are no intention
 _SHOWN = 3
+_NO_IMAGES = {f".{kind} files" for kind in ("txt", "json", "csv", "xml", "md", "yaml", "html")} | {"hidden entries"}
 
 
 def examine_images(data: Images) -> Iterator[Finding]:
@@ -36,12 +39,15 @@ def examine_images(data: Images) -> Iterator[Finding]:
     except UserError as error:
         yield stops("images", str(error), "ssl-vit doctor DATA with the right place")
         return
-    scanned = scan(source)
+    looked = look(source)
+    scanned = scan(source, looked)
     yield _number(source)
     yield _left_out(source)
     yield _damage(source)
     yield from _headers(scanned)
-    yield from _contents(source, scanned)
+    pixels, found = _values(looked)
+    yield found
+    yield from _contents(source, pixels, scanned)
     yield _classes(source)
 
 
@@ -55,14 +61,14 @@ def _number(source: Source) -> Finding:
 
 def _left_out(source: Source) -> Finding:
     found = left_out(source)
-    if found:
+    if source.skipped.keys() - _NO_IMAGES:
         return hurts("left out", f"{found}: none of these is learnt from", "docs/sources.md says what is read, and how")
-    return fine("left out", "nothing")
+    return fine("left out", found or "nothing")
 
 
 def _damage(source: Source) -> Finding:
     if not source.damage:
-        return fine("damage", "none seen from outside")
+        return fine("damage", "no archive is")
     words = f"{source.lost:.1%} of the archives can't be read: {printable('; '.join(source.damage[:_SHOWN]))}"
     worse = source.lost > _max_bad()
     return (stops if worse else hurts)("damage", words, "copy or make these archives again")
@@ -83,7 +89,7 @@ def _headers(scanned: dict[str, Any]) -> Iterator[Finding]:
     if (sides := scanned["sides"]) is None:
         return
     short, long = sides["short"], sides["long"]
-    words = f"short side {short['min']} to {short['max']} pixels, half of them below {short['median']}"
+    words = f"short side {short['min']} to {short['max']} pixels, median {short['median']}"
     if short["median"] < _TINY:
         yield hurts("sizes", f"{words}: crops of so small images show little", "use larger originals, if there are any")
     elif short["median"] > _HUGE:
@@ -91,16 +97,28 @@ def _headers(scanned: dict[str, Any]) -> Iterator[Finding]:
         yield hurts("sizes", f"{words}: decoding takes most of the time", mend)
     else:
         yield fine("sizes", f"{words}; long side up to {long['max']}")
-    deep = {mode: count for mode, count in scanned.get("modes", {}).items() if mode.startswith(("I", "F"))}
-    if deep:
-        found = ", ".join(f"{count} {mode}" for mode, count in deep.items())
-        words = f"{found} of {sampled} images have more than 8 bits: one range is needed to bring them to 0 … 255"
-        yield hurts("values", words, "check the line about values that the run begins with; docs/sources.md")
-    else:
-        yield fine("values", "8 bits")
 
 
-def _contents(source: Source, scanned: dict[str, Any]) -> Iterator[Finding]:
+def _values(looked: Looked) -> tuple[Pixels, Finding]:
+    """How values and bands are going to be read, as a run decides it."""
+    try:
+        measured = measure(looked, max_bad=_max_bad())
+    except UserError as error:
+        return AS_THEY_ARE, stops("values", str(error), "--set data.bands=[0,1,2], or whichever are its colours")
+    kinds = Counter(said.words for said in looked.headers)
+    words = f"{', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}; {measured.range_why}"
+    if measured.pixels.range is None and measured.pixels.bands is None:
+        return measured.pixels, fine("values", words)
+    if isinstance(measured.pixels.range, tuple):
+        words = f"{words}: {measured.pixels.range[0]:g} to {measured.pixels.range[1]:g}"
+    if measured.pixels.bands is not None:
+        words = f"{words}; bands {measured.pixels.bands}: {measured.bands_why}"
+    if len({said.kind for said in looked.headers}) > 1:
+        return measured.pixels, hurts("values", f"{words}: a mixture", "convert them alike, or leave the odd ones out")
+    return measured.pixels, fine("values", words)
+
+
+def _contents(source: Source, pixels: Pixels, scanned: dict[str, Any]) -> Iterator[Finding]:
     """What reading a sample whole says: copies, pictures of one colour, and how long it takes."""
     chosen = np.unique(np.linspace(0, len(source) - 1, _SAMPLE).round().astype(int)).tolist()
     copies, broken, start = defaultdict[bytes, list[str]](list), list[str](), time.perf_counter()
@@ -108,7 +126,7 @@ def _contents(source: Source, scanned: dict[str, Any]) -> Iterator[Finding]:
         name = printable(source.name(index))
         try:
             copies[hashlib.sha256(read_bytes(source.path(index))).digest()].append(name)
-            decode(source.path(index), want=224)
+            decode(source.path(index), pixels, want=224)
         except BadImage as error:
             broken.append(f"{name}: {error.reason}")
     took = (time.perf_counter() - start) / len(chosen)
