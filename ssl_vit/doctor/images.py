@@ -15,10 +15,10 @@ from ssl_vit.data.bad import printable
 from ssl_vit.data.dataset_name import Images
 from ssl_vit.data.decode import BadImage, decode, read_bytes
 from ssl_vit.data.left_out import left_out
-from ssl_vit.data.measure import AS_THEY_ARE, Looked, look, measure
+from ssl_vit.data.measure import Looked, look, measure
 from ssl_vit.data.scan import scan
 from ssl_vit.data.sources import Source, open_source
-from ssl_vit.data.values import Pixels
+from ssl_vit.data.values import ORDINARY, Pixels
 from ssl_vit.doctor.finding import Finding, fine, hurts, stops
 from ssl_vit.errors import UserError
 
@@ -104,7 +104,7 @@ def _values(looked: Looked) -> tuple[Pixels, Finding]:
     try:
         measured = measure(looked, max_bad=_max_bad())
     except UserError as error:
-        return AS_THEY_ARE, stops("values", str(error), "--set data.bands=[0,1,2], or whichever are its colours")
+        return ORDINARY, stops("values", str(error), "--set data.bands=[0,1,2], or whichever are its colours")
     kinds = Counter(said.words for said in looked.headers)
     words = f"{', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}; {measured.range_why}"
     if measured.pixels.range is None and measured.pixels.bands is None:
