@@ -15,6 +15,7 @@ import argparse
 import collections
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import sys
@@ -66,7 +67,7 @@ def opened(kind: str, path: Path) -> str:
     except BaseException as error:
         ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "/ssl_vit/" in frame.filename]
         where = f"{ours[-1].filename.rpartition('/ssl_vit/')[2]}:{ours[-1].name}" if ours else "?"
-        return f"{type(error).__name__} in {where}: {str(error)[:100]!r}"
+        return f"{type(error).__name__} in {where}: {re.sub(r'[0-9]+', 'N', str(error))[:100]!r}"
     return "read"
 
 

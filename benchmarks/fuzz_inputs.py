@@ -45,6 +45,12 @@ WORDS = (
     *("<!ENTITY a 'b'>", "&a;", "&#x0;", "<?xml version='1.0' encoding='utf-77'?>", "auto", "0x7f", "1_0", "12:30:45"),
 )
 
+VALUES = (
+    *("0", "-1", "2", "0.5", "-0.0", "1e308", "1e400", "NaN", "Infinity", "null", "true", "[]", "{}", "[[]]", "[1]"),
+    *('"x"', '"é"', r'"\ud800"', '"../0.png"', "30000000", "9" * 20, "9" * 5000, "[[[0]]]", "[" * 2000 + "]" * 2000),
+    *('{"size": [9999999, 9999999], "counts": [1]}', "[[1, 2, 3]]", '{"size": [4, 4], "counts": "~~"}', "7e7", '""'),
+)
+
 
 class Target(NamedTuple):
     """One kind of input: how a file of it is made, and what opens it."""
@@ -105,6 +111,20 @@ def reworded(text: str, draw: Random) -> bytes:
     encoding = draw.choice(("utf-8",) * 20 + ("utf-16", "utf-8-sig", "latin-1"))
     data = text.encode(encoding, "surrogatepass" if encoding.startswith("utf") else "replace")
     return edited(data, draw) if draw.random() < 0.15 else data
+
+
+def revalued(text: str, draw: Random, pattern: str) -> bytes:
+    """A text that is as well formed as before, in which some of the values that a pattern finds are others."""
+    for _ in range(min(1 + int(draw.expovariate(0.5)), 6)):
+        value = draw.choice(list(re.finditer(pattern, text)) or [re.search("$", text)])
+        assert value is not None
+        text = text[: value.start()] + draw.choice(VALUES) + text[value.end() :]
+    return text.encode("utf-8", "replace")
+
+
+def broken(text: str, draw: Random, pattern: str) -> bytes:
+    """Half of the time other values, else other words and marks."""
+    return revalued(text, draw, pattern) if draw.random() < 0.6 else reworded(text, draw)
 
 
 def written(path: Path, data: bytes) -> Path:
@@ -331,7 +351,7 @@ def coco(draw: Random, folder: Path) -> Path:
         ],
         "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog", "supercategory": "animal"}],
     }
-    return written(folder / "x.json", reworded(json.dumps(content), draw))
+    return written(folder / "x.json", broken(json.dumps(content), draw, r'(?<=[:,\[] )(-?[0-9.]+|"[^"]*"(?!:))'))
 
 
 VOC = """<?xml version="1.0"?>
@@ -351,7 +371,7 @@ def voc(draw: Random, folder: Path) -> Path:
         text = VOC.replace("0.png", f"{index}.png")
         if draw.random() < 0.1:
             text = text.replace("\n", f"\n{ENTITIES}", 1).replace("cat", "&b;")
-        data = text.encode() if index else reworded(text, draw)
+        data = text.encode() if index else broken(text, draw, r"(?<=>)[^<>\s]+(?=<)")
         written(folder / "Annotations" / f"{index}.xml", data)
     return folder
 
@@ -360,7 +380,7 @@ def yolo(draw: Random, folder: Path) -> Path:
     _pictures(folder / "images")
     for index in range(3):
         text = "0 0.5 0.5 0.25 0.25\n1 0.3 0.6 0.2 0.1\n0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5\n"
-        written(folder / "labels" / f"{index}.txt", text.encode() if index else reworded(text, draw))
+        written(folder / "labels" / f"{index}.txt", text.encode() if index else broken(text, draw, r"[0-9.]+"))
     names = draw.choice(
         ("names: [cat, dog]\nnc: 2\n", "names:\n  0: cat\n  1: dog\ntrain: images\n", "names: &a [*a]\n")
     )
