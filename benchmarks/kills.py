@@ -288,10 +288,13 @@ class Kills:
 
     def _finish(self, argv: list[str], kind: str, out: Path, log: Path) -> None:
         run = Run(argv, kind, self.data, out, log)
-        if not run.wait(LONG):
+        run.one_ended(LONG)
+        ended = any(rank.exitcode for rank in run.ranks) or run.wait(LONG)  # torchrun ends the others where one fails
+        codes = [rank.exitcode for rank in run.ranks if rank.exitcode]
+        run.end()
+        if not ended:
             self.faults.append(f"{kind}: the last run hung")
-            run.end()
-        elif codes := [rank.exitcode for rank in run.ranks if rank.exitcode]:
+        elif codes:
             said = log.read_text().splitlines()
             self.faults.append(f"{kind}: {' '.join(argv[-1:])} ends with {codes}: {said[-1] if said else ''}")
         else:
