@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -173,9 +174,21 @@ def newest_checkpoint(folder: Path) -> Path | None:
         if expected.is_file() and expected.read_text().strip() == checksum(path):
             return path
         log.warning("%s is damaged or incomplete (its checksum differs): trying the one before", path)
+    if len(found) == 1 and not checksum_of(found[0]).exists() and _has_its_sums(found[0]):
+        log.warning("%s: killed before its checksum was written; the sums in it hold: the run goes on", found[0])
+        return found[0]
     if found:
         raise RunFailed(f"{folder}: none of the {len(found)} checkpoints is whole; start again with --overwrite")
     return None
+
+
+def _has_its_sums(path: Path) -> bool:
+    """Whether every part of a checkpoint that is one file has the CRC that torch has written with it."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            return parts.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def prune(folder: Path, newest: Path) -> None:

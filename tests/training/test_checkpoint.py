@@ -127,6 +127,16 @@ def test_the_two_newest_are_kept_and_what_is_later_is_damaged(tmp_path: Path) ->
     assert load(newest_checkpoint(tmp_path)) == 18
 
 
+def test_a_kill_between_the_first_one_and_its_checksum_costs_nothing(tmp_path: Path, caplog) -> None:
+    path = save(tmp_path, 5)
+    lose_the_checksum(path)
+    assert load(newest_checkpoint(tmp_path)) == 5
+    assert "killed before its checksum was written" in caplog.text
+    flip_a_bit(path)
+    with pytest.raises(RunFailed, match="none of the 1 checkpoints is whole"):
+        newest_checkpoint(tmp_path)
+
+
 def test_without_checkpoints_there_is_none(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path) is None
 
