@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import ssl_vit
 from ssl_vit.methods import config_class
@@ -33,10 +34,20 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_the_losses_are_those_recorded(name: str, drawn: Path, tmp_path: Path) -> None:
     golden = GOLDEN[name]
+    if config_class(name.partition("-")[0]).masks and not draws_as_recorded():
+        pytest.skip(
+            "this torch draws trunc_normal_, with which mask tokens begin, in another way than the one recorded"
+        )
     ssl_vit.pretrain(drawn, tmp_path / "run", golden["settings"])
     found = steps(tmp_path / "run")
     for column, tolerance in TOLERANCE.items():
         assert [row[column] for row in found] == pytest.approx(golden[column], rel=tolerance), column
+
+
+def draws_as_recorded() -> bool:
+    """Torch has changed how it draws a normal distribution without its tails (between 2.11 and 2.14)."""
+    drawn = torch.nn.init.trunc_normal_(torch.empty(3), std=0.02, generator=torch.Generator().manual_seed(0))
+    return drawn.tolist() == pytest.approx([0.0308, -0.0059, -0.0436], abs=1e-4)
 
 
 def test_every_method_is_recorded() -> None:
