@@ -79,6 +79,9 @@ def printable(name: str) -> str:
 
     >>> printable("caf\udce9\n.jpg")
     'caf\\xe9\\x0a.jpg'
+    >>> printable("\ud800.jpg")  # as JSON may have it
+    '\\ud800.jpg'
     """
+    name = "".join(f"\\u{ord(c):04x}" if "\ud800" <= c < "\udc80" or "\udcff" < c <= "\udfff" else c for c in name)
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
