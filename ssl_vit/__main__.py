@@ -2,6 +2,17 @@
 
 import sys
 
-from ssl_vit.cli import main
 
-sys.exit(main())
+def run() -> int:
+    """The command line, which Ctrl-C ends in one line even while it is being imported; its exit code."""
+    try:
+        from ssl_vit.cli import main
+
+        return main()
+    except KeyboardInterrupt:
+        print("ssl-vit: error: stopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(run())

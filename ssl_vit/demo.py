@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from ssl_vit.report.figures import demo_figure, save_figure
 from ssl_vit.run.plan import resolve
 from ssl_vit.run.prepare import new_method
 from ssl_vit.run.pretrain import pretrain
+from ssl_vit.terminal import tell
 
 SIDE = 56  # pixels of an image
 TRAIN = 400  # images of each digit to learn from; the other 100 are scored
@@ -41,16 +43,16 @@ def demo(out: Path | str) -> None:
     out = Path(out)
     write_digits(out / "data")
     train, val = open_source(out / "data" / "train"), open_source(out / "data" / "val")
-    print(f"{len(train) + len(val)} handwritten digits, turned, scaled and shifted: {out / 'data'}\n")
+    tell(f"{len(train) + len(val)} handwritten digits, turned, scaled and shifted: {out / 'data'}\n", sys.stdout)
     config = load_config(sets=SETTINGS, flags={"data.path": train.root, "data.val": val.root})
-    print(f"{pretrain(config, out / 'run')}\n")
+    tell(f"{pretrain(config, out / 'run')}\n", sys.stdout)
 
     before, after = _features(_random_start(config), train, val), _features(load_backbone(out / "run"), train, val)
     pixels = _score(raw_pixels(train), raw_pixels(val))
     _print_table(pixels, _score(*before), _score(*after))
     figure = demo_figure(out / "run", pixels, before, after, (train, val), k=K)
     save_figure(figure, out / "demo.png")
-    print(f"\nThe picture: {out / 'demo.png'}\nEverything else: {out / 'run'}")
+    tell(f"\nThe picture: {out / 'demo.png'}\nEverything else: {out / 'run'}", sys.stdout)
 
 
 def _random_start(config: RunConfig) -> Backbone:

@@ -25,6 +25,12 @@ class ConfigError(UserError):
         super().__init__("\n".join(problems))
 
 
+class StoppedError(UserError):
+    """Ctrl-C or a signal ended the work; nothing is lost."""
+
+    exit_code = 143
+
+
 class RunFailed(UserError):
     """A run that started and could not go on (too many bad files, loss not finite, …)."""
 

@@ -8,6 +8,8 @@ import hashlib
 import logging
 import os
 import shutil
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,30 @@ from ssl_vit.errors import UserError
 
 PARTIAL = ".partial"  # how the name ends of a file or folder that is still being written
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk that takes nothing more
+_LONGEST = 255  # bytes of a file's name
+_CUT = 32  # characters, each of at most four bytes, that are left of a name that would become too long
+_POLL = 0.2  # seconds between two looks at a lock that another process has
+
 _log = logging.getLogger("ssl_vit")
+
+
+def disk_problem(error: BaseException | None) -> str:
+    """What is wrong with the disk, if that is behind an error, whichever library has raised it; "" if it isn't."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            return f"{error.filename or 'a file'} can't be written: {error.strerror}"
+        told = next((os.strerror(number) for number in _DISK if os.strerror(number) in str(error)), "")
+        if told:
+            return f"a file can't be written: {told}"
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def room(folder: Path) -> int | None:
+    """Bytes that are free on the disk of a folder; None where its file system doesn't say."""
+    found = shutil.disk_usage(folder)
+    return found.free if found.total else None
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -70,7 +95,9 @@ def new_folder(folder: Path | str) -> Iterator[Path]:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    tail = f".{os.getpid()}{PARTIAL}"
+    fits = len(os.fsencode(path.name)) + len(tail) < _LONGEST
+    return path.with_name(f".{path.name if fits else path.name[:_CUT]}{tail}")
 
 
 def _sync(path: Path) -> None:
@@ -90,27 +117,67 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def alone(lock: Path, what: str, *, wait: bool = True) -> Iterator[None]:
-    """Inside, no other process holds this lock; one that is killed lets go of it, and its workers never have it.
+    """Inside, no other process holds this lock, and its file says who does: "pid 12 on host"; afterwards it is empty.
 
-    what: is for messages; wait: until the other has ended, or raise UserError at once.
+    One that is killed lets go of it, and its workers never have it. A file system that knows no locks goes by what the
+    file says. what: is for messages; wait: until the other has ended, or raise UserError at once.
     """
-    with lock.open("w") as file:
-        if not _locked(file, what):
+    with lock.open("a+", encoding="utf-8") as file:
+        spoken = False
+        while (other := _in_the_way(file, lock, what)) is not None:
             if not wait:
-                raise UserError(f"{what}: another process is at work there; wait until it has ended, or stop it")
-            _log.info("%s: another process is at work there; waiting until it has ended", what)
-            fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
+                raise UserError(
+                    f"{what}: another process is at work there ({other}); wait until it has ended, or stop it"
+                )
+            if not spoken:
+                _log.info("%s: another process is at work there (%s); waiting until it has ended", what, other)
+            spoken = True
+            time.sleep(_POLL)
+        if (last := _holder(file)) and last[1] != socket.gethostname():
+            _log.warning(
+                "%s: pid %d on %s was at work there and never said that it ended; see to it that it has", what, *last
+            )
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
-def _locked(file: TextIO, what: str) -> bool:
-    """False where another process has it; a file system that knows no locks goes without, and the log says so."""
+def _in_the_way(file: TextIO, lock: Path, what: str) -> str | None:
+    """Who has the lock; None: this process, from now on."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        holder = _holder(file)
+        name = "pid {} on {}".format(*holder) if holder else "it has not said which"
         if error.errno in (errno.EACCES, errno.EAGAIN):
-            return False
+            return name
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
+        if holder and _may_live(*holder):
+            return f"{name}; this file system has no locks: if that process has ended, delete {lock}"
         _log.warning("%s: its file system has no locks; see to it that one process at a time works there", what)
-    return True
+    return None
+
+
+def _holder(file: TextIO) -> tuple[int, str] | None:
+    """The process and the host that a lock's file names."""
+    file.seek(0)
+    words = file.read(1000).split()
+    return (int(words[1]), words[3]) if len(words) == 4 and words[1].isdecimal() else None
+
+
+def _may_live(pid: int, host: str) -> bool:
+    """Whether a process may still be at work; of another host's nothing is known."""
+    if host != socket.gethostname():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return pid != os.getpid()

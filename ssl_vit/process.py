@@ -10,11 +10,12 @@ In the ranks that a run starts, one for each device but the first:
 
 In the processes that read images (``data.workers=0``: there are none):
 
-- they leave the group of processes that Ctrl-C reaches (``SSL_VIT_OWN_GROUP=0``: they stay in it);
+- they leave the group of processes that Ctrl-C reaches, and signals to the whole job are the main process's to handle
+  (``SSL_VIT_OWN_GROUP=0``: they stay in it, and a signal ends them);
 - they end within two seconds of the main process (``SSL_VIT_WATCH_MAIN=0``: as torch and Python end them);
 - torch has one thread.
 
-While a run trains, SIGINT and SIGTERM are its own too: see ``ssl_vit.training.stop``.
+While a run is under way, SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 are its own too: see ``ssl_vit.training.stop``.
 """
 
 from __future__ import annotations
@@ -23,9 +24,16 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from threading import Thread
+
+STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+"""The signals that end a run: of schedulers, of Ctrl-C, of a terminal that was closed."""
+NOTICES = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+"""The signals that announce it, which schedulers send some time before they take a machine away."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 _KEPT = 1 << 30  # bytes, of one piece
@@ -61,16 +69,37 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
 
 
+@contextmanager
+def notices_wait() -> Iterator[None]:
+    """Inside, a notice does not end this process, as it would while nobody listens."""
+    mine = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in NOTICES} if mine else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def is_other_rank() -> bool:
+    """Whether this process was started as one of several, and not as the first; Lightning looks in the same order."""
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+    return next((os.environ[name] for name in names if name in os.environ), "0") != "0"
+
+
 def start_worker(main: int, _: int) -> None:
     """Make this process a reader of images for the process `main`: one thread, a group of its own, and it ends with it.
 
-    Ctrl-C and signals to the run's group are the main process's to handle, which finishes its step first. Torch ends a
-    worker with its parent; where that is a forkserver, it would outlive a killed main process.
+    Ctrl-C and signals to the run's group, or to each of its processes, are the main process's to handle, which finishes
+    its step first. Torch ends a worker with its parent; where that is a forkserver, it would outlive a killed main
+    process.
     """
     import torch  # the worker has it; a configuration error must not wait for it
 
     if wanted("OWN_GROUP"):
         os.setpgid(0, 0)
+        for number in (*STOPS, *NOTICES):
+            signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     if wanted("WATCH_MAIN"):
         Thread(target=_end_with, args=(main,), daemon=True).start()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import IO, Protocol, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ssl_vit.terminal import Lasting
 
 log = logging.getLogger("ssl_vit")
 LOG_EVERY = 30.0  # seconds between lines where there is no terminal
@@ -21,7 +24,7 @@ def progress_bar(label: str, *, transient: bool = False) -> Progress:
 
     label: rich's template of a task; transient: whether the bar leaves when it is full.
     """
-    console = Console(stderr=True)
+    console = Console(file=cast(IO[str], Lasting(sys.stderr)))
     return Progress(
         TextColumn(label),
         BarColumn(),

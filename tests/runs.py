@@ -59,11 +59,12 @@ class Trap(NamedTuple):
     number: signal.Signals
     step: int
     saving: bool = False  # between the checkpoint of that step and its checksum, not before the step's metrics
+    everyone: bool = False  # as a scheduler does it: each process of the run gets it, the main one last
 
 
-def start(argv: list[str], log: Path, *traps: Trap) -> ForkServerProcess:
-    """A process of its own that runs the command; what it says goes to the end of ``log``."""
-    return process_of(_run, argv, str(log), traps)
+def start(argv: list[str], log: Path, *traps: Trap, **environment: str) -> ForkServerProcess:
+    """A process of its own that runs the command, in the folder of ``log``, to whose end goes what it says."""
+    return process_of(_run, argv, str(log), traps, environment)
 
 
 def process_of(target: Callable[..., None], *args: object) -> ForkServerProcess:
@@ -73,9 +74,9 @@ def process_of(target: Callable[..., None], *args: object) -> ForkServerProcess:
     return process
 
 
-def finish(argv: list[str], log: Path, *traps: Trap) -> int | None:
+def finish(argv: list[str], log: Path, *traps: Trap, **environment: str) -> int | None:
     """Run the command to its end, or to the test's time-out; the exit code, negative for a signal."""
-    process = start(argv, log, *traps)
+    process = start(argv, log, *traps, **environment)
     try:
         process.join()
     finally:
@@ -83,11 +84,14 @@ def finish(argv: list[str], log: Path, *traps: Trap) -> int | None:
     return process.exitcode
 
 
-def _run(argv: list[str], log: str, traps: tuple[Trap, ...]) -> None:
+def _run(argv: list[str], log: str, traps: tuple[Trap, ...], environment: dict[str, str]) -> None:
     multiprocessing.set_start_method("fork", force=True)  # as in a run of its own: else its workers import all anew
+    os.environ |= environment
+    os.chdir(os.path.dirname(log))
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
+    sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))  # noqa: SIM115
     for trap in traps:
         _lay(trap)
     sys.exit(main(argv))
@@ -101,7 +105,10 @@ def _lay(trap: Trap) -> None:
 
     def trapped_write(metrics: Metrics, step: int, row: dict[str, Any]) -> None:
         if step == trap.step:
-            os.kill(os.getpid(), trap.number)
+            others = multiprocessing.active_children() if trap.everyone else []
+            for pid in [*(process.pid for process in others), os.getpid()]:
+                os.kill(pid or 0, trap.number)
+            time.sleep(0.3 * trap.everyone)  # for one that dies of it to have died
         write(metrics, step, row)
 
     def trapped_checksum_of(path: Path) -> Path:

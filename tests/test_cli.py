@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -291,6 +293,30 @@ def test_a_users_error_decides_the_exit_code(here, calls, capsys, monkeypatch, e
     monkeypatch.setattr(sys.modules["ssl_vit.run.pretrain"], "pretrain", fail)
     assert run("pretrain images --out run") == code
     assert capsys.readouterr().err == "ssl-vit: error: no\n"
+
+
+def test_ctrl_c_is_one_line(here, calls, capsys, monkeypatch):
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["ssl_vit.run.pretrain"], "pretrain", stop)
+    assert run("pretrain images --out run") == 130
+    assert capsys.readouterr().err == "ssl-vit: error: stopped; nothing is half-written: give the same command again\n"
+
+
+def test_ctrl_c_while_importing_is_one_line(here):
+    """A real signal, in the midst of torch's import."""
+    argv = [sys.executable, "-m", "ssl_vit", "pretrain", "images", "--out", "run"]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGUSR1)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert said == "ssl-vit: error: stopped; nothing is half-written: give the same command again\n"
+    assert process.returncode == 130
+    assert not (here / "run").exists()
 
 
 def test_a_bug_keeps_its_traceback_and_exits_1(here):

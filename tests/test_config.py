@@ -1,6 +1,7 @@
 """The schema, the strict YAML, the messages: against goldens, PyYAML and DINO's published numbers."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -383,6 +384,74 @@ def test_a_run_is_never_lost_by_mistake(tmp_path):
     ]:
         with pytest.raises(UserError, match=message):
             check_out(out, **options)
+
+
+def test_a_run_without_settings_starts_again_whatever_was_asked(tmp_path):
+    """It was stopped while it looked at the images: nothing was learnt."""
+    (tmp_path / ".lock").touch()
+    (tmp_path / "train.log").touch()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / ".config.yaml.7.partial").touch()
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        assert not check_out(tmp_path, **options), options
+    (tmp_path / "config.yaml").touch()
+    assert check_out(tmp_path, resume=True)
+    (tmp_path / "config.yaml").rename(tmp_path / "thesis.tex")
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(UserError, match=r"nothing is overwritten|no run to resume"):
+            check_out(tmp_path, **options)
+
+
+def test_a_project_with_a_config_of_its_own_is_no_run(tmp_path):
+    for name in ("config.yaml", "thesis.tex"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match="nothing is overwritten"):
+        check_out(tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("/proc/run", r"/proc: not writable \("),
+        ("/proc/run/below", r"/proc: not writable \("),
+        ("n" * 256, "nnn: File name too long; choose another name"),
+        ("n" * 256 + "/below", "File name too long; choose another name"),
+        ("n/" * 2048, "File name too long; choose another name"),
+        ("loop", "exists, and nothing is overwritten"),
+        ("loop/run", "Too many levels of symbolic links"),
+    ],
+)
+def test_where_nothing_can_be_made_is_said_at_once(out, message, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match=message):
+        check_out(tmp_path / out)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a file system")
+def test_a_read_only_file_system_is_named(tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", tmp_path], check=False).returncode:
+        pytest.skip("this container may not mount")
+    try:
+        with pytest.raises(UserError, match=rf"{tmp_path}: not writable \(Read-only file system\)"):
+            check_out(tmp_path / "run")
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_job_that_slurm_starts_again_goes_on_with_its_own_run(tmp_path, monkeypatch):
+    """Even where it was told to overwrite, as the same command is given again; another job's run isn't its own."""
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "environment.json").write_text('{"slurm_job": "17"}')
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        assert check_out(tmp_path, **options)
+    monkeypatch.setenv("SLURM_JOB_ID", "18")
+    assert not check_out(tmp_path, overwrite=True)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
+    with pytest.raises(UserError, match="a run; add --resume"):
+        check_out(tmp_path)
 
 
 def test_new_files_are_new(tmp_path):

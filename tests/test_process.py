@@ -38,10 +38,11 @@ ctypes.CDLL(None).prctl(2, ctypes.byref(number))  # PR_GET_PDEATHSIG
 print(number.value)
 """
 WORKER = """
-import os, threading, torch
+import os, signal, threading, torch
 from ssl_vit.process import start_worker
 start_worker(os.getppid(), 0)
-print(os.getpgid(0) == os.getpid(), threading.active_count(), torch.get_num_threads())
+left = [signal.getsignal(number) == signal.SIG_IGN for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+print(os.getpgid(0) == os.getpid(), threading.active_count(), torch.get_num_threads(), all(left), any(left))
 """
 
 
@@ -58,8 +59,9 @@ def test_a_rank_is_killed_with_the_first_one() -> None:
 
 
 def test_a_reader_of_images_leaves_the_group_and_watches_the_main_process() -> None:
-    assert run(WORKER).split() == ["True", "2", "1"]
-    assert run(WORKER, SSL_VIT_OWN_GROUP="0", SSL_VIT_WATCH_MAIN="0").split() == ["False", "1", "1"]
+    assert run(WORKER).split() == ["True", "2", "1", "True", "True"]
+    still = run(WORKER, SSL_VIT_OWN_GROUP="0", SSL_VIT_WATCH_MAIN="0").split()
+    assert still == ["False", "1", "1", "False", "False"]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting")

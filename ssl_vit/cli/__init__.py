@@ -17,21 +17,34 @@ from ssl_vit.cli.matrix import matrix
 from ssl_vit.cli.pack import pack
 from ssl_vit.cli.parser import PLUGIN, Parser, new, say, without_plugins
 from ssl_vit.cli.pretrain import pretrain
-from ssl_vit.errors import UserError
+from ssl_vit.errors import RunFailed, UserError
+from ssl_vit.files import disk_problem
 from ssl_vit.spelling import did_you_mean
+from ssl_vit.terminal import lasting, tell
+
+INTERRUPTED = 128 + 2  # as a shell says it of Ctrl-C
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code: 0 done, 1 the run failed, 2 usage or configuration, 143 stopped and resumable."""
+    """Run a command; the exit code: 0 done, 1 the run failed, 2 usage or configuration, 143 stopped and resumable,
+    130 Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a locale without "≥" must not end a run
             stream.reconfigure(errors="backslashreplace")
     try:
-        with plugins.withdrawn_after():
+        with lasting(), plugins.withdrawn_after():
             _dispatch(without_plugins(list(sys.argv[1:] if argv is None else argv)))
     except UserError as error:
-        print(*(f"ssl-vit: error: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
+        tell("\n".join(f"ssl-vit: error: {line}" for line in str(error).splitlines()))
         return error.exit_code
+    except KeyboardInterrupt:
+        tell("ssl-vit: error: stopped; nothing is half-written: give the same command again")
+        return INTERRUPTED
+    except Exception as error:
+        if not (problem := disk_problem(error)):
+            raise
+        tell(f"ssl-vit: error: {problem}; free some space there, or choose another place")
+        return RunFailed.exit_code
     return 0
 
 

@@ -18,6 +18,7 @@ from ssl_vit.checkpoints.hub import is_hub_id
 from ssl_vit.config.paths import check_images, check_new
 from ssl_vit.errors import UserError
 from ssl_vit.spelling import did_you_mean
+from ssl_vit.terminal import silence, spoken
 
 PLUGIN = "--plugin"  # of every command
 
@@ -141,7 +142,7 @@ def one_of(*names: str) -> Callable[[str], str]:
 @contextmanager
 def heard() -> Iterator[None]:
     """Show on stderr what is logged meanwhile."""
-    log, handler = logging.getLogger("ssl_vit"), logging.StreamHandler()
+    log, handler = logging.getLogger("ssl_vit"), spoken()
     level = log.level
     log.setLevel(logging.INFO)
     log.addHandler(handler)
@@ -157,5 +158,5 @@ def say(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush complains
+        silence(sys.stdout)
         raise SystemExit(0) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import textwrap
@@ -12,8 +11,12 @@ from pathlib import Path
 from ssl_vit.cli.parser import Parser, say
 from ssl_vit.cli.tables import aligned
 from ssl_vit.config import FLAGS, RunConfig, check_data, check_out, dump, load_config
+from ssl_vit.config.paths import is_requeued
 from ssl_vit.config.problems import known_keys, takes_text
 from ssl_vit.config.schema import DEFAULT_METHOD
+from ssl_vit.errors import StoppedError
+from ssl_vit.process import is_other_rank, notices_wait
+from ssl_vit.terminal import tell
 from ssl_vit.wording import expected
 
 METAVARS = {"--method": "NAME", "--backbone": "NAME", "--weights": "FILE", "--val": "DIR", "--precision": "P"}
@@ -22,6 +25,37 @@ METAVARS = {"--method": "NAME", "--backbone": "NAME", "--weights": "FILE", "--va
 
 def pretrain(argv: list[str]) -> None:
     """Pretrain a backbone on a folder of images without labels."""
+    parser = _parser(argv)
+    args = parser.parse(argv)
+    if args.out is None and (args.resume or not args.print_config):
+        parser.error("--out RUN is required")
+    resume, other_rank = args.resume, is_other_rank()  # which finds the run that the first one has just made
+    if args.out is not None and other_rank:
+        resume = resume or is_requeued(args.out)
+    elif args.out is not None and not args.print_config:
+        resume = check_out(args.out, resume=resume, overwrite=args.overwrite)
+    files = [args.out / "config.yaml", *args.config] if resume else args.config
+    given = {key: value for key in FLAGS.values() if (value := vars(args)[key]) is not None}
+    config = load_config(files, args.set, given)
+    check_data(config, resume=resume)
+    if args.print_config:
+        _print_config(config)
+        return
+    with notices_wait():
+        from ssl_vit.run import pretrain as run
+
+        try:
+            done = run.pretrain(config, args.out, resume=resume, overwrite=args.overwrite and not resume)
+        except StoppedError as error:
+            if other_rank:  # the first one says it
+                raise SystemExit(error.exit_code) from None
+            raise
+    if not other_rank:
+        say(str(done))
+
+
+def _parser(argv: list[str]) -> Parser:
+    """A flag for each setting that has one, and how the settings come together."""
     asked = {"-h", "--help"} & set(argv)  # else the method's file, which may be a plugin's, isn't needed yet
     parser = Parser("pretrain", str(pretrain.__doc__), _settings(argv) if asked else None)
     keys = known_keys()
@@ -40,25 +74,7 @@ def pretrain(argv: list[str]) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own settings")
     parser.add_argument("--overwrite", action="store_true", help="delete the run in --out and start again")
     parser.add_argument("--print-config", action="store_true", help="print every setting, and why; train nothing")
-    args = parser.parse(argv)
-
-    if args.out is None and (args.resume or not args.print_config):
-        parser.error("--out RUN is required")
-    other_rank = os.environ.get("LOCAL_RANK", "0") != "0"  # it finds the run that the first one has just made
-    if args.out is not None and not args.print_config and not other_rank:
-        check_out(args.out, resume=args.resume, overwrite=args.overwrite)
-    files = [args.out / "config.yaml", *args.config] if args.resume else args.config
-    given = {key: value for key in FLAGS.values() if (value := vars(args)[key]) is not None}
-    config = load_config(files, args.set, given)
-    check_data(config, resume=args.resume)
-    if args.print_config:
-        _print_config(config)
-        return
-    from ssl_vit.run import pretrain as run
-
-    done = run.pretrain(config, args.out, resume=args.resume, overwrite=args.overwrite)
-    if not other_rank:
-        say(str(done))
+    return parser
 
 
 def _settings(argv: list[str]) -> str:
@@ -80,5 +96,5 @@ def _print_config(config: RunConfig) -> None:
 
     resolved, reasons = resolve(config)
     titles = ("key", "value", "why", "how to override")
-    print(aligned([dict(zip(titles, reason, strict=True)) for reason in reasons], sys.stderr), file=sys.stderr)
+    tell(aligned([dict(zip(titles, reason, strict=True)) for reason in reasons], sys.stderr))
     say(dump(resolved).rstrip())

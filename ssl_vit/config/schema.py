@@ -66,6 +66,8 @@ class DataConfig(Section):
     dataset with classes."""
     workers: Auto[CountOrZero] = AUTO
     """Processes that decode images, per device; 0 = none beside the training process."""
+    timeout: Positive = 600.0
+    """Seconds without a batch after which the processes that decode images are taken for hung and started anew."""
     max_bad: Fraction = 0.05
     """Share of unreadable images, 0 to 1, above which the run stops."""
     mean: Auto[Colour] = AUTO
@@ -150,6 +152,13 @@ class TrainConfig(Section):
     """Seed of everything that is drawn at random."""
     checkpoint_every: Auto[Count] = AUTO
     """Steps between two checkpoints."""
+    timeout: Positive = 15.0
+    """Minutes that processes of a run wait for one of them before the run ends: longer than the longest k-NN score,
+    checkpoint or export takes, which are the first one's work alone."""
+    on_notice: Literal["save", "stop", "requeue"] = "save"
+    """What SIGUSR1 and SIGUSR2 do, which schedulers send some time before they take a machine away: save and go on;
+    save and stop; or save, stop and have Slurm start the job again (scontrol requeue), which then goes on with the
+    run."""
     compile: Auto[bool] = AUTO
     """Compile the model with torch.compile: the first two steps take minutes, the others are quicker on a GPU."""
     accumulate: Count = 1

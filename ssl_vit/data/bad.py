@@ -36,8 +36,7 @@ class BadList:
             self.files[name] = reason
             _log.warning("%s could not be read (%s); %s", printable(name), reason, self.consequence)
             if self.path is not None:
-                with self.path.open("a", encoding="utf-8") as lines:
-                    lines.write(json.dumps({"file": name, "reason": reason}) + "\n")
+                _add_line(self.path, json.dumps({"file": name, "reason": reason}))
         if len(self.files) > self.max_bad * self.total:
             share = len(self.files) / self.total
             raise self.failure(
@@ -50,6 +49,14 @@ class BadList:
         shown = ", ".join(f"{printable(name)} ({reason})" for name, reason in list(self.files.items())[:_SHOWN])
         listed = f"; all are listed in {self.path}" if self.path is not None else ""
         return RunFailed(f"{problem}: {shown}{listed}; mend or remove them, or raise max_bad")
+
+
+def _add_line(path: Path, line: str) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as lines:
+            lines.write(line + "\n")
+    except OSError as error:
+        raise RunFailed(f"{path} can't be written ({error.strerror}); free some space on its disk") from error
 
 
 def note_damage(source: Source, max_bad: float) -> None:

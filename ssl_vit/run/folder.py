@@ -19,6 +19,7 @@ import torch
 import ssl_vit
 from ssl_vit import plugins
 from ssl_vit.config import ResolvedConfig, RunConfig, dump, load_config
+from ssl_vit.config.paths import LOCK
 from ssl_vit.data.scan import scan
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
@@ -26,14 +27,15 @@ from ssl_vit.files import write_atomically
 from ssl_vit.run.opening import image_rows, opening_table, say_opening
 from ssl_vit.run.plan import Decision, table
 from ssl_vit.settings import AUTO
+from ssl_vit.terminal import LogFile, spoken
 
 log = logging.getLogger("ssl_vit")
 
-LOCK = ".lock"  # a file that the process which trains holds
 # What may differ when a run is resumed: where and how fast it runs, not what it computes.
 FREE_ON_RESUME = {("data", "path"), ("data", "val"), ("data", "workers"), ("data", "max_bad"), ("train", "devices")}
 FREE_ON_RESUME |= {("train", "nodes"), ("train", "checkpoint_every"), ("health", "every"), ("health", "knn_every")}
-FREE_ON_RESUME |= {("train", "checkpoint_activations"), ("data", "kernels")}
+FREE_ON_RESUME |= {("train", "checkpoint_activations"), ("data", "kernels"), ("train", "on_notice")}
+FREE_ON_RESUME |= {("data", "timeout"), ("train", "timeout")}
 
 
 def as_before(config: RunConfig) -> RunConfig:
@@ -56,6 +58,8 @@ def check_same(config: ResolvedConfig, source: Source, out: Path) -> None:
     ]
     if changed:
         raise UserError("\n".join(changed))
+    if not (out / "data.json").exists():  # stopped before it was written
+        return
     was, is_now = json.loads((out / "data.json").read_text())["fingerprint"], source.fingerprint
     if was != is_now:
         then, today = (
@@ -68,12 +72,28 @@ def check_same(config: ResolvedConfig, source: Source, out: Path) -> None:
 
 
 def clear(out: Path) -> None:
-    """Delete a run, but for the lock on its folder."""
-    for path in out.iterdir():
+    """Delete a run, but for the lock on its folder.
+
+    Its settings go last and what says that it is complete goes first: whenever this is killed, what is left is a run
+    that can be gone on with or overwritten.
+    """
+    paths = {path.name: path for path in out.iterdir() if path.name != LOCK}
+    last = [paths.pop(name) for name in ("data.json", "environment.json", "config.yaml") if name in paths]
+    first = [paths.pop(name) for name in ("COMPLETE", "checkpoints") if name in paths]
+    for path in [*first, *paths.values(), *last]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name != LOCK:
+        else:
             path.unlink()
+
+
+def identity(out: Path) -> tuple[int, int] | None:
+    """Which run a folder holds, to see whether it is another one by now; None where there is none."""
+    try:
+        kept = (out / "config.yaml").stat()
+    except FileNotFoundError:
+        return None
+    return kept.st_ino, kept.st_mtime_ns
 
 
 def open_folder(
@@ -85,6 +105,7 @@ def open_folder(
 ) -> None:
     """Everything about a run that is known before its first step, into a folder that is there, and said.
 
+    The settings come first: with them, a run that is stopped here can be gone on with.
     sources: images to learn from, and labelled ones to score on.
     """
     source, val = sources
@@ -92,13 +113,20 @@ def open_folder(
     plugins.announce()
     if resume:
         log.info("resumed\n%s", opening_table(image_rows(source)))
-        return
-    log.info("%s", table(decisions))
+        if (out / "data.json").exists():
+            return
+    else:
+        log.info("%s", table(decisions))
+        _write(out / "config.yaml", dump(config))
     scanned = scan(source)
-    say_opening(config, decisions, source, val, scanned)
-    (out / "data.json").write_text(json.dumps(scanned | {"fingerprint": source.fingerprint}, indent=2) + "\n")
-    (out / "environment.json").write_text(json.dumps(_environment(), indent=2) + "\n")
-    write_atomically(out / "config.yaml", lambda path: path.write_text(dump(config), encoding="utf-8"))
+    if not resume:
+        say_opening(config, decisions, source, val, scanned)
+    _write(out / "data.json", json.dumps(scanned | {"fingerprint": source.fingerprint}, indent=2) + "\n")
+    _write(out / "environment.json", json.dumps(_environment(), indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda staged: staged.write_text(text, encoding="utf-8"))
 
 
 @contextmanager
@@ -109,7 +137,7 @@ def logged(path: Path | None) -> Iterator[None]:
     """
     level, handlers = log.level, list[logging.Handler]()
     if path is not None:
-        file, terminal = logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler()
+        file, terminal = LogFile(path, encoding="utf-8"), spoken()
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         handlers = [file, terminal]
     log.setLevel(logging.ERROR if path is None else logging.INFO)
@@ -134,4 +162,4 @@ def _environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-    }
+    } | ({"slurm_job": os.environ["SLURM_JOB_ID"]} if "SLURM_JOB_ID" in os.environ else {})

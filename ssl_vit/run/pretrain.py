@@ -15,12 +15,13 @@ from lightning.fabric import Fabric
 from ssl_vit.backbones import backbone_name
 from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.config import ResolvedConfig, RunConfig, check_out, load_config
+from ssl_vit.config.paths import LOCK
 from ssl_vit.data.dataset_name import Images, images_name, is_object
-from ssl_vit.data.loader import steps_per_epoch, worker_failure
+from ssl_vit.data.loader import steps_per_epoch
 from ssl_vit.data.shards import ShardSource
 from ssl_vit.data.sources import Source, open_source, require
-from ssl_vit.errors import UserError
-from ssl_vit.files import alone
+from ssl_vit.errors import RunFailed, StoppedError, UserError
+from ssl_vit.files import alone, disk_problem
 from ssl_vit.methods import method_name
 from ssl_vit.methods.method import Method
 from ssl_vit.plugins import flags as plugin_flags
@@ -28,8 +29,8 @@ from ssl_vit.plugins import use
 from ssl_vit.process import die_with_parent, keep_memory
 from ssl_vit.run.facts import gather_facts
 from ssl_vit.run.finish import RunResult, completed, finish
-from ssl_vit.run.folder import LOCK, as_before, check_same, clear, logged, open_folder
-from ssl_vit.run.plan import resolve_config, start_weights
+from ssl_vit.run.folder import as_before, check_same, clear, identity, logged, open_folder
+from ssl_vit.run.plan import Decision, resolve_config, start_weights
 from ssl_vit.run.prepare import metrics_of, new_looks, new_method, pixels_of
 from ssl_vit.run.workspace import RunWorkspace
 from ssl_vit.training.checkpoint import Checkpoints, checkpoint_path, go_on_from, newest_checkpoint
@@ -40,15 +41,9 @@ from ssl_vit.training.loop import train
 from ssl_vit.training.memory import enough_memory
 from ssl_vit.training.ranks import check_startable, lost_rank, rank, same_images
 from ssl_vit.training.step import Learner
-from ssl_vit.training.stop import StopSignals
+from ssl_vit.training.stop import StopSignals, requeue, stoppable
 
 log = logging.getLogger("ssl_vit")
-
-
-class StoppedError(UserError):
-    """A signal ended the run; nothing is lost."""
-
-    exit_code = 143
 
 
 def pretrain(
@@ -77,7 +72,7 @@ def pretrain(
     Raises:
         UserError: anything that can be known before training: paths, settings, a backbone the method can't use.
         RunFailed: too many unreadable images, no finite gradient, a lost worker, an export that does not verify.
-        StoppedError: SIGTERM or Ctrl-C; the run can be resumed.
+        StoppedError: Ctrl-C or a signal; the run can be resumed.
     """
     use(plugins)
     if isinstance(data, RunConfig):
@@ -93,20 +88,66 @@ def pretrain(
         flags["method.name"] = method_name(method)
     if backbone is not None:
         flags["backbone.name"] = backbone_name(backbone)
-    config = load_config([Path(out) / "config.yaml"] if resume else [], flags=flags)
+    kept = Path(out) / "config.yaml"  # not there yet where a run was stopped before it had settings
+    config = load_config([kept] if resume and kept.is_file() else [], flags=flags)
     return _pretrain(config, data, val if val is not None else config.data.val, Path(out), resume, overwrite)
 
 
 def _pretrain(
     config: RunConfig, images: Images, labelled: Images | None, out: Path, resume: bool, overwrite: bool
 ) -> RunResult:
-    first = rank() == 0
-    if first:
-        check_out(out, resume=resume, overwrite=overwrite)
-    else:
-        die_with_parent()
-    if (out / "COMPLETE").exists() and resume:
-        return replace(completed(out), was_complete=True)
+    first, stop = rank() == 0, StopSignals(config.train.on_notice)
+    with stop.heard(), stoppable("before anything was written; give the same command again"):
+        if first:
+            resume = check_out(out, resume=resume, overwrite=overwrite)
+        else:
+            die_with_parent()
+        found = identity(out)
+        if resume and (out / "COMPLETE").exists():
+            return replace(completed(out), was_complete=True)
+        run = _new_run(config, images, labelled, out, resume, stop)
+        if not first:
+            with logged(None):
+                return run.train(resume)
+        _make(out)
+        early = stoppable(run.goes_on("before the first step"))
+        with _enough_disk(run), alone(out / LOCK, str(out), wait=False), early:
+            if identity(out) != found:
+                told = "another process has started a run there meanwhile; nothing was touched"
+                raise UserError(f"{out}: {told}: add --resume to go on with it, or change --out")
+            if resume and (out / "COMPLETE").exists():
+                return replace(completed(out), was_complete=True)
+            if overwrite and not resume:
+                clear(out)
+            with logged(out / "train.log"):
+                open_folder(out, run.config, run.decisions, (run.source, run.val), resume)
+                return run.train(resume)
+
+
+@contextmanager
+def _enough_disk(run: _Run) -> Iterator[None]:
+    """RunFailed where something can't be written inside: the disk is full, or has become read-only."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not (problem := disk_problem(error)):
+            raise
+        raise RunFailed(f"{problem}; {run.goes_on('free some space there')}") from error
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: can't be made ({error.strerror}); choose another place") from error
+
+
+def _new_run(
+    config: RunConfig, images: Images, labelled: Images | None, out: Path, resume: bool, stop: StopSignals
+) -> _Run:
+    """Find the images and decide what is left to decide; what can't work is refused before anything is written."""
     source, val = open_source(images), open_source(labelled) if labelled is not None else None
     weights = None if resume else start_weights(config)  # a run that is resumed has them in its checkpoint
     if resume and (out / "config.yaml").is_file():
@@ -116,21 +157,11 @@ def _pretrain(
     val = replace(val, pixels=source.pixels) if val is not None else None
     require(source, resolved.train.batch_size)
     check_startable(resolved.train.devices)
-    if first and isinstance(source, ShardSource):
+    if rank() == 0 and isinstance(source, ShardSource):
         source.shared_by(max(1, resolved.data.workers) * resolved.train.devices * resolved.train.nodes)
     if resume:
         check_same(resolved, source, out)
-    # A backbone that can't be built is refused before anything is written.
-    run = _Run(resolved, out, source, val, new_method(resolved, weights))
-    if not first:
-        with logged(None):
-            return run.train(resume)
-    out.mkdir(parents=True, exist_ok=True)
-    with alone(out / LOCK, str(out), wait=False), logged(out / "train.log"):
-        if overwrite:
-            clear(out)
-        open_folder(out, resolved, decisions, (source, val), resume)
-        return run.train(resume)
+    return _Run(resolved, out, source, val, new_method(resolved, weights), decisions, stop)
 
 
 @dataclass
@@ -142,6 +173,8 @@ class _Run:
     source: Source
     val: Source | None
     method: Method
+    decisions: list[Decision]
+    stop: StopSignals
 
     def __post_init__(self) -> None:
         train = self.config.train
@@ -156,22 +189,17 @@ class _Run:
         plan = self.method.views()
         workspace = RunWorkspace(self.config, self.out, self.source, plan, fabric.device)
         if first:  # the others start with `launch`, or wait in it
-            self._prepare(workspace)
+            self.method.prepare(workspace)
         fabric.launch()
         if not first:
-            self._prepare(workspace)
+            self.method.prepare(workspace)
         with self._failures_in_words():
             same_images(fabric, self.source.fingerprint)
             whole, verdict, bad_files = self._learn(fabric, workspace, checkpoint)
-            done = finish(self.config, whole, workspace, self.total, verdict, bad_files) if first else None
+            with stoppable(self.goes_on("after the last step, before the export was whole")):
+                done = finish(self.config, whole, workspace, self.total, verdict, bad_files) if first else None
             fabric.barrier()  # the other ranks read what the first has written
         return done or completed(self.out)
-
-    def _prepare(self, workspace: RunWorkspace) -> None:
-        try:
-            self.method.prepare(workspace)
-        except KeyboardInterrupt:
-            raise StoppedError(f"stopped before the first step; go on with: {self._again()}") from None
 
     def _learn(
         self, fabric: Fabric, workspace: RunWorkspace, checkpoint: Path | None
@@ -188,16 +216,17 @@ class _Run:
         if config.train.compile:
             log.info("compiling: the first two steps take minutes")
         loader = workspace.loader(self.total, config.train.seed, start=start, world=self.world)
-        checkpoints = Checkpoints(self.out / "checkpoints", config.train.checkpoint_every)
-        stop = StopSignals()
+        checkpoints = Checkpoints(self.out / "checkpoints", config.train.checkpoint_every, checkpoint)
+        if fabric.is_global_zero:
+            checkpoints.check_room(learner)
         keep_memory()
-        done = train(learner, loader, looks, checkpoints, stop, start)
+        done = train(learner, loader, looks, checkpoints, self.stop, start)
         if done < self.total:
             saved = checkpoint_path(self.out / "checkpoints", done).exists()
-            raise StoppedError(
-                f"stopped at step {done} of {self.total} and {'' if saved else 'not '}saved; "
-                f"go on with: {self._again()}"
-            )
+            if self.stop.requeue and fabric.is_global_zero:
+                requeue()
+            where = f"at step {done} of {self.total} and {'' if saved else 'not '}saved"
+            raise StoppedError(f"stopped {self.goes_on(where)}")
         return learner.whole(), checkup.verdict, len(loader.bad.files)
 
     @contextmanager
@@ -207,13 +236,14 @@ class _Run:
             with enough_memory(), compiling():
                 yield
         except RuntimeError as error:
-            failure = worker_failure(error) or lost_rank(error)
+            failure = lost_rank(error, self.config.train.timeout)
             if failure is None:
                 raise
             raise failure from error
 
-    def _again(self) -> str:
+    def goes_on(self, where: str) -> str:
+        """Where the run was stopped, and the command that goes on with it."""
         if is_object(self.config.data.path):
-            return f"ssl_vit.pretrain(dataset, {str(self.out)!r}, resume=True)"
+            return f"{where}; go on with: ssl_vit.pretrain(dataset, {str(self.out)!r}, resume=True)"
         data, out = shlex.quote(self.config.data.path), shlex.quote(str(self.out))
-        return f"ssl-vit pretrain {data} --out {out} --resume{plugin_flags()}"
+        return f"{where}; go on with: ssl-vit pretrain {data} --out {out} --resume{plugin_flags()}"

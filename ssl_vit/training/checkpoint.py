@@ -6,8 +6,7 @@ import hashlib
 import logging
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.checkpoints.description import OURS
 from ssl_vit.errors import RunFailed
 from ssl_vit.export import timm
-from ssl_vit.files import sha256, write_atomically
+from ssl_vit.files import room, sha256, write_atomically
 from ssl_vit.training.optim import with_momentum
 from ssl_vit.training.sharding import is_sharded, load_sharded, save_sharded
 
@@ -28,49 +27,102 @@ if TYPE_CHECKING:
 log = logging.getLogger("ssl_vit")
 
 KEEP = 2  # the newest, and one to fall back on
+_BESIDE = 10**6  # bytes of what else a run writes, at the least
 _METHOD = "method."  # before the names of weights
 
 
 class Checkpoints:
-    """The checkpoints of a run: one every so many steps and at the end, the newest two kept."""
+    """The checkpoints of a run: one every so many steps and at the end, the newest two kept.
 
-    def __init__(self, folder: Path, every: int) -> None:
-        self._folder, self._every, self._saved = folder, every, -1
+    newest: the one that the run goes on from, which is whole.
+    """
+
+    def __init__(self, folder: Path, every: int, newest: Path | None = None) -> None:
+        self._folder, self._every, self._newest, self._saved = folder, every, newest, -1
+        self._failed = 0  # saves in a row
 
     def due(self, done: int, total: int) -> bool:
         """Whether one is to be saved after so many steps."""
         return done % self._every == 0 or done == total
 
+    def check_room(self, learner: Learner) -> None:
+        """RunFailed where the disk has no room for what a run can't do without: two checkpoints and the export."""
+        size, exported = _size(learner), _bytes(learner.method.exported().state_dict())
+        missing = max(0, KEEP - len(list(self._folder.glob("step-*.ckpt"))))
+        need, free = missing * size + exported + _BESIDE, room(self._folder)
+        if free is not None and free < need:
+            raise RunFailed(
+                f"{self._folder}: its disk has {_megabytes(free)} free, but {KEEP} checkpoints, the export and the "
+                f"logs take {_megabytes(need)}; free some space there, or choose another place"
+            )
+
     def save(self, learner: Learner, looks: Sequence[Look], done: int) -> None:
         """Save what a run needs to go on after ``done`` steps, then drop what is older than the last two.
 
-        Called on all ranks together; without sharding the first alone writes, and the others wait.
+        Called on all ranks together; without sharding the first alone writes, and the others wait. Where the disk is
+        full, the run goes on from step to step as long as an older one is there; RunFailed at the second time, but not
+        at the last step, whose weights may still be exported.
         """
         if self._saved == done:
             return
         self._saved, path = done, checkpoint_path(self._folder, done)
-        state, first = _state(learner, looks, done), learner.fabric.is_global_zero
+        state, first, problem = _state(learner, looks, done), learner.fabric.is_global_zero, ""
+        if first:
+            self._make_room(_size(learner))
         if is_sharded(learner.fabric):
-            with _reported(path):
-                save_sharded(learner.method, learner.optimizer, state, path)
-                if first:
-                    _seal(path)
+            problem = _attempt(path, lambda: save_sharded(learner.method, learner.optimizer, state, path))
+            if first:
+                problem = problem or _attempt(path, lambda: _seal(path))
         elif first:
-            write_checkpoint(_with_weights(state, learner), path)
+            problem = write_checkpoint(_with_weights(state, learner), path)
         if first:
             prune(self._folder, path)
+            self._mind(path, problem, last=done == learner.total)
         learner.fabric.barrier()
 
+    def _make_room(self, size: int) -> None:
+        """Where there is no room for another one, drop all but the newest."""
+        free = room(self._folder)
+        if free is not None and free < size and self._newest is not None:
+            log.warning("%s: its disk has %s free: the older checkpoint makes room", self._folder, _megabytes(free))
+            prune(self._folder, self._newest, keep=1)
 
-def write_checkpoint(state: dict[str, Any], path: Path) -> None:
+    def _mind(self, path: Path, problem: str, *, last: bool) -> None:
+        self._failed = self._failed + 1 if problem else 0
+        if not problem:
+            self._newest = path
+        elif not last and (self._failed > 1 or self._newest is None):
+            before = ", and there is none before it" if self._newest is None else ""
+            raise RunFailed(f"{problem}{before}; free some space there, then go on with --resume")
+
+
+def _size(learner: Learner) -> int:
+    """About how large a checkpoint becomes, bytes: weights, and moments of those that are trained."""
+    moments = 1 if learner.config.optim.optimizer == "sgd" else 2
+    trained = {name: weight for name, weight in learner.method.named_parameters() if weight.requires_grad}
+    return _bytes(learner.method.state_dict()) + moments * _bytes(trained)
+
+
+def _bytes(tensors: Mapping[str, torch.Tensor]) -> int:
+    return sum(each.numel() * each.element_size() for each in tensors.values())
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.0f} MB"
+
+
+def write_checkpoint(state: dict[str, Any], path: Path) -> str:
     """Write a checkpoint and its sha256 in ``path.sha256``; an old file stays until the new one is complete.
 
-    A full disk is reported in the log and not raised: the run goes on, and the other ranks wait for this one after it.
+    A full disk is reported in the log and in what is returned, not raised: the other ranks wait for this one after it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _reported(path):
+
+    def write() -> None:
         write_atomically(path, lambda staged: _save(state, staged))
         _seal(path)
+
+    return _attempt(path, write)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -79,12 +131,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-@contextmanager
-def _reported(path: Path) -> Iterator[None]:
+def _attempt(path: Path, write: Callable[[], None]) -> str:
     try:
-        yield
+        write()
     except OSError as error:
-        log.error("%s could not be saved (%s): the checkpoint before it is untouched", path, error)
+        problem = f"{path} could not be saved ({error})"
+        log.error("%s: what was saved before is untouched", problem)
+        return problem
+    return ""
 
 
 def _seal(path: Path) -> None:
@@ -191,13 +245,13 @@ def _has_its_sums(path: Path) -> bool:
         return False
 
 
-def prune(folder: Path, newest: Path) -> None:
-    """Delete all but ``newest`` and the one before it.
+def prune(folder: Path, newest: Path, keep: int = KEEP) -> None:
+    """Delete all but ``newest`` and the one before it, or those that are to be kept.
 
     A file of a later step is damaged, or the run would have gone on from it; a staged one was left by a killed save.
     """
     found = sorted(folder.glob("step-*.ckpt"))
-    kept = [path for path in found if path <= newest][-KEEP:]
+    kept = [path for path in found if path <= newest][-keep:]
     for path in set(found) - set(kept):
         checksum_of(path).unlink(missing_ok=True)
         _remove(path)

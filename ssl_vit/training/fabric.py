@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.precision import MixedPrecision, Precision
+from lightning.fabric.strategies.ddp import DDPStrategy
+from lightning.fabric.strategies.launchers import subprocess_script
 from lightning.fabric.strategies.strategy import Strategy
 
 from ssl_vit.config import TrainConfig
+from ssl_vit.training.ranks import watch
 from ssl_vit.training.sharding import sharded
 
 
 def new_fabric(train: TrainConfig) -> Fabric:
     """A Fabric for these settings, not launched yet; its other processes start with ``launch()``."""
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # it greets by logging each process
+    subprocess_script._launch_process_observer = watch
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Fabric(
         accelerator=device,
@@ -53,6 +58,7 @@ def _precision(train: TrainConfig, device: str) -> Precision:
 
 
 def _strategy(train: TrainConfig) -> Strategy | str:
+    patience = timedelta(minutes=train.timeout)
     if train.strategy == "fsdp":
-        return sharded(train.devices * train.nodes)
-    return "ddp" if train.devices * train.nodes > 1 else "auto"
+        return sharded(train.devices * train.nodes, patience)
+    return DDPStrategy(timeout=patience) if train.devices * train.nodes > 1 else "auto"

@@ -51,10 +51,10 @@ def train(
                 done = step + 1
                 for look in looks:
                     look.after_step(outcome)
-                asked = stop.asked(learner.fabric)
-                if asked or checkpoints.due(done, learner.total):
+                told = stop.asked(learner.fabric)
+                if told.save or checkpoints.due(done, learner.total):
                     checkpoints.save(learner, looks, done)
-                if asked:
+                if told.stop:
                     break
     finally:
         for look in looks:

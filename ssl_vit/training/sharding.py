@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from ssl_vit.methods.method import Method
 _REST = "rest.pt"  # of a sharded checkpoint: what is no weight and no state of the optimiser
 
 
-def sharded(processes: int) -> ModelParallelStrategy:
-    """The strategy of a run whose model is spread over so many processes."""
-    return ModelParallelStrategy(shard, data_parallel_size=processes, tensor_parallel_size=1)
+def sharded(processes: int, timeout: timedelta) -> ModelParallelStrategy:
+    """The strategy of a run whose model is spread over so many processes, which wait so long for each other."""
+    return ModelParallelStrategy(shard, data_parallel_size=processes, tensor_parallel_size=1, timeout=timeout)
 
 
 def shard(method: Method, mesh: DeviceMesh) -> Method:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssl_vit.errors import RunFailed
 from ssl_vit.files import write_atomically
 from ssl_vit.training.looks.look import Look
 from ssl_vit.training.step import Outcome
@@ -22,7 +25,10 @@ PENALTY = "penalty/"  # what stands before a penalty's name in the line of a ste
 
 
 class Metrics(Look):
-    """A line of ``metrics.jsonl`` for every step, the same to TensorBoard every tenth; other looks add lines."""
+    """A line of ``metrics.jsonl`` for every step, the same to TensorBoard every tenth; other looks add lines.
+
+    A run goes on without TensorBoard where that can't be written, but never without its metrics.
+    """
 
     def __init__(self, folder: Path, start_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -30,7 +36,9 @@ class Metrics(Look):
         self._path = folder / "metrics.jsonl"
         _drop_steps_from(self._path, start_step)
         self._file = self._path.open("a", encoding="utf-8")
-        self._board: SummaryWriter | None = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
+        self._board: SummaryWriter | None = None
+        with self._without_board():
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
 
     def after_step(self, outcome: Outcome) -> None:
         """One line a step."""
@@ -40,25 +48,37 @@ class Metrics(Look):
         self.write(outcome.progress.step, row)
 
     def write(self, step: int, row: dict[str, Any]) -> None:
-        """Add a line; numbers also go to TensorBoard."""
-        self._file.write(json.dumps({"step": step} | {k: _plain(v) for k, v in row.items()}) + "\n")
-        self._file.flush()
+        """Add a line; numbers also go to TensorBoard. RunFailed where the line can't be written."""
+        try:
+            self._file.write(json.dumps({"step": step} | {k: _plain(v) for k, v in row.items()}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            told = f"{self._path} can't be written ({error.strerror})"
+            raise RunFailed(f"{told}; free some space on its disk, then go on with --resume") from error
         if self._board is None or (step % 10 and "grad_norm" in row):
             return
         group = "health/" if "health" in row else ""  # whose loss is a mean over steps
-        try:
+        with self._without_board():
             for name, value in row.items():
                 if isinstance(value, float):
                     self._board.add_scalar(group + name, value, step)
-        except OSError as error:
-            log.warning("TensorBoard can't be written (%s): going on without it", error)
-            self._board = None
 
     def end(self) -> None:
         """Close the files."""
-        self._file.close()
+        with suppress(OSError):  # what could not be written has been said
+            self._file.close()
         if self._board is not None:
-            self._board.close()
+            with self._without_board():
+                self._board.close()
+
+    @contextmanager
+    def _without_board(self) -> Iterator[None]:
+        """Go on without TensorBoard where it fails inside, with errors of its own and often at a later call."""
+        try:
+            yield
+        except Exception as error:
+            log.warning("TensorBoard can't be written (%s): going on without it", error)
+            self._board = None
 
 
 def _plain(value: Any) -> Any:

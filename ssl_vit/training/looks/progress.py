@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 from ssl_vit.progress import LOG_EVERY, memory_gb, progress_bar
+from ssl_vit.terminal import tell
 from ssl_vit.training.looks.look import Look
 from ssl_vit.training.step import Learner, Outcome
 
@@ -47,7 +47,7 @@ class ProgressLine(Look):
         elif self._mark - self._spoken > LOG_EVERY or done == total:
             self._spoken = self._mark
             left = (total - done) * seconds / 60
-            print(f"step {done}/{total} · {numbers} · {left:.1f} min left", file=sys.stderr, flush=True)
+            tell(f"step {done}/{total} · {numbers} · {left:.1f} min left")
 
     def end(self) -> None:
         """Leave the last numbers standing."""
