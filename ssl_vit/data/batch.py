@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from ssl_vit.data.augment import augment
 from ssl_vit.data.bad import BadFiles
 from ssl_vit.data.params import Column
 from ssl_vit.data.plan import ViewPlan
+from ssl_vit.data.readers import in_shared_memory
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Batch:
     def empty(cls, plan: ViewPlan, index: Sequence[int]) -> Batch:
         """Make room for the views of these images, in memory that processes share if a worker asks for it."""
         size = len(index) * plan.bytes()
-        if get_worker_info() is None:
+        if not in_shared_memory():
             pixels = torch.empty(size, dtype=torch.uint8)
         else:  # as torch's own collation does it: what is not in shared memory would be copied there on its way
             shared = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]  # torch leaves it untyped

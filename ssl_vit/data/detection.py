@@ -17,7 +17,8 @@ from ssl_vit.data.annotations import Annotations, Polygons
 from ssl_vit.data.bad import BadFiles, BadList
 from ssl_vit.data.crops import Box, resize, sample_rng
 from ssl_vit.data.decode import BadImage, decode
-from ssl_vit.data.loader import TIMEOUT, Item, StepSampler, watched, worker_options
+from ssl_vit.data.loader import Item, StepSampler
+from ssl_vit.data.readers import TIMEOUT, watched, worker_options
 from ssl_vit.data.values import ORDINARY, Pixels
 
 _SUBSET_STREAM, _JITTER_STREAM = 3, 4  # of sample_rng

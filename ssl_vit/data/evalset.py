@@ -15,7 +15,7 @@ from ssl_vit.data.bad import BadFiles, BadList, note_damage
 from ssl_vit.data.caps import MAX_PIXELS
 from ssl_vit.data.crops import Box, resize
 from ssl_vit.data.decode import BadImage
-from ssl_vit.data.loader import TIMEOUT, watched, worker_options
+from ssl_vit.data.readers import TIMEOUT, watched, worker_options
 from ssl_vit.data.sources import Source
 
 _LONG = 16  # times the short side; what lies beyond is cut off before resizing

@@ -7,10 +7,11 @@ index), so batches do not depend on the number of workers, and a run resumed at 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+import gc
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,18 +19,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from ssl_vit.data.bad import BadList, note_damage
+from ssl_vit.data.bad import BadList, note_damage, printable
 from ssl_vit.data.batch import Batch
 from ssl_vit.data.boxes import boxes_in_crops
 from ssl_vit.data.caps import MAX_PIXELS
 from ssl_vit.data.crops import fill_views, sample_rng, wanted_side
 from ssl_vit.data.decode import BadImage
 from ssl_vit.data.plan import ViewPlan
+from ssl_vit.data.readers import TIMEOUT, LostReader, wants_pipe, watched, worker_options
 from ssl_vit.data.sources import Source, require
 from ssl_vit.errors import RunFailed
-from ssl_vit.process import start_worker
+
+log = logging.getLogger("ssl_vit")
 
 Item = tuple[int, int]  # (epoch, index of the image in the source)
 
@@ -43,8 +46,8 @@ class RegionBoxes(Protocol):
 
 _ORDER_STREAM, _REPLACEMENT_STREAM = 1, 2  # of sample_rng; the views have stream 0
 _REPLACEMENTS = 32  # tries at a readable image in place of a bad one
-MANY = 1000  # images from which worker processes are worth starting
-TIMEOUT = 600  # seconds without a batch after which the workers are taken for hung
+_RESTARTS = 3  # of lost reading processes, in so few batches
+_FORGIVEN = 100  # batches
 
 
 def steps_per_epoch(num_images: int, batch_size: int, world: int = 1) -> int:
@@ -98,10 +101,16 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 class Views(Dataset[Batch]):
-    """The dataset turns (epoch, index) of images into views; (seed, epoch, index) names what replaces a bad one."""
+    """The dataset turns (epoch, index) of images into views; (seed, epoch, index) names what replaces a bad one.
 
-    def __init__(self, source: Source, plan: ViewPlan, seed: int, max_pixels: float = MAX_PIXELS) -> None:
+    workers: how many read it, each of which says in ``under_way`` which image it reads, by its index and 1; 0: none.
+    """
+
+    def __init__(
+        self, source: Source, plan: ViewPlan, seed: int, max_pixels: float = MAX_PIXELS, workers: int = 0
+    ) -> None:
         self.source, self.plan, self.seed, self.max_pixels = source, plan, seed, max_pixels
+        self.under_way: Any = RawArray("q", workers) if workers else []
         self._want = 2 * wanted_side(plan)  # twice, so that even the smallest crops are of resampled, not raw, pixels
 
     def __getitem__(self, items: Sequence[Item]) -> Batch:
@@ -119,14 +128,23 @@ class Views(Dataset[Batch]):
     def _read(self, epoch: int, index: int, place: int, batch: Batch) -> NDArray[np.uint8] | None:
         """The first image that can be read, noted in the batch with those that can't; None if none can."""
         for candidate in self._candidates(epoch, index):
+            self._says(candidate + 1)
             try:
                 image = self.source.read(candidate, self.max_pixels, self._want)
             except BadImage as error:
                 batch.bad.append((self.source.name(candidate), error.reason))
                 continue
+            except MemoryError:
+                raise MemoryError(f"at {printable(self.source.name(candidate))}") from None
+            self._says(0)
             batch.index[place] = candidate
             return image
         return None
+
+    def _says(self, reads: int) -> None:
+        worker = get_worker_info()
+        if worker is not None and worker.id < len(self.under_way):
+            self.under_way[worker.id] = reads
 
     def _candidates(self, epoch: int, index: int) -> Iterator[int]:
         yield index
@@ -138,28 +156,69 @@ class Views(Dataset[Batch]):
 
 
 class Loader:
-    """The loader yields Batches, names each bad file once, and says in one line what became of a lost worker.
+    """The loader yields Batches, names each bad file once, and starts lost reading processes anew.
 
-    regions: where the plan asks for boxes, what was proposed. Raises RunFailed above the bearable share of bad files
-    and where the workers die or hang.
+    open_from: what reads the steps from a number on, through pipes if that is asked for; start: that number; total:
+    steps in all; regions: where the plan asks for boxes, what was proposed. Raises RunFailed above the bearable share
+    of bad files and where the workers die or hang again and again.
     """
 
     def __init__(
-        self, loader: DataLoader[Batch], bad: BadList, regions: RegionBoxes | None = None, boxes: int = 0
+        self,
+        open_from: Callable[[int, bool], DataLoader[Batch]],
+        start: int,
+        total: int,
+        bad: BadList,
+        regions: RegionBoxes | None = None,
+        boxes: int = 0,
     ) -> None:
-        self._loader, self.bad, self._regions, self._count = loader, bad, regions, boxes
+        self._open, self._start, self._total = open_from, start, total
+        self._loader, self.bad, self._regions, self._count = open_from(start, False), bad, regions, boxes
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return self._total
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in watched(self._loader):
+        for batch in self._read():
             self.bad.note(batch.bad)
             if not len(batch.pixels):
                 raise self.bad.failure(f"{_REPLACEMENTS + 1} images in a row could not be read")
             if self._regions is not None and self._count:
                 batch.boxes = boxes_in_crops(_first_boxes(self._regions, batch.index, self._count), batch.params[0])
             yield batch
+
+    def _read(self) -> Iterator[Batch]:
+        """The batches, in order, whatever becomes of the processes that read them."""
+        done, restarts, last, by_pipe, loader = self._start, 0, self._start, False, self._loader
+        while True:
+            try:
+                for batch in watched(loader):
+                    done += 1
+                    yield batch
+                return
+            except LostReader as error:
+                restarts = restarts + 1 if done - last < _FORGIVEN else 1
+                problem, last = f"{error.problem}{_images(loader.dataset, error.workers)}", done
+                if restarts > _RESTARTS or not loader.num_workers:
+                    raise RunFailed(f"{problem}; {_advice(error)}") from error
+                how = ", and send their batches through pipes" if error.memory else ""
+                log.warning("%s: they are started anew%s (%d of %d times)", problem, how, restarts, _RESTARTS)
+                by_pipe = by_pipe or error.memory
+                loader, self._loader = self._open(done, by_pipe), self._open(self._start, by_pipe)
+            gc.collect()  # what the lost ones had sent is still in shared memory
+
+
+def _images(dataset: Any, workers: Sequence[int]) -> str:
+    """The images that these workers were reading, in words."""
+    found = [dataset.under_way[worker] - 1 for worker in workers if worker < len(dataset.under_way)]
+    names = [printable(dataset.source.name(index)) for index in found if index >= 0]
+    return f", at {' or '.join(names)}" if names else ""
+
+
+def _advice(error: LostReader) -> str:
+    if error.memory:
+        return "give the container more (docker run --shm-size=8g) or set data.workers to 0, then resume the run"
+    return "use fewer workers, or check the storage and the image, then resume the run"
 
 
 def _first_boxes(regions: RegionBoxes, index: Tensor, count: int) -> Tensor:
@@ -198,68 +257,19 @@ def build_loader(
     """
     require(source, batch_size * world)
     note_damage(source, max_bad)
-    sampler = StepSampler(
-        len(source),
-        batch_size,
-        seed=seed,
-        total_steps=total_steps,
-        start_step=start_step,
-        rank=rank,
-        world=world,
-    )
-    dataset = Views(source, plan, seed, max_pixels)
-    loader = DataLoader(
-        dataset,
-        batch_size=None,  # the sampler's items are batches
-        sampler=sampler,
-        pin_memory=pin_memory,
-        **worker_options(workers, timeout),
-    )
-    return Loader(loader, BadList(len(source), max_bad, bad_list), regions, plan.boxes)
+    pipe = wants_pipe(workers, world * batch_size * plan.bytes())
 
-
-def worker_count(asked: int | None, images: int, many: int = MANY) -> int:
-    """Return how many processes read images: as many as asked for; else none for few images, and one a core up to 8."""
-    if asked is not None:
-        return asked
-    return min(8, os.cpu_count() or 1) if images > many else 0
-
-
-def worker_options(workers: int, timeout: float) -> dict[str, Any]:
-    """Return the options of a DataLoader that only make sense with workers."""
-    if workers == 0:
-        return {}
-    return {
-        "num_workers": workers,
-        "prefetch_factor": 4,
-        "persistent_workers": True,
-        "timeout": timeout,
-        "worker_init_fn": partial(start_worker, os.getpid()),
-    }
-
-
-def watched(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Yield the batches of a DataLoader; a killed or hung worker becomes RunFailed."""
-    try:
-        yield from loader
-    except RuntimeError as error:
-        failure = worker_failure(error)
-        if failure is None:
-            raise
-        raise failure from error
-
-
-def worker_failure(error: RuntimeError) -> RunFailed | None:
-    """Return what to tell the user if this is the DataLoader's error about a lost worker; it surfaces in any line."""
-    text = str(error).splitlines()[0] if str(error) else ""
-    if text.startswith("DataLoader timed out"):
-        return RunFailed(
-            f"no batch came for too long ({text}): the storage or a reading process hangs; "
-            "check it, then resume the run"
+    def open_from(step: int, by_pipe: bool) -> DataLoader[Batch]:
+        sampler = StepSampler(
+            len(source), batch_size, seed=seed, total_steps=total_steps, start_step=step, rank=rank, world=world
         )
-    if text.startswith("DataLoader worker"):
-        return RunFailed(
-            f"a process that reads images was lost ({text}): often memory ran out; "
-            "use fewer workers, then resume the run"
+        return DataLoader(
+            Views(source, plan, seed, max_pixels, workers),
+            batch_size=None,  # the sampler's items are batches
+            sampler=sampler,
+            pin_memory=pin_memory,
+            **worker_options(workers, timeout, pipe or by_pipe),
         )
-    return None
+
+    bad = BadList(len(source), max_bad, bad_list)
+    return Loader(open_from, start_step, total_steps, bad, regions, plan.boxes)

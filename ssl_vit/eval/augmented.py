@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.batch import to_views
-from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch, worker_count
+from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch
 from ssl_vit.data.plan import View, ViewPlan
+from ssl_vit.data.readers import worker_count
 from ssl_vit.data.sources import Source
 from ssl_vit.eval.features import evaluating
 from ssl_vit.eval.job import Job, Outcome

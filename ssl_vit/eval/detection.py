@@ -15,7 +15,7 @@ from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.backbones.registry import create_backbone
 from ssl_vit.data.annotations import Annotations
 from ssl_vit.data.detection import JITTER, DetectionDataset, Scene, scenes_in_order, share_of
-from ssl_vit.data.loader import worker_count
+from ssl_vit.data.readers import worker_count
 from ssl_vit.data.values import Pixels
 from ssl_vit.detectors.build import build_finder
 from ssl_vit.detectors.detector import Detections

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ssl_vit.data.detection import DetectionDataset, Scene, training_scenes
-from ssl_vit.data.loader import worker_count
+from ssl_vit.data.readers import worker_count
 from ssl_vit.detectors.finder import Finder
 from ssl_vit.errors import RunFailed
 from ssl_vit.files import write_whole

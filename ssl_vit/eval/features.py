@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.augment import normalise
 from ssl_vit.data.evalset import Alteration, EvalBatch, EvalDataset, EvalLoader
-from ssl_vit.data.loader import worker_count
+from ssl_vit.data.readers import worker_count
 from ssl_vit.data.sources import Source
 from ssl_vit.data.store import DONE, UNREADABLE, Store
 from ssl_vit.data.values import Pixels

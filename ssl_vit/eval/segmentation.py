@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from ssl_vit.data.augment import normalise
 from ssl_vit.data.bad import BadList
 from ssl_vit.data.crops import sample_rng
-from ssl_vit.data.loader import TIMEOUT, watched, worker_count, worker_options
 from ssl_vit.data.measure import Files
+from ssl_vit.data.readers import TIMEOUT, watched, worker_count, worker_options
 from ssl_vit.data.segmentation import Pair, SegmentationDataset, Segmented, collate, find_pairs
 from ssl_vit.errors import UserError
 from ssl_vit.eval.features import evaluating

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssl_vit.data.bad import BadFiles, BadList, note_damage
 from ssl_vit.data.decode import BadImage
-from ssl_vit.data.loader import TIMEOUT, watched, worker_count, worker_options
+from ssl_vit.data.readers import TIMEOUT, watched, worker_count, worker_options
 from ssl_vit.data.sources import Source
 from ssl_vit.data.store import Store
 from ssl_vit.files import alone

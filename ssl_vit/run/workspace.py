@@ -58,6 +58,7 @@ class RunWorkspace:
             world=world,
             workers=self.workers,
             pin_memory=self.device.type == "cuda",
+            timeout=self.config.data.timeout,
             max_bad=self.max_bad,
             bad_list=self.folder / "bad_images.jsonl" if rank() == 0 else None,
             regions=self.regions,

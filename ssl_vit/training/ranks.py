@@ -130,13 +130,13 @@ def _is_child() -> bool:
     return rank() > 0 and not external and os.environ.get("NODE_RANK", "0") == "0"
 
 
-def watch(children: list[subprocess.Popen[Any]]) -> None:
+def watch(child_processes: list[subprocess.Popen[Any]]) -> None:
     """End this process, the first of its machine, some time after one that it has started was lost, and say which.
 
     In place of Lightning's observer, which kills it without a word, even while it says what has happened or saves.
     """
-    _children[:] = children
-    Thread(target=_observe, args=(children,), daemon=True).start()
+    _children[:] = child_processes
+    Thread(target=_observe, args=(child_processes,), daemon=True).start()
 
 
 def _observe(children: list[subprocess.Popen[Any]]) -> None:
