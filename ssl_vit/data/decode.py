@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from ssl_vit.data.caps import MAX_FILE, MAX_PIXELS, Refused, check_image
 from ssl_vit.data.remote import is_url, read_part
 from ssl_vit.data.rgb import KINDS, by_type, deep, orientation, to_8_bits, turned
-from ssl_vit.data.tiff import hush, is_tiff, open_tiff
+from ssl_vit.data.tiff import has_pages, hush, is_tiff, open_tiff
 from ssl_vit.data.values import ORDINARY, Deep, Pixels, to_rgb
 
 LARGE = 1e6  # pixels; below, decoding at a part of the size saves next to nothing
@@ -69,6 +69,7 @@ class Header(NamedTuple):
     said: Said  # what the bands are, the last of them in the case of opacity
     format: str
     words: str  # Pillow's mode, or how many values of which type
+    pages: bool = False  # whether a TIFF has further ones, which are not read
 
     @property
     def plain(self) -> bool:
@@ -119,9 +120,23 @@ def header(place: Place) -> Header:
         if isinstance(image, Deep):
             said: Said = "opacity" if image.opacity else "colours" if image.colours else "unnamed"
             words = f"{image.bands} x {image.kind}" if image.bands > 1 else image.kind
-            return Header(image.width, image.height, image.kind, image.bands, said, image.format, words)
+            return Header(image.width, image.height, image.kind, image.bands, said, image.format, words, image.pages())
         said = "opacity" if image.mode in ("LA", "RGBA", "RGBa") else "colours"
-        return Header(image.width, image.height, "uint8", len(image.getbands()), said, str(image.format), image.mode)
+        return Header(
+            image.width,
+            image.height,
+            "uint8",
+            len(image.getbands()),
+            said,
+            str(image.format),
+            image.mode,
+            _has_pages(image),
+        )
+
+
+def _has_pages(image: Image.Image) -> bool:
+    file: BinaryIO | None = getattr(image, "fp", None)
+    return image.format == "TIFF" and file is not None and has_pages(file)
 
 
 def values(place: Place) -> tuple[NDArray[Any], float | None]:

@@ -16,8 +16,8 @@ def scan(source: Source, looked: Looked | None = None) -> dict[str, Any]:
     """Counts, bytes, and the sides of at most 256 evenly spaced images, pixels.
 
     ``sides`` holds {min, median, max} of the short and of the long side, and is None where no header could be read;
-    ``modes`` counts Pillow's modes, of images of 8 bits, and types of values, ``unreadable`` names the files of the
-    sample whose header could not be read. ``bytes`` is None where they are not known.
+    ``modes`` counts Pillow's modes, of images of 8 bits, and types of values, ``stacks`` TIFF files of several pages;
+    ``unreadable`` names the files of the sample whose header could not be read. ``bytes`` is None where not known.
     looked: what is known of the headers already.
     """
     looked = looked or look(source)
@@ -31,6 +31,7 @@ def scan(source: Source, looked: Looked | None = None) -> dict[str, Any]:
         "sampled": looked.sampled,
         "unreadable": [f"{printable(source.name(index))}: {reason}" for index, reason in looked.bad],
         "modes": dict(Counter(said.words for said in looked.headers).most_common()),
+        "stacks": sum(said.pages for said in looked.headers),
         "sides": _sides(np.sort(np.array(sizes), axis=1)) if sizes else None,
     }
 

@@ -22,13 +22,14 @@ from PIL import Image, _imaging
 from ssl_vit.data.caps import MAX_PIXELS, Refused, check_bytes, check_size
 from ssl_vit.data.values import Deep
 
-_WIDTH, _HEIGHT, _BITS, _PACKED, _COLOURS, _FILL = 256, 257, 258, 259, 262, 266
+_PURPOSE, _WIDTH, _HEIGHT, _BITS, _PACKED, _COLOURS, _FILL = 254, 256, 257, 258, 259, 262, 266
 _OFFSETS, _TURNED, _BANDS, _ROWS, _SIZES, _PLANES, _PREDICTED = 273, 274, 277, 278, 279, 284, 317
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES, _EXTRA, _FORMAT, _MISSING = 322, 323, 324, 325, 338, 339, 42113
 _TYPES = {1: "B", 2: "s", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 12: "d", 11: "f", 16: "Q"}
 Order = Literal["<", ">"]
 
 _MOST = 2**20  # entries of a tag
+_PAGES = 16  # directories that are looked at
 _DEFLATE, _LIBTIFF = (8, 32946), (5, 32773, 34925, 50000)  # LZW, PackBits, LZMA, Zstandard
 _JPEG = (6, 7, 34712, 34892)
 _TOGETHER = 2**25  # bytes that are unpacked at once
@@ -78,6 +79,7 @@ def open_tiff(file: BinaryIO, max_pixels: float = MAX_PIXELS) -> Deep | None:
         missing=layout.missing,
         inverted=layout.colours == 0,
         orientation=lambda: layout.turned,
+        pages=lambda: has_pages(file),
     )
 
 
@@ -291,19 +293,43 @@ def _by_libtiff(parts: list[bytes], lines: list[int], line: int, packed: int) ->
         return np.asarray(image)
 
 
+def has_pages(file: BinaryIO) -> bool:
+    """Tell whether a TIFF file holds further images, smaller copies and masks of the first not counted."""
+    order, start, big = _begin(file)
+    for number in range(_PAGES):
+        tags, start = _directory(file, order, start, big)
+        if number and not int((tags.get(_PURPOSE) or (0,))[0]) & 0b101:
+            return True
+        if not start:
+            return False
+    return False
+
+
 def _tags(file: BinaryIO) -> tuple[Order, dict[int, tuple[Any, ...]]]:
     """The byte order, and the entries of the first directory that are asked for here."""
+    order, start, big = _begin(file)
+    return order, _directory(file, order, start, big)[0]
+
+
+def _begin(file: BinaryIO) -> tuple[Order, int, bool]:
+    """The byte order, where the first directory is, and whether numbers have 64 bits."""
     file.seek(0)
     head = file.read(16)
     order: Order = "<" if head[:2] == b"II" else ">"
     big = head[2:4] in (b"+\0", b"\0+")
     (start,) = struct.unpack(f"{order}{'Q' if big else 'I'}", head[8:16] if big else head[4:8])
+    return order, start, big
+
+
+def _directory(file: BinaryIO, order: Order, start: int, big: bool) -> tuple[dict[int, tuple[Any, ...]], int]:
+    """The entries of a directory that are asked for here, and where the next one is, 0 for none."""
     file.seek(start)
     (count,) = struct.unpack(f"{order}{'Q' if big else 'H'}", file.read(8 if big else 2))
     width, room = (20, 8) if big else (12, 4)
     if count > 4096:
         raise Refused(f"a TIFF with {count} entries in its header")
     table, tags = file.read(count * width), dict[int, tuple[Any, ...]]()
+    behind = file.read(room)
     for at in range(0, count * width, width):
         tag, kind, number = struct.unpack_from(f"{order}HH{'Q' if big else 'I'}", table, at)
         if tag not in _WANTED or kind not in _TYPES or not 0 < number <= _MOST:
@@ -314,11 +340,11 @@ def _tags(file: BinaryIO) -> tuple[Order, dict[int, tuple[Any, ...]]]:
             file.seek(struct.unpack(f"{order}{'Q' if big else 'I'}", data)[0])
             data = file.read(size)
         tags[tag] = struct.unpack(f"{order}{number}{_TYPES[kind]}", data[:size])
-    return order, tags
+    return tags, int.from_bytes(behind, "little" if order == "<" else "big") if len(behind) == room else 0
 
 
 _WANTED = {_WIDTH, _HEIGHT, _BITS, _PACKED, _COLOURS, _FILL, _OFFSETS, _TURNED, _BANDS, _ROWS, _SIZES, _PLANES}
-_WANTED |= {_PREDICTED, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES, _EXTRA, _FORMAT, _MISSING}
+_WANTED |= {_PURPOSE, _PREDICTED, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES, _EXTRA, _FORMAT, _MISSING}
 
 
 def _number(text: tuple[Any, ...] | None) -> float | None:

@@ -54,6 +54,7 @@ class Deep:
     missing: float | None = None  # the value that stands for none
     inverted: bool = False  # 0 is white
     orientation: Callable[[], int] = lambda: 1  # EXIF's, after reading
+    pages: Callable[[], bool] = lambda: False  # whether there are further ones in the file
 
     def __str__(self) -> str:
         return f"a {self.format} of {self.bands} x {self.kind} bands" if self.bands > 1 else f"{self.kind} values"

@@ -58,6 +58,8 @@ def _channels(scanned: dict[str, Any], config: ResolvedConfig, decisions: Sequen
         return f"not known: none of {scanned['sampled']} images looked at could be read"
     found = ", ".join(f"{count} {mode}" for mode, count in modes.items())
     found += f" ({scanned['sampled']} images looked at)"
+    if scanned["stacks"]:
+        found += f", {scanned['stacks']} of several pages, of which only the first is used"
     if (bands := config.data.bands) is None:
         return f"{found}; used as red, green and blue, opacity on white"
     numbers = ", ".join(map(str, bands))

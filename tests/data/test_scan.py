@@ -23,6 +23,7 @@ def test_counts_and_sides(tmp_path):
         "sampled": 4,
         "unreadable": ["bad.jpg: empty, or no JPEG, PNG, WebP, BMP, TIFF or GIF image"],
         "modes": {"RGB": 3},
+        "stacks": 0,
         "sides": {"short": {"min": 10, "median": 25, "max": 300}, "long": {"min": 20, "median": 30, "max": 400}},
     }
 

@@ -109,3 +109,15 @@ def test_what_is_cut_off_or_damaged_is_named_and_nothing_reaches_the_terminal(ca
 def test_a_compression_that_is_not_read_is_named():
     with pytest.raises(BadImage, match=r"a TIFF of 1 x uint16, compressed in a way that is not read \(34712\)"):
         decode(place(tiff(drawn("uint16", 1), more={259: 34712})), Pixels((0.0, 1.0)))
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16"])
+def test_further_pages_are_noticed_and_smaller_copies_are_none(mode):
+    one = Image.new(mode, (8, 8))
+    for pages, purpose, expected in (([], 0, False), ([one], 0, True), ([one], 1, False)):
+        file = io.BytesIO()
+        tagged = [Image.new(mode, (8, 8)) for _ in pages]
+        for page in tagged:
+            page.encoderinfo = {"tiffinfo": {254: purpose}}
+        one.save(file, "TIFF", save_all=True, append_images=tagged)
+        assert header(place(file.getvalue())).pages is expected
