@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ssl_vit.cli import main
 from ssl_vit.config import dump, load_config
+from ssl_vit.data import loader
 from ssl_vit.data import source as reading
 from ssl_vit.eval.weights import load_backbone
 from ssl_vit.run import plan
@@ -197,7 +198,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(reading, "decode", never)
+    monkeypatch.setattr(loader.Views, "_read", never)
     assert main(command(pictures / "train", tmp_path / "run", **changes)) == 2
     said = capfd.readouterr().err
     assert error in said
