@@ -24,6 +24,7 @@ class CheckpointLayout(NamedTuple):
 
 _RANKS = r"(?:module\.|_orig_mod\.)*"  # what DistributedDataParallel and torch.compile put before names
 _TEACHER = ("teacher", "student")
+LIKE_DEIT = "saved as DeiT and MAE are"
 _OUR_RUN = "ssl_vit's checkpoint of a run"
 
 LAYOUTS = (  # the particular before the general
@@ -38,6 +39,10 @@ LAYOUTS = (  # the particular before the general
         "DINOv2 (arXiv 2304.07193)", ("teacher",), (r"backbone\.",), ("teacher",), (r"^(?:dino|ibot)_head\.",)
     ),
     CheckpointLayout("DINOv2 (arXiv 2304.07193)", ("model", ""), ("",), (), (r"\bls1\.gamma$", r"^mask_token$")),
+    CheckpointLayout(
+        "DINOv3 (arXiv 2508.10104)", ("teacher", "model", ""), (r"backbone\.", ""), (), (r"\bstorage_tokens$",)
+    ),
+    CheckpointLayout("DINOv2 (arXiv 2304.07193)", ("model", ""), ("",), (), (r"\bls1\.gamma$", r"^register_tokens$")),
     CheckpointLayout("MoBY (arXiv 2105.04553)", ("model",), (_RANKS + r"encoder\.",), ("model",), (r"\bencoder_k\.",)),
     CheckpointLayout(
         "BEiT, pretrained (arXiv 2106.08254)", ("model", ""), ("",), (), (r"^rel_pos_bias\.", r"^mask_token$")
@@ -97,12 +102,17 @@ LAYOUTS = (  # the particular before the general
     CheckpointLayout(
         "a larger model", ("state_dict", "model", ""), (r"(?:module\.)?backbone\.",), (), (r"^(?:module\.)?backbone\.",)
     ),
+    CheckpointLayout(
+        LIKE_DEIT,
+        ("model",),
+        (_RANKS,),
+        ("model",),
+        (r"^(?:module\.)?cls_token$", r"^(?:module\.)?blocks\.0\.attn\.qkv\."),
+    ),
     CheckpointLayout("timm", ("state_dict", "model", ""), (_RANKS,)),
 )
-
-OF_IMAGENET = {"DINO", "iBOT", "EsViT", "DINOv2", "MoBY", "MoCo v3", "MAE", "DETReg", "DETR or Deformable DETR"}
-"""Layouts whose authors normalise images with ImageNet's mean and deviation, whatever timm says of the architecture."""
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+GENERAL = {"Lightning", "a larger model", "timm", LIKE_DEIT}
+"""Layouts that say little of what they hold, so that other entries and prefixes are looked at too."""
 
 
 class Recognised(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,10 @@ from torch import Tensor
 from ssl_vit import plugins
 from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.backbones.registry import create_backbone
-from ssl_vit.checkpoints.inspection import POSITIONS, Inspection, inspect, of_backbone
+from ssl_vit.checkpoints.architectures import POSITIONS
+from ssl_vit.checkpoints.colours import Colours, as_colour
+from ssl_vit.checkpoints.inspection import Inspection, inspect, of_backbone
+from ssl_vit.checkpoints.positions import resized
 from ssl_vit.errors import UserError
 
 _log = logging.getLogger("ssl_vit")
@@ -34,6 +38,7 @@ def load_weights(backbone: AdaptedBackbone, path: str | Path) -> Inspection:
     found = inspect(path)
     for note in put(backbone, found):
         _log.info("%s: %s", found.file, note)
+    _normalise_as(backbone, found)
     return found
 
 
@@ -49,10 +54,17 @@ def opened(path: str | Path) -> Inspection:
     return found
 
 
-def backbone_of_file(path: str | Path, name: str | None = None) -> AdaptedBackbone:
+def backbone_of_file(
+    path: str | Path,
+    name: str | None = None,
+    mean: Sequence[float] | str | None = None,
+    std: Sequence[float] | str | None = None,
+) -> AdaptedBackbone:
     """Build the backbone that a file or folder holds; its info has the size, mean and deviation of its training.
 
     name: timm's name of the architecture, where neither the file says it nor its weights are a published model's.
+    mean, std: of the images that it was trained on, in [0, 1], where the file doesn't say it or says it wrongly; which
+    ones are taken without goes to the log, as a warning where that is a guess.
 
     Raises:
         UserError: as :func:`load_weights`, and for a file whose architecture is not known.
@@ -66,14 +78,36 @@ def backbone_of_file(path: str | Path, name: str | None = None) -> AdaptedBackbo
     elif name := name or found.architecture:
         backbone = create_backbone(name)
     else:
-        raise UserError(f"{found.file}: a weights file does not say its architecture; add --backbone NAME")
+        raise UserError(
+            f"{found.file}: a weights file does not say its architecture, and it is none that is tried; "
+            f"{found.where()}; add --backbone NAME"
+        )
     for note in put(backbone, found):
         _log.info("%s: %s", found.file, note)
-    mean, std = found.colours or (backbone.info.mean, backbone.info.std)
-    backbone.info = replace(backbone.info, mean=mean, std=std)
+    _normalise_as(backbone, found, mean, std)
     if said is not None and said.outputs is not None and not plugins.is_same(said.plugin or {}):
         _compare_outputs(backbone, said.outputs, found.file)
     return backbone
+
+
+def _normalise_as(
+    backbone: AdaptedBackbone,
+    found: Inspection,
+    mean: Sequence[float] | str | None = None,
+    std: Sequence[float] | str | None = None,
+) -> None:
+    """Note in the info by which mean and deviation images are normalised, and say it where the file doesn't."""
+    info = backbone.info
+    colours = found.colours(info.name, (info.mean, info.std))
+    if mean is not None or std is not None:
+        given = (
+            colours.mean if mean is None else as_colour(mean, "mean"),
+            colours.std if std is None else as_colour(std, "std"),
+        )
+        colours = Colours(*given, "as asked for")
+    if found.description is None or (mean, std) != (None, None):
+        _log.log(logging.INFO if colours.known else logging.WARNING, "%s: images are %s", found.file, colours)
+    backbone.info = replace(info, mean=colours.mean, std=colours.std)
 
 
 def _compare_outputs(backbone: AdaptedBackbone, then: Sequence[float], file: Path) -> None:
@@ -107,13 +141,28 @@ def fitted_weights(backbone: AdaptedBackbone, found: Inspection) -> tuple[dict[s
     if said is not None and said.name != name:
         raise UserError(f"{found.file}: weights of {said.name}, expected {name}; choose --backbone {said.name}")
     expected: dict[str, Tensor] = backbone.model.state_dict()
-    if _same_shapes(found.own, expected):
-        state, notes = dict(found.own), list[str]()
-    else:
-        state, notes = _fit(backbone, found, expected)
-    _compare(found.file, name, state, expected)
+    try:
+        return _fitted(backbone, found, expected)
+    except UserError:
+        others = found.elsewhere(expected) if found.state.keys().isdisjoint(expected) else ()
+        for other in others:
+            with suppress(UserError):
+                return _fitted(backbone, other, expected)
+        raise
+
+
+def _fitted(
+    backbone: AdaptedBackbone, found: Inspection, expected: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    own, notes = resized(found.own, found.description, backbone, found.file)
+    renamed, others = resized(found.state, found.description, backbone, found.file)
+    found, state = replace(found, own=own, state=renamed), own
+    if not _same_shapes(own, expected):
+        state, more = _fit(backbone, found, expected)
+        notes = [*others, *more]
+    _compare(found, backbone.info.name, state, expected)
     left = f"; left over: {found.groups()}" if found.left else ""
-    return state, [f"{found.layout}, names of {found.names}: {len(state)} tensors{left}", *notes]
+    return state, [f"{found.layout}, names of {found.names}: {len(state)} tensors{found.taken()}{left}", *notes]
 
 
 def _fit(
@@ -140,11 +189,19 @@ def _fit(
     if heads:
         fitted = {key: value for key, value in fitted.items() if key not in heads}
         notes.append(f"left out its classifier: {', '.join(sorted(heads))}")
+    zeros = [key for key in expected if key not in fitted and _is_zero(key, found.left)]
+    fitted |= {key: torch.zeros_like(expected[key]) for key in zeros}
     counters = [key for key in expected if key.endswith("num_batches_tracked") and key not in fitted]
     if counters:
         fitted |= {key: torch.zeros_like(expected[key]) for key in counters}
         notes.append(f"{len(counters)} counters of batch norm start at 0")
     return fitted, notes
+
+
+def _is_zero(key: str, left: Sequence[str]) -> bool:
+    """Whether it is a bias of queries or values that was left out for being 0 everywhere, as in most of DINOv3."""
+    block, _, part = key.rpartition(".")
+    return part in ("q_bias", "v_bias") and any(name.endswith(f"{block}.qkv.bias") for name in left)
 
 
 def _of_classifier(backbone: AdaptedBackbone, key: str) -> bool:
@@ -171,15 +228,18 @@ def _official(backbone: AdaptedBackbone, found: Inspection) -> dict[str, Tensor]
         return dict(found.state)  # of another architecture: the comparison that follows says where
 
 
-def _compare(file: Path, name: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def _compare(found: Inspection, name: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """The first key that doesn't fit is the user's error."""
+    file, where = found.file, f"; {found.where()}" if state.keys().isdisjoint(expected) else ""
     for key, value in expected.items():
         if key not in state:
-            raise UserError(f"{file}: {key} {tuple(value.shape)} of {name} is missing; is it another model's file?")
-        if state[key].shape != value.shape:
-            found, wanted = tuple(state[key].shape), tuple(value.shape)
             raise UserError(
-                f"{file}: {key} is {found}, {name} expects {wanted}; match image_size and model_args to the file"
+                f"{file}: {key} {tuple(value.shape)} of {name} is missing; is it another model's file?{where}"
+            )
+        if state[key].shape != value.shape:
+            before, wanted = tuple(state[key].shape), tuple(value.shape)
+            raise UserError(
+                f"{file}: {key} is {before}, {name} expects {wanted}; match image_size and model_args to the file"
             )
     for key, value in state.items():
         if key not in expected:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pathlib
 from collections import defaultdict
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ssl_vit.checkpoints.content import begins_like_safetensors, no_weights
 from ssl_vit.checkpoints.hub import fetch, is_hub_id
+from ssl_vit.checkpoints.sums import check_sums
 from ssl_vit.errors import UserError
 
 
@@ -34,20 +37,56 @@ Document = dict[str, Any]
 METADATA = "__metadata__"  # the entry of a safetensors that holds no tensor, as in the file itself
 
 
+_INDEX = ".index.json"  # how the name ends of a file that lists the shards of weights
+
+
 def read_document(path: str | Path) -> tuple[Path, Document]:
     """Read the file of weights that `path` means, and return it with all that is in it; nothing in it is run.
 
-    path: a .safetensors, .pth, .pt, .ckpt or .bin file, a folder of timm's or transformers' with one, or a hub id.
+    path: a .safetensors, .pth, .pt, .ckpt or .bin file, the index of such files, a folder of timm's or transformers'
+    with one, or a hub id. Checksums that lie beside it must be its own.
 
     Raises:
-        UserError: no such file, not readable as weights, or a pickle that asks for more than tensors and plain values.
+        UserError: no such file, damaged, no weights, or a pickle that asks for more than tensors and plain values.
     """
-    file = weights_file(path)
+    file, content = weights_file(path), Document()
+    for shard in files_of(file):
+        check_sums(shard)
+        content |= _read(shard)
+    return file, content
+
+
+def files_of(file: Path) -> list[Path]:
+    """List the files that hold the weights of a file: itself, or the shards that an index names.
+
+    Raises:
+        UserError: an index that names none, or one that is not there.
+    """
+    if not file.name.endswith(_INDEX):
+        return [file]
     try:
-        if file.suffix == ".safetensors":
-            return file, _safetensors(file)
-        with torch.serialization.safe_globals(_HARMLESS):
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        shards = sorted(set(json.loads(file.read_bytes())["weight_map"].values()))
+        paths = [file.with_name(shard) for shard in shards]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: no index of weights ({error}); give the files of weights themselves") from None
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing or not paths:
+        raise UserError(
+            f"{file}: an index of {len(paths)} files of weights, of which {len(missing)} are not beside it "
+            f"({', '.join(missing[:2])}{' …' * (len(missing) > 2)}); bring them there"
+        )
+    return paths
+
+
+def _read(file: Path) -> Document:
+    if said := no_weights(file):
+        raise UserError(f"{file}: {said}")
+    try:
+        if begins_like_safetensors(file) or (file.suffix == ".safetensors" and not _is_pickle(file)):
+            return _safetensors(file)
+        # of a path torch would look at the ending
+        with file.open("rb") as opened, torch.serialization.safe_globals(_HARMLESS):
+            content = torch.load(opened, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         said = " ".join(str(error).split())[:200]
         raise UserError(f"{file}: not readable as weights ({said}); give a .safetensors or .pth file") from error
@@ -57,7 +96,12 @@ def read_document(path: str | Path) -> tuple[Path, Document]:
         ) from error
     if not isinstance(content, dict):
         raise UserError(f"{file}: holds a {type(content).__name__}, expected a dict of tensors; save the state_dict")
-    return file, content
+    return content
+
+
+def _is_pickle(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(2) in (b"PK", b"\x80\x02")
 
 
 def _safetensors(file: Path) -> Document:
@@ -74,8 +118,9 @@ def weights_file(path: str | Path) -> Path:
         return path
     for folder in (path / "export", path):  # of a run, or timm's or transformers' own
         for name in ("model.safetensors", "pytorch_model.bin"):
-            if (folder / name).is_file():
-                return folder / name
+            for found in (folder / name, folder / f"{name}{_INDEX}"):
+                if found.is_file():
+                    return found
     raise UserError(
         f"{path}: holds neither model.safetensors nor pytorch_model.bin; give a finished run, or a file of weights"
     )

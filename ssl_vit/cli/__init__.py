@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 
 from ssl_vit import __version__, plugins
 from ssl_vit.cli.bench import bench
@@ -15,7 +16,7 @@ from ssl_vit.cli.export import export, inspect
 from ssl_vit.cli.listing import list_names
 from ssl_vit.cli.matrix import matrix
 from ssl_vit.cli.pack import pack
-from ssl_vit.cli.parser import PLUGIN, Parser, new, say, without_plugins
+from ssl_vit.cli.parser import PLUGIN, Parser, new, results, results_alone, say, without_plugins
 from ssl_vit.cli.pretrain import pretrain
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.files import disk_problem
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a locale without "≥" must not end a run
             stream.reconfigure(errors="backslashreplace")
     try:
-        with lasting(), plugins.withdrawn_after():
+        with lasting(), results_alone(), plugins.withdrawn_after():
             _dispatch(without_plugins(list(sys.argv[1:] if argv is None else argv)))
     except UserError as error:
         tell("\n".join(f"ssl-vit: error: {line}" for line in str(error).splitlines()))
@@ -72,7 +73,8 @@ def demo(argv: list[str]) -> None:
     args = parser.parse(argv)
     from ssl_vit import demo as script
 
-    script.demo(args.out)
+    with redirect_stdout(results()):
+        script.demo(args.out)
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

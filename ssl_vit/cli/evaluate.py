@@ -57,7 +57,9 @@ def embed(argv: list[str]) -> None:
     bring_in_plugins()
     from ssl_vit.eval import embed as script
 
-    say(str(script.embed(args.pop("weights"), args.pop("data"), args.pop("out"), **args, **settings)))
+    with heard():
+        made = script.embed(args.pop("weights"), args.pop("data"), args.pop("out"), **args, **settings)
+    say(str(made))
 
 
 def _parser(kind: type[ScoreKind]) -> Parser:

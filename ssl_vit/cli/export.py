@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from ssl_vit.cli.parser import Parser, bring_in_plugins, existing, new, say, weights
+from ssl_vit.cli.parser import Parser, add_weights, bring_in_plugins, heard, new, say, weights
 from ssl_vit.export import TARGETS
 
 
 def export(argv: list[str]) -> None:
-    """Hand a run's weights on, in the layout of the library that loads them."""
+    """Hand weights on, a run's or others', in the layout of the library that loads them."""
     parser = Parser("export", str(export.__doc__))
-    parser.add_argument("run", metavar="RUN", type=existing, help="folder of a run")
+    add_weights(parser)
     parser.add_argument("--to", default="timm", metavar="LIBRARY", help=f"what is to load them: {', '.join(TARGETS)}")
     parser.add_argument("--out", type=new, metavar="DIR", help="folder for the weights (RUN/export-LIBRARY)")
     args = parser.parse(argv)
     bring_in_plugins()
     from ssl_vit.export import api
 
-    result = api.export(args.run, to=args.to, out=args.out)
-    if result.max_difference is None:
-        say(f"{result.folder}: names checked for {result.consumer}, not loaded")
-    else:
-        say(f"{result.folder}: verified in {result.consumer}, outputs within {result.max_difference:.1g} of the run's")
+    with heard():
+        result = api.export(
+            args.weights, to=args.to, out=args.out, backbone=args.backbone, mean=args.mean, std=args.std
+        )
+    say(f"{result.folder}: {result.check}")
     say(result.snippet)
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
-from ssl_vit.cli.parser import Parser, one_of, say
+from ssl_vit.cli.parser import Parser, one_of, results, say
 from ssl_vit.cli.tables import aligned
 from ssl_vit.errors import UserError
 from ssl_vit.methods import config_class, list_methods
@@ -35,7 +34,7 @@ def list_names(argv: list[str]) -> None:
         rows, shown = [dataclasses.asdict(row) for row in found], [_backbone_line(row) for row in found]
     if not rows:
         raise UserError(f"no {args.kind} match {args.pattern!r}; expected a shell pattern, as in '*swin*'")
-    say(json.dumps(rows, indent=2) if args.json else aligned(shown, sys.stdout))
+    say(json.dumps(rows, indent=2) if args.json else aligned(shown, results()))
 
 
 def _method_line(name: str, pattern: str) -> dict[str, Any]:

@@ -9,11 +9,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from ssl_vit import plugins
+from ssl_vit.checkpoints.colours import as_colour
 from ssl_vit.checkpoints.hub import is_hub_id
 from ssl_vit.config.paths import check_images, check_new
 from ssl_vit.errors import UserError
@@ -87,7 +89,22 @@ def bring_in_plugins() -> None:
 def add_weights(parser: Parser) -> None:
     """Add the arguments that name a network with its weights."""
     parser.add_argument("weights", metavar="RUN|WEIGHTS", type=weights, help="a run, a file of weights or a hub id")
+    add_facts(parser)
+
+
+def add_facts(parser: Parser) -> None:
+    """Add the flags for what a file of weights may not say of itself."""
     parser.add_argument("--backbone", metavar="NAME", help="the network, where a file of weights doesn't say it")
+    for name, words in (("mean", "mean"), ("std", "deviation")):
+        about = f"{words} of the images that it was trained on, in [0, 1], where it doesn't say it"
+        parser.add_argument(f"--{name}", type=partial(_colour, name), metavar="R,G,B", help=about)
+
+
+def _colour(name: str, text: str) -> tuple[float, float, float]:
+    try:
+        return as_colour(text, name)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def existing(text: str) -> Path:
@@ -153,10 +170,43 @@ def heard() -> Iterator[None]:
         log.setLevel(level)
 
 
-def say(text: str) -> None:
-    """Print a text; where the reader is gone (``| head``), the process ends quietly."""
+_results: list[TextIO] = []  # where results go, as long as everything else goes to stderr
+
+
+@contextmanager
+def results_alone() -> Iterator[None]:
+    """Leave stdout to :func:`say`: what a library prints meanwhile, from Python or below it, goes to stderr."""
+    stream, kept = sys.stdout, None
+    if stream is sys.__stdout__ and stream is not None and stream.fileno() == 1:
+        stream.flush()
+        kept = os.dup(1)
+        encoding, errors = stream.encoding, stream.errors
+        stream = os.fdopen(os.dup(kept), "w", encoding=encoding, errors=errors)
+        with suppress(OSError):  # a process that was started without a stderr
+            os.dup2(2, 1)
+    _results.append(stream)
     try:
-        print(text, flush=True)
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _results.pop()
+        if kept is not None:
+            with suppress(BrokenPipeError):
+                stream.close()
+            os.dup2(kept, 1)
+            os.close(kept)
+
+
+def results() -> TextIO:
+    """Return the stream that results go to."""
+    return _results[-1] if _results else sys.stdout
+
+
+def say(text: str) -> None:
+    """Print a result on stdout; where the reader is gone (``| head``), the process ends quietly."""
+    stream = results()
+    try:
+        print(text, file=stream, flush=True)
     except BrokenPipeError:
-        silence(sys.stdout)
+        silence(stream)
         raise SystemExit(0) from None

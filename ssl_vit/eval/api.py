@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as jsons
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ def evaluate(
     weights: Path | str,
     *,
     backbone: str | None = None,
+    mean: Sequence[float] | str | None = None,
+    std: Sequence[float] | str | None = None,
     json: Path | str | None = None,
     features: Path | str | None = None,
     **others: Any,
@@ -34,6 +36,8 @@ def evaluate(
         kind: "knn", "linear", …
         weights: a run folder, or a file or folder of weights that ``ssl-vit inspect`` knows.
         backbone: timm's name of the architecture, for a weights file that doesn't say it.
+        mean, std: of the images that the weights were trained on, in [0, 1], where they don't say it; without, what is
+            usual for such a file, which the log says.
         json: a file that the result is also written to; "detection" goes on where it was stopped if it is named again.
         features: a folder that keeps the features; a run that was stopped goes on there.
         others: the kind's images (most have ``train`` and ``val``, a folder with a sub-folder a class or a labelled
@@ -49,7 +53,9 @@ def evaluate(
     if json is not None and not Path(json).parent.is_dir():
         raise UserError(f"--json {json}: the folder {Path(json).parent} does not exist; create it first")
     kept = None if json is None else unfinished_of.folder_of(Path(json))
-    outcome, protocol = outcome_of(kind, weights, backbone=backbone, features=features, unfinished=kept, **others)
+    outcome, protocol = outcome_of(
+        kind, weights, backbone=backbone, mean=mean, std=std, features=features, unfinished=kept, **others
+    )
     result = {kind: dict(outcome.scores), **outcome.more, "protocol": protocol.as_dict()}
     if json is not None:
         text = jsons.dumps(result, indent=2) + "\n"
@@ -63,6 +69,8 @@ def outcome_of(
     weights: Path | str,
     *,
     backbone: str | None = None,
+    mean: Sequence[float] | str | None = None,
+    std: Sequence[float] | str | None = None,
     features: Path | str | None = None,
     unfinished: Path | None = None,
     **others: Any,
@@ -73,7 +81,7 @@ def outcome_of(
     """
     asked, folders = _asked(kind, others)
     weights_file(weights)  # a mistake here is answered before any folder is looked through
-    job = Job(Path(weights), folders, name=backbone, unfinished=unfinished)
+    job = Job(Path(weights), folders, backbone, mean, std, unfinished=unfinished)
     if isinstance(asked, FeatureKind):
         keep = None if features is None else Path(features)
         layers, pooling, precision = asked.layers, asked.pooling, asked.precision

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ def embed(
     out: Path | str,
     backbone: str | None = None,
     *,
+    mean: Sequence[float] | str | None = None,
+    std: Sequence[float] | str | None = None,
     layers: tuple[int, ...] = LAST,
     pooling: str = "model",
     precision: str = "float32",
@@ -37,7 +39,8 @@ def embed(
     The ending of ``out`` chooses the format: .npz (``features``, ``files``, ``labels``, ``protocol``), .npy (features
     alone; the rest in a .json beside it), .safetensors (the rest in its metadata) or .parquet (a row an image; needs
     pyarrow). Labels are empty where the images are not in class folders. The file appears whole or not at all; when
-    it was stopped, the same command goes on where it was. Under torchrun the processes share the work.
+    it was stopped, the same command goes on where it was. Under torchrun the processes share the work. mean, std: of
+    the images that the weights were trained on, where they don't say it.
 
     Raises:
         UserError: ``out`` exists or has another ending; see ``load_backbone`` too.
@@ -48,7 +51,7 @@ def embed(
     readout = ReadoutOptions.of(given, "embed").values()
     unfinished = out.with_name(f".{out.name}.unfinished")
     with ranks() as place:
-        job = Job(Path(weights), {"data": data}, name=backbone, keep=unfinished, ranks=place, **readout)
+        job = Job(Path(weights), {"data": data}, backbone, mean, std, keep=unfinished, ranks=place, **readout)
         source = job.unlabelled("data")
         found = job.features(source, "data")
     if place.rank == 0:

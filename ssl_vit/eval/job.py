@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +51,8 @@ class Job:
     weights: Path
     folders: Mapping[str, Images]  # by flag: "train", "val", …
     name: str | None = None  # timm's name of the architecture, for a weights file
+    mean: Sequence[float] | str | None = None  # of the images that the weights were trained on, if they don't say it
+    std: Sequence[float] | str | None = None
     layers: tuple[int, ...] = LAST
     pooling: str = "model"
     precision: str = "float32"
@@ -65,7 +67,7 @@ class Job:
     @cached_property
     def backbone(self) -> Backbone:
         """The backbone is loaded when it is first asked for, in evaluation mode, on the job's device."""
-        return weights_of.load_backbone(self.weights, self.name).eval().to(self.device)
+        return weights_of.load_backbone(self.weights, self.name, self.mean, self.std).eval().to(self.device)
 
     @cached_property
     def weights_sha256(self) -> str:

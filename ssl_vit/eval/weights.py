@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.checkpoints.description import OURS
 from ssl_vit.checkpoints.load import backbone_of_file
-from ssl_vit.checkpoints.reader import METADATA, read_document, weights_file
+from ssl_vit.checkpoints.reader import METADATA, files_of, read_document, weights_file
 from ssl_vit.data.values import Pixels
-from ssl_vit.export.timm import CONFIG, SUMS, check_sums, read_config
+from ssl_vit.export.timm import CONFIG, read_config
 from ssl_vit.files import sha256
 
 
-def load_backbone(weights: Path | str, backbone: str | None = None) -> Backbone:
+def load_backbone(
+    weights: Path | str,
+    backbone: str | None = None,
+    mean: Sequence[float] | str | None = None,
+    std: Sequence[float] | str | None = None,
+) -> Backbone:
     """Load the backbone of a run folder, or of a file or folder of weights in any layout that `ssl-vit inspect` knows.
 
     Loading is strict and executes nothing. The info of the backbone has the mean, deviation and size that it was
-    trained with, as far as the file says them. backbone: timm's name, where the file doesn't say the architecture.
+    trained with, as far as the file says them, and else what is usual. backbone: timm's name, where the file doesn't
+    say the architecture; mean, std: of images in [0, 1], instead of those.
 
     Raises:
         UserError: nothing of that kind there, a file without a backbone's name, or weights that don't fit.
     """
-    for folder in (Path(weights) / "export", Path(weights)):
-        if (folder / SUMS).is_file():
-            check_sums(folder)
-            return backbone_of_file(folder, backbone)
-    return backbone_of_file(weights, backbone)
+    return backbone_of_file(weights, backbone, mean, std)
 
 
 def digest(weights: Path | str) -> str:
-    """The sha256 of the weights' file comes in hex; UserError where there is none."""
-    return sha256(weights_file(weights))
+    """The sha256 of the weights' file comes in hex, of several files that of all; UserError where there is none."""
+    found = [sha256(file) for file in files_of(weights_file(weights))]
+    return found[0] if len(found) == 1 else hashlib.sha256("\n".join(found).encode()).hexdigest()
 
 
 def pixels_of(weights: Path | str) -> Pixels | None:

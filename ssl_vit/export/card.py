@@ -36,7 +36,8 @@ def write(
         "Licence": f"unspecified ({_LICENCE})",
     }
     lines = ["---", f"license: unknown  # {_LICENCE}", "tags: [self-supervised-learning]", "---", ""]
-    lines += ["# Backbone pretrained without labels by ssl_vit", ""]
+    by_us = "method" in description
+    lines += ["# Backbone pretrained without labels by ssl_vit" if by_us else "# Backbone, exported by ssl_vit", ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
     lines += ["", "```python", snippet, "```"]
     if keys:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ssl_vit.backbones.adapter import AdaptedBackbone
-from ssl_vit.checkpoints.layouts import IMAGENET
+from ssl_vit.checkpoints.colours import IMAGENET
 from ssl_vit.checkpoints.names.transformers import MAPS
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export import structure

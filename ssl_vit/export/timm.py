@@ -15,13 +15,15 @@ from safetensors.torch import save_file
 
 from ssl_vit import plugins
 from ssl_vit.backbones.adapter import AdaptedBackbone
+from ssl_vit.checkpoints import sums
 from ssl_vit.checkpoints.load import backbone_of_file
+from ssl_vit.checkpoints.sums import CONFIG as CONFIG
+from ssl_vit.checkpoints.sums import SUMS as SUMS
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export.target import WEIGHTS as WEIGHTS
 from ssl_vit.export.target import KeyPairs, Verified, probe, run_snippet, weights_of
 from ssl_vit.files import sha256
 
-CONFIG, SUMS = "config.json", "SHA256SUMS"
 _TOLERANCE = 1e-5  # of the largest value
 
 
@@ -126,10 +128,4 @@ def check_sums(folder: Path) -> None:
     for name in (WEIGHTS, CONFIG):
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: missing; expected a folder with {WEIGHTS} and {CONFIG}")
-    if not (folder / SUMS).exists():
-        return
-    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    for name in (WEIGHTS, CONFIG):
-        if sums.get(name) != sha256(folder / name):
-            raise UserError(f"{folder / name}: damaged or changed after writing ({SUMS} disagrees); export again")
+    sums.check_sums(folder / WEIGHTS)

@@ -127,7 +127,7 @@ class _Resolver:
 def _choose_model_of(resolver: _Resolver, weights: Inspection) -> None:
     """Backbone, its arguments and crop size as the file of weights says them, where nothing else was chosen."""
     if resolver.get("backbone.name") == "auto" and weights.architecture is None:
-        raise UserError(f"{weights.file}: does not say its architecture; add --backbone NAME")
+        raise UserError(f"{weights.file}: does not say its architecture; add --backbone NAME ({weights.where()})")
     resolver.decide("backbone.name", weights.architecture, f"what {weights.file} holds")
     said, part = weights.description, resolver.tree["backbone"]
     if said is None or said.name != part["name"]:

@@ -292,6 +292,7 @@ def test_a_whole_model_is_named(tmp_path):
         "backbone: 150 tensors, 5,524,416 values",
         "fits: vit_tiny_patch16_224",
         "left over: head (3)",
+        "images: normalised with mean 0.485,0.456,0.406 and deviation 0.229,0.224,0.225: ImageNet's, as DINO uses",
     ]
 
 
