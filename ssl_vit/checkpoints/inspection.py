@@ -71,7 +71,7 @@ class Inspection:
     def elsewhere(self, expected: Collection[str]) -> Iterator[Inspection]:
         """Look at all other places in the file where a backbone with such names may lie, the likeliest first."""
         for place in places(self.document, expected):
-            found = _in(place, self.layout, self.file, self.document)
+            found = _in(place, self.layout, self.file, self.document, expected)
             if found is not None and found.own.keys() != self.own.keys():
                 yield found
 
@@ -140,10 +140,10 @@ def _inspection(file: Path, found: Recognised, said: Description | None, **more:
     return Inspection(file, found.layout, names, said, left, state, found.state, **more)
 
 
-def _in(place: Place, layout: str, file: Path, document: Document) -> Inspection | None:
+def _in(place: Place, layout: str, file: Path, document: Document, expected: Collection[str] = ()) -> Inspection | None:
     """What lies in a place: its layout is the author's if its names tell one, else that of the file."""
     found = recognise(dict(place.state))
-    if found is None or not is_rooted(found.state):
+    if found is None or not (is_rooted(found.state) or any(name in found.state for name in expected)):
         return None
     left, layout = [*place.left, *found.left], layout if found.layout in GENERAL else found.layout
     return _inspection(file, Recognised(layout, found.state, left), None, place=place, document=document)

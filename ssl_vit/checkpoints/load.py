@@ -154,12 +154,11 @@ def fitted_weights(backbone: AdaptedBackbone, found: Inspection) -> tuple[dict[s
 def _fitted(
     backbone: AdaptedBackbone, found: Inspection, expected: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    own, notes = resized(found.own, found.description, backbone, found.file)
-    renamed, others = resized(found.state, found.description, backbone, found.file)
-    found, state = replace(found, own=own, state=renamed), own
-    if not _same_shapes(own, expected):
-        state, more = _fit(backbone, found, expected)
-        notes = [*others, *more]
+    named = found.own if found.own.keys() == expected.keys() else found.state
+    state, notes = resized(named, found.description, backbone, found.file)
+    if not _same_shapes(state, expected):
+        state, more = _fit(backbone, replace(found, state=state), expected)
+        notes += more
     _compare(found, backbone.info.name, state, expected)
     left = f"; left over: {found.groups()}" if found.left else ""
     return state, [f"{found.layout}, names of {found.names}: {len(state)} tensors{found.taken()}{left}", *notes]
@@ -238,8 +237,9 @@ def _compare(found: Inspection, name: str, state: Mapping[str, Tensor], expected
             )
         if state[key].shape != value.shape:
             before, wanted = tuple(state[key].shape), tuple(value.shape)
+            why = "" if POSITIONS.search(key) is None else ", and its grid is not known, or is no square"
             raise UserError(
-                f"{file}: {key} is {before}, {name} expects {wanted}; match image_size and model_args to the file"
+                f"{file}: {key} is {before}, {name} expects {wanted}{why}; match image_size and model_args to the file"
             )
     for key, value in state.items():
         if key not in expected:

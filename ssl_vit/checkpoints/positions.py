@@ -43,7 +43,7 @@ def resized(
     for key in (key for key in state if POSITIONS.search(key) and key in expected):
         value, wanted = state[key], expected[key]
         if found is None:
-            notes += _unknown(key, value, wanted, target, file)
+            notes += _unknown(key, value, wanted, target)
         elif key == "pos_embed" and value.ndim == 3:
             tokens = value.shape[1] - found[0] * found[1]
             if tokens != wanted.shape[1] - target[0] * target[1] or tokens < 0:
@@ -61,18 +61,13 @@ def resized(
     return changed, notes
 
 
-def _unknown(key: str, value: Tensor, wanted: Tensor, target: Size, file: object) -> list[str]:
-    """Where the file doesn't say its grid, a number of positions that is a square is taken for one."""
-    if key != "pos_embed" or value.ndim != 3 or value.shape == wanted.shape:
+def _unknown(key: str, value: Tensor, wanted: Tensor, target: Size) -> list[str]:
+    """Where the file doesn't say its grid, the family's own map takes it for a square; said if ours is none."""
+    if key != "pos_embed" or value.ndim != 3 or value.shape == wanted.shape or _square(target):
         return []
     count = value.shape[1] - (wanted.shape[1] - target[0] * target[1])
     side = math.isqrt(max(count, 0))
-    if side * side != count:
-        raise UserError(
-            f"{file}: {key} has {count} positions, which make no square, and the file does not say their grid; this "
-            f"network has {_text(target)} patches: set backbone.image_size to the images that it was trained on"
-        )
-    return [] if _square(target) else [f"{key}: its {count} positions are taken for a grid of {side} × {side} patches"]
+    return [f"{key}: its {count} positions are taken for a grid of {side} × {side} patches"]
 
 
 def _windows(key: str, said: Description, backbone: AdaptedBackbone) -> tuple[Size, Size] | None:

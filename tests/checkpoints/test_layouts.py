@@ -14,7 +14,7 @@ from ssl_vit.checkpoints.inspection import inspect
 from ssl_vit.checkpoints.load import load_weights
 from ssl_vit.errors import UserError
 from tests.checkpoints.files import dino_head, filled, number, official, save, shapes_of, trainer
-from tests.golden.names import NAMES
+from tests.golden.names import name_of
 from tests.golden.verify import compare, image_input, official_weights
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -315,8 +315,8 @@ def smallest_of_each_family():
     found = {}
     for file in sorted(GOLDEN.glob("*__*.json")):
         golden = json.loads(file.read_text())
-        name = NAMES.get(golden["case"], {}).get(golden["variant"])
-        if isinstance(name, str) and not model_entrypoint(name).__module__.startswith("timm."):
+        name = name_of(golden["case"], golden["variant"])
+        if name is not None and not model_entrypoint(name).__module__.startswith("timm."):
             found.setdefault(golden["case"], []).append((golden["params"], name, golden))
     return [pytest.param(*min(variants, key=lambda each: each[0])[1:], id=case) for case, variants in found.items()]
 

@@ -11,16 +11,20 @@ from ssl_vit.backbones import create_backbone
 from ssl_vit.methods.masked import hidden_rows, linear
 
 SHARED = {"use_shared_rel_pos_bias": True, "use_rel_pos_bias": False, "global_pool": "token"}
+ABSOLUTE = {"use_abs_pos_emb": True, "use_rel_pos_bias": False, "init_values": 0.0, "global_pool": "token"}
 PARTS = {"mask_token": "backbone.mask_token", "lm_head.weight": "head.weight", "lm_head.bias": "head.bias"}
 MASKED = 75  # patches, the first of each image
 
 
 class Network(nn.Module):
-    """A backbone with a mask token, and the prediction of the words of hidden patches."""
+    """A backbone with a mask token, and the prediction of the words of hidden patches.
 
-    def __init__(self, name: str) -> None:
+    absolute: positions are added to the patches, and branches aren't scaled, as in the paper's analysis.
+    """
+
+    def __init__(self, name: str, absolute: bool = False) -> None:
         super().__init__()
-        self.backbone = create_backbone(name, model_args=SHARED, masked=True)
+        self.backbone = create_backbone(name, model_args=ABSOLUTE if absolute else SHARED, masked=True)
         self.head = linear(self.backbone.info.patch_dim, 8192)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -22,19 +22,19 @@ YOLOS: dict[str, tuple[str, tuple[int, int], bool, dict[str, Any]]] = {
 }
 
 
-def detr() -> nn.Module:
-    """COCO's 91 names, and nothing."""
-    return DETR(_resnet50(), 91)
+def detr(name: str, dilated: bool = False) -> nn.Module:
+    """COCO's 91 names, and nothing; dilated: with the last maps as large as those before (DC5)."""
+    return DETR(_resnet(name, {"output_stride": 16} if dilated else {}), 91)
 
 
 def deformable(embedding: int | None) -> nn.Module:
     """DETReg's: while it is pretrained, each query also embeds its object."""
-    return DeformableDETR(_resnet50(), 91, embedding=embedding)
+    return DeformableDETR(_resnet("resnet50", {}), 91, embedding=embedding)
 
 
-def _resnet50() -> TimmBackbone:
+def _resnet(name: str, arguments: dict[str, Any]) -> TimmBackbone:
     """The official ones hold scale and shift of batch norm as buffers, one and zero until they are loaded."""
-    backbone = create_backbone("resnet50", model_args={"zero_init_last": False})
+    backbone = create_backbone(name, model_args={"zero_init_last": False, **arguments})
     backbone.model = freeze_batch_norm_2d(backbone.model)
     return backbone
 

@@ -22,10 +22,10 @@ LAYERS = {"linear_hidden.1.": "0.", "linear_hidden.2.": "1.", "linear_out.": "3.
 
 
 class Head(nn.Sequential):
-    """Projector or predictor on vectors of length 256."""
+    """Projector on a backbone's vectors, or predictor on those of length 256."""
 
-    def __init__(self) -> None:
-        super().__init__(*mlp([256, 4096, 256], batch_norm=True, activation=nn.ReLU))
+    def __init__(self, dim: int) -> None:
+        super().__init__(*mlp([dim, 4096, 256], batch_norm=True, activation=nn.ReLU))
 
 
 class Network(MoBY):
