@@ -16,8 +16,9 @@ _DEEPEST = 3  # entries in entries
 _ROOTS = re.compile("|".join(f"(?:{mark.replace('^', '(?:^|(?<=[.]))')})" for mark in (
     *MARKS, *(vocabulary.mark for vocabulary in VOCABULARIES)
 )))  # fmt: skip
-_AVERAGED, _FOLLOWS = re.compile(r"ema|teacher"), re.compile(r"student|momentum|target|_k\b|_m\b|online|raw")
-_OTHER = re.compile(r"text|decoder|discriminator|language|loss|optim")
+_AVERAGED = re.compile(r"(?:^|[._])(?:ema|averaged|teacher)(?:[._]|$)")
+_FOLLOWS = re.compile(r"student|momentum|target|online|raw|_[km]\b")
+_OTHER = re.compile(r"(?:^|[._])(?:text|decoder|discriminator|language|loss|optim)")
 
 
 class Place(NamedTuple):

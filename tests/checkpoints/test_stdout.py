@@ -34,7 +34,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def commands(file: Path, pictures: Path, out: Path) -> dict[str, list[str]]:
-    sides = ["--train", str(pictures / "val"), "--val", str(pictures / "val")]
+    sides = ["--train", str(pictures / "train"), "--val", str(pictures / "val")]
     return {
         "eval": ["eval", "knn", str(file), *sides],
         "embed": ["embed", str(file), sides[1], "--out", str(out / "a.npz")],
