@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a locale without "≥" must not end a run
             stream.reconfigure(errors="backslashreplace")
     try:
-        with lasting(), results_alone(), plugins.withdrawn_after():
+        with results_alone(), lasting(), plugins.withdrawn_after():
             _dispatch(without_plugins(list(sys.argv[1:] if argv is None else argv)))
     except UserError as error:
         tell("\n".join(f"ssl-vit: error: {line}" for line in str(error).splitlines()))
