@@ -77,7 +77,7 @@ class Bench:
 def bench(config: RunConfig) -> Bench:
     """Measure reading, a step, and both together, each for some seconds; nothing is written. Raises UserError."""
     check_data(config)
-    note_left_out(source := open_source(config.data.path))
+    note_left_out(source := open_source(config.data.path, config.data.outside_links))
     resolved, _ = resolve_for(config, source)
     source = replace(source, pixels=pixels_of(resolved))
     require(source, resolved.train.batch_size)

@@ -121,6 +121,15 @@ def test_resume_starts_from_the_runs_own_settings(here, calls):
     assert options == {"resume": True, "overwrite": False}
 
 
+def test_several_folders_of_images(here, calls):
+    assert run("pretrain images --epochs 3 val --outside-links --out run") == 0
+    [(_, (config, _), _)] = calls
+    assert (config.data.path, config.data.outside_links) == (("images", "val"), True)
+    assert run("embed weights.pth images --out a.npz val --outside-links") == 0
+    assert calls[1][1][1:2] == (["images", "val"],)
+    assert calls[1][2]["outside_links"] is True
+
+
 def test_print_config_gives_yaml_on_stdout_and_the_reasons_on_stderr(here, calls, capsys):
     assert run("pretrain images --print-config") == 0
     captured = capsys.readouterr()
@@ -238,7 +247,7 @@ def test_list_backbones_prints_the_registrys_rows(monkeypatch, capsys):
         ("pretrain images", "--out RUN is required; see ssl-vit pretrain --help"),
         ("pretrain images --resume --print-config", "--out RUN is required; see ssl-vit pretrain --help"),
         ("pretrain --out r", "the following arguments are required: DATA; see ssl-vit pretrain --help"),
-        ("pretrain images extra --out r", "unrecognized arguments: extra; see ssl-vit pretrain --help"),
+        ("pretrain images extra --out r", "extra: no such folder; expected images to learn from (DATA)"),
         ("pretrain images --out weights.pth/r", "weights.pth: a file is where weights.pth/r needs a folder"),
         ("pretrain images --out .", ".: exists, and nothing is overwritten"),
         ("pretrain images --out r --resume", "r: no run to resume (no config.yaml)"),

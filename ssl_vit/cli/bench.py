@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from ssl_vit.cli.parser import Parser, bring_in_plugins, new_file, say
+from ssl_vit.cli.parser import Parser, add_outside_links, bring_in_plugins, new_file, one_or_several, say
 from ssl_vit.config import check_data, load_config
 
 
 def bench(argv: list[str]) -> None:
     """Measure where the time of a run goes on this machine, and say what to change."""
     parser = Parser("bench", str(bench.__doc__))
-    parser.add_argument("data", metavar="DATA", help="images, as for pretrain")
+    parser.add_argument("data", metavar="DATA", nargs="+", help="images, as for pretrain")
+    add_outside_links(parser)
     parser.add_argument("--backbone", metavar="NAME", help="as for pretrain")
     parser.add_argument("--method", metavar="NAME", help="as for pretrain")
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
     parser.add_argument("--set", action="append", default=[], metavar="key.path=value", help="any setting of pretrain")
     parser.add_argument("--chart", type=new_file, metavar="FILE.png", help="draw the parts as bars")
     args = parser.parse(argv)
-    flags = {"data.path": args.data, "backbone.name": args.backbone, "method.name": args.method}
+    flags = {"data.path": one_or_several(args.data), "backbone.name": args.backbone, "method.name": args.method}
+    flags["data.outside_links"] = True if "outside_links" in args else None
     config = load_config(args.config, args.set, {key: value for key, value in flags.items() if value is not None})
     check_data(config)
     bring_in_plugins()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from ssl_vit.cli.parser import Parser, bring_in_plugins, existing, images, new_file, say
+from ssl_vit.cli.parser import Parser, add_outside_links, bring_in_plugins, existing, images, new_file, say
 
 
 def compare(argv: list[str]) -> None:
@@ -15,6 +15,7 @@ def compare(argv: list[str]) -> None:
     parser.add_argument("runs", metavar="RUN", nargs="+", type=existing, help=words)
     parser.add_argument("--train", type=images, metavar="DIR", required=True, help="labelled images to learn from")
     parser.add_argument("--val", type=images, metavar="DIR", required=True, help="labelled images to score on")
+    add_outside_links(parser)
     parser.add_argument("--kind", default="knn", metavar="KIND", help="knn, linear, logistic or grid (knn, k = 20)")
     parser.add_argument("--figure", type=new_file, metavar="FILE", help="draw the result there, a .png")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the result there too")
@@ -23,7 +24,7 @@ def compare(argv: list[str]) -> None:
     from ssl_vit.eval.compare import compare as run
     from ssl_vit.files import write_whole
 
-    found = run(args.runs, args.train, args.val, kind=args.kind)
+    found = run(args.runs, args.train, args.val, kind=args.kind, outside_links="outside_links" in args)
     if args.json is not None:
         text = json.dumps(asdict(found), indent=2) + "\n"
         write_whole(args.json, lambda file: file.write(text.encode()))

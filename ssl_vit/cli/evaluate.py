@@ -8,7 +8,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ssl_vit.cli.parser import Parser, add_weights, bring_in_plugins, heard, images, new_file, say
+from ssl_vit.cli.parser import (
+    Parser,
+    add_outside_links,
+    add_weights,
+    bring_in_plugins,
+    heard,
+    images,
+    new_file,
+    one_or_several,
+    say,
+)
 from ssl_vit.eval.kind import FeatureKind, Options, ReadoutOptions, ScoreKind, as_typed
 from ssl_vit.eval.kinds import kind_class, list_kinds
 from ssl_vit.wording import expected
@@ -48,7 +58,8 @@ def embed(argv: list[str]) -> None:
     """Write the feature vector of every image of a folder to a file."""
     parser = Parser("embed", str(embed.__doc__))
     add_weights(parser)
-    parser.add_argument("data", metavar="DATA", type=images, help="images, as for pretrain")
+    parser.add_argument("data", metavar="DATA", nargs="+", type=images, help="images, as for pretrain")
+    add_outside_links(parser)
     words = "the file to write: .npz, .npy, .safetensors or .parquet"
     parser.add_argument("--out", type=new_file, metavar="FILE", required=True, help=words)
     _add_options(parser, ReadoutOptions)
@@ -58,7 +69,8 @@ def embed(argv: list[str]) -> None:
     from ssl_vit.eval import embed as script
 
     with heard():
-        made = script.embed(args.pop("weights"), args.pop("data"), args.pop("out"), **args, **settings)
+        data = one_or_several(args.pop("data"))
+        made = script.embed(args.pop("weights"), data, args.pop("out"), **args, **settings)
     say(str(made))
 
 
@@ -68,6 +80,7 @@ def _parser(kind: type[ScoreKind]) -> Parser:
     add_weights(parser)
     for folder, words in kind.folders.items():
         parser.add_argument(f"--{folder}", type=images, metavar="DIR", required=True, help=words)
+    add_outside_links(parser)
     _add_options(parser, kind)
     if issubclass(kind, FeatureKind):
         parser.add_argument("--features", type=Path, metavar="DIR", help="keep the features there, and go on with them")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from ssl_vit.cli.parser import Parser, images, new, say
+from ssl_vit.cli.parser import Parser, add_outside_links, images, new, say
 
 
 def pack(argv: list[str]) -> None:
     """Pack a folder of images into tar archives, which are read quicker from slow storage."""
     parser = Parser("pack", str(pack.__doc__))
-    parser.add_argument("data", metavar="DATA", type=images, help="images, as for pretrain")
+    parser.add_argument("data", metavar="DATA", nargs="+", type=images, help="images, as for pretrain")
+    add_outside_links(parser)
     parser.add_argument("--to", type=new, metavar="DIR", required=True, help="folder to make")
     words = "shorten short sides above N pixels to N (JPEG, quality 95); others are kept as they are"
     parser.add_argument("--size", type=_pixels, metavar="N", help=words)
@@ -19,7 +20,7 @@ def pack(argv: list[str]) -> None:
     from ssl_vit.data.pack import pack as script
     from ssl_vit.data.sources import open_source
 
-    note_left_out(source := open_source(args.data))
+    note_left_out(source := open_source(args.data, "outside_links" in args))
     made = script(source, args.to, args.size)
     left_out = f"; {len(made['left_out'])} unreadable ones left out" if made["left_out"] else ""
     what = f"{made['images']} images in {len(made['shards'])} archives, {made['bytes'] / 1e9:.2f} GB{left_out}"

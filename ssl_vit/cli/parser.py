@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
             flag = word.partition("=")[0]
             if flag.startswith("--") and flag not in flags:
                 self.error(f"unknown flag {flag}; {did_you_mean(flag, flags)}")
-        return self.parse_args(argv)
+        return self.parse_intermixed_args(argv)  # so that a flag may stand between two DATA
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError with the message in one line, and where to read more."""
@@ -105,6 +105,17 @@ def _colour(name: str, text: str) -> tuple[float, float, float]:
         return as_colour(text, name)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def add_outside_links(parser: Parser) -> None:
+    """Add the flag for sets that were put together of links, as the setting of pretrain."""
+    words = "follow links that lead out of the folder of images"
+    parser.add_argument("--outside-links", action="store_true", default=argparse.SUPPRESS, help=words)
+
+
+def one_or_several(given: list[str]) -> str | list[str]:
+    """Return what was given for DATA: a text, and a list only where there are several."""
+    return given[0] if len(given) == 1 else given
 
 
 def existing(text: str) -> Path:

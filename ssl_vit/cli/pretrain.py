@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
 import textwrap
 from pathlib import Path
 
-from ssl_vit.cli.parser import Parser, say
+from ssl_vit.cli.parser import Parser, one_or_several, say
 from ssl_vit.cli.tables import aligned
 from ssl_vit.config import FLAGS, RunConfig, check_data, check_out, dump, load_config
 from ssl_vit.config.paths import is_requeued
@@ -27,6 +28,8 @@ def pretrain(argv: list[str]) -> None:
     """Pretrain a backbone on a folder of images without labels."""
     parser = _parser(argv)
     args = parser.parse(argv)
+    if "allow_data_change" in args and not args.resume:
+        parser.error("--allow-data-change goes with --resume")
     if args.out is None and (args.resume or not args.print_config):
         parser.error("--out RUN is required")
     resume, other_rank = args.resume, is_other_rank()  # which finds the run that the first one has just made
@@ -36,6 +39,7 @@ def pretrain(argv: list[str]) -> None:
         resume = check_out(args.out, resume=resume, overwrite=args.overwrite)
     files = [args.out / "config.yaml", *args.config] if resume else args.config
     given = {key: value for key in FLAGS.values() if (value := vars(args)[key]) is not None}
+    given[FLAGS["DATA"]] = one_or_several(given[FLAGS["DATA"]])
     config = load_config(files, args.set, given)
     check_data(config, resume=resume)
     if args.print_config:
@@ -45,7 +49,8 @@ def pretrain(argv: list[str]) -> None:
         from ssl_vit.run import pretrain as run
 
         try:
-            done = run.pretrain(config, args.out, resume=resume, overwrite=args.overwrite and not resume)
+            allowed = {"allow_data_change": True} if "allow_data_change" in args else {}
+            done = run.pretrain(config, args.out, resume=resume, overwrite=args.overwrite and not resume, **allowed)
         except StoppedError as error:
             if other_rank:  # the first one says it
                 raise SystemExit(error.exit_code) from None
@@ -64,15 +69,19 @@ def _parser(argv: list[str]) -> Parser:
         words = field.description or ""
         if not takes_text(field):
             words += f" ({expected(field.annotation, field.metadata)})"
-        if flag.startswith("-"):
+        if field.annotation is bool:
+            parser.add_argument(flag, dest=key, action="store_const", const=True, help=field.description)
+        elif flag.startswith("-"):
             parser.add_argument(flag, dest=key, metavar=METAVARS.get(flag, "N"), help=words)
         else:
-            parser.add_argument(key, metavar=flag, help=words)
+            parser.add_argument(key, metavar=flag, nargs="+", help=words)
     parser.add_argument("--out", type=Path, metavar="RUN", help="folder of the run; made by it")
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
     parser.add_argument("--set", action="append", default=[], metavar="key.path=value", help="any setting listed below")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own settings")
     parser.add_argument("--overwrite", action="store_true", help="delete the run in --out and start again")
+    words = "with --resume: go on though the images are not what they were when the run began"
+    parser.add_argument("--allow-data-change", action="store_true", default=argparse.SUPPRESS, help=words)
     parser.add_argument("--print-config", action="store_true", help="print every setting, and why; train nothing")
     return parser
 

@@ -23,6 +23,7 @@ FLAGS = {
     "--epochs": "train.epochs",
     "--batch-size": "train.batch_size",
     "--val": "data.val",
+    "--outside-links": "data.outside_links",
     "--seed": "train.seed",
     "--devices": "train.devices",
     "--workers": "data.workers",

@@ -10,7 +10,8 @@ from pathlib import Path
 from ssl_vit.checkpoints.hub import is_hub_id
 from ssl_vit.config.schema import RunConfig
 from ssl_vit.data.dataset_name import is_dataset, parse, refuse_object
-from ssl_vit.data.patterns import expand, is_shards
+from ssl_vit.data.patterns import expand, is_pattern, is_shards, matches
+from ssl_vit.data.remote import is_url
 from ssl_vit.errors import UserError
 from ssl_vit.files import PARTIAL
 
@@ -24,7 +25,8 @@ def check_data(config: RunConfig, *, resume: bool = False) -> None:
     A run that is resumed has its weights in a checkpoint of its own.
     """
     data, val, weights = config.data.path, config.data.val, config.backbone.weights
-    check_images(data, f"images to learn from (DATA), relative to {os.getcwd()}")
+    for each in (data,) if isinstance(data, str) else data:
+        check_images(each, f"images to learn from (DATA), relative to {os.getcwd()}")
     if val is not None:
         check_images(val, "one sub-folder of images a class (--val)")
     if weights is not None and not resume and not is_hub_id(weights) and not os.path.exists(weights):
@@ -38,6 +40,10 @@ def check_images(text: str, expected: str) -> None:
         parse(text)
     elif is_shards(text):
         expand(text)
+    elif is_pattern(text):
+        matches(text)
+    elif is_url(text):
+        raise UserError(f"{text}: behind a URL only tar archives are read; name them, as s3://mine/{{000..099}}.tar")
     elif not os.path.exists(text):
         raise UserError(f"{text}: no such folder; expected {expected}")
 

@@ -35,6 +35,7 @@ from ssl_vit.methods.base_config import (
 DEFAULT_METHOD = "dino"
 
 Text = Annotated[str, Field(min_length=1)]
+Texts = Annotated[tuple[Text, ...], Field(min_length=1, strict=False)]
 DropRate = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -58,12 +59,14 @@ Numbers = Annotated[tuple[CountOrZero, ...], Field(strict=False), AfterValidator
 class DataConfig(Section):
     """Where the images are."""
 
-    path: Text
+    path: Text | Texts
     """Folder of images to learn from, or of tar archives (also: a list, "train-{000..099}.tar", a dataset as
-    hf:owner/name,split=train or as save_to_disk wrote it); no labels needed."""
+    hf:owner/name,split=train or as save_to_disk wrote it), or several of these; no labels needed."""
     val: Text | None = None
     """Labelled images, on which k-NN scores the features as they are learnt: a folder with one sub-folder a class, or a
     dataset with classes."""
+    outside_links: bool = False
+    """Follow links that lead out of the folder, as where a set was put together of links to images elsewhere."""
     workers: Auto[CountOrZero] = AUTO
     """Processes that decode images, per device; 0 = none beside the training process."""
     timeout: Positive = 600.0

@@ -24,7 +24,7 @@ class Dataset(Protocol):
         """One of them."""
 
 
-Images = str | os.PathLike[str] | Dataset  # what ``sources.open_source`` can open
+Images = str | os.PathLike[str] | Dataset  # what ``sources.open_source`` can open; also a list of the first two
 
 
 class DatasetName(NamedTuple):
@@ -78,6 +78,17 @@ def require_library(text: str) -> None:
         raise UserError(f"{text}: reading it needs the library datasets; pip install 'ssl_vit[datasets]'")
 
 
+def several(images: Images) -> list[str] | None:
+    """List the texts where images are given as several of them; None where they are given otherwise.
+
+    >>> several(("a", "b")), several("a"), several([1])
+    (['a', 'b'], None, None)
+    """
+    if isinstance(images, (list, tuple)) and all(isinstance(each, (str, os.PathLike)) for each in images):
+        return [os.fspath(each) for each in images]
+    return None
+
+
 def images_name(images: Images) -> str:
     """Name images in a text: the path, or for an object its class.
 
@@ -86,6 +97,8 @@ def images_name(images: Images) -> str:
     """
     if isinstance(images, (str, os.PathLike)):
         return os.fspath(images)
+    if (texts := several(images)) is not None:
+        return ", ".join(texts)
     return f"{_OBJECT}{type(images).__module__}.{type(images).__qualname__}"
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 
 from ssl_vit.data.bad import printable
+from ssl_vit.data.folder import LINKS_HINT, OUTSIDE
 from ssl_vit.data.source import Source
 
 log = logging.getLogger("ssl_vit.data")
+
+_SHOWN = 10  # kinds
 
 
 def left_out(source: Source) -> str:
@@ -19,7 +22,10 @@ def left_out(source: Source) -> str:
     '3 .txt files, 1 hidden entries'
     """
     found = sorted(source.skipped.items(), key=lambda item: -item[1])
-    return ", ".join(f"{count} {printable(reason)}" for reason, count in found)
+    said = ", ".join(f"{count} {printable(reason)}" for reason, count in found[:_SHOWN])
+    rest = sum(count for _, count in found[_SHOWN:])
+    hint = f" ({LINKS_HINT})" if OUTSIDE in source.skipped else ""
+    return said + (f", {rest} others" if rest else "") + hint
 
 
 def note_left_out(source: Source) -> None:

@@ -21,9 +21,9 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from ssl_vit.data.bad import BadFiles, BadList
-from ssl_vit.data.decode import BadImage, Place, Row, decode, header, image_type, read_bytes
+from ssl_vit.data.decode import BadImage, Member, Place, decode, header, image_type, read_bytes
 from ssl_vit.data.manifest import FORMAT, MANIFEST
-from ssl_vit.data.source import Source
+from ssl_vit.data.source import Source, extension, has_own_extension
 from ssl_vit.errors import UserError
 from ssl_vit.files import write_whole
 from ssl_vit.progress import Advance, progress
@@ -80,7 +80,8 @@ def _keys(source: Source) -> list[str]:
         place = source.path(i)
         path = Path(source.name(i) if isinstance(place, str) else place.name)
         folders = [part for part in path.parent.parts if part not in ("/", "..", ".")]
-        key = first = "/".join([*folders, path.stem.replace(".", "_") or "_"])
+        stem = path.stem if has_own_extension(os.fsencode(path.name)) else path.name
+        key = first = "/".join([*folders, stem.replace(".", "_") or "_"])
         number = 1
         while key in taken:
             number += 1
@@ -140,7 +141,8 @@ def _prepare(place: Place, size: int | None) -> tuple[bytes, str] | BadImage:
         said = header(place)
         if min(said.width, said.height) <= (size or math.inf) or not said.plain:
             data = read_bytes(place)
-            return data, image_type(data) if isinstance(place, Row) else str(place).rpartition(".")[2].lower()
+            named = isinstance(place, str | Member) and has_own_extension(os.fsencode(str(place)))
+            return data, extension(os.fsencode(str(place))) if named else image_type(data)
         assert size is not None
         pixels = Image.fromarray(decode(place, want=2 * size))
     except BadImage as error:

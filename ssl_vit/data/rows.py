@@ -10,10 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_vit.data.decode import Row, Rows
-from ssl_vit.data.source import ImageFile, Source, build_source
+from ssl_vit.data.source import UNNAMED, ImageFile, Source, build_source
 from ssl_vit.errors import UserError
-
-_UNNAMED = "unnamed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +43,7 @@ def open_rows(
     if not found:
         raise UserError(f"{root}: holds no images; check how it was made")
     plain = vars(build_source(root, found, Counter()))
-    types = {kind or _UNNAMED: count for kind, count in plain["types"].items()}
+    types = {"unnamed" if kind == UNNAMED else kind: count for kind, count in plain["types"].items()}
     names, numbers = _sorted(classes, labels) if labels is not None else ((), np.empty(0, np.int32))
     return RowSource(**plain | {"types": types, "classes": names, "_labels": numbers}, _rows=rows)
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 BLOCK = 512  # bytes; headers and files begin at multiples of it
 _LONGEST = 2**20  # bytes of a name that is too long for its header
+_GLOBAL = (tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGLINK)  # headers about others
+_LARGEST = 2**60  # bytes of a member; more is a header that is broken
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 class TarMember(NamedTuple):
@@ -26,9 +30,18 @@ class DamagedTar(Exception):
         self.offset, self.reason = offset, reason
 
 
-def entries(file: BinaryIO, length: int) -> Iterator[TarMember]:
+def packed_by(file: BinaryIO) -> str | None:
+    """Name the program that has compressed a file as a whole; None for one that can be read as it is."""
+    file.seek(0)
+    beginning = file.read(BLOCK)
+    found = next((program for mark, program in _COMPRESSED.items() if beginning.startswith(mark)), None)
+    return None if beginning[257:262] == b"ustar" else found
+
+
+def entries(file: BinaryIO, length: int, skipped: Counter[str] | None = None) -> Iterator[TarMember]:
     """Yield the regular files of an archive of `length` bytes (ustar, GNU or pax, not compressed).
 
+    Links and devices are counted in `skipped`.
     Raises DamagedTar where a header is no header or the archive ends too early; what came before has been yielded. A
     last file may reach beyond the end.
     """
@@ -43,7 +56,7 @@ def entries(file: BinaryIO, length: int) -> Iterator[TarMember]:
             raise DamagedTar(offset, f"no header at byte {offset} ({error})") from error
         size = header.size if real_size is None else real_size
         data = offset + BLOCK
-        if size < 0:
+        if not 0 <= size <= _LARGEST:
             raise DamagedTar(offset, f"a file of {size} bytes at byte {offset}")
         if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
             if size > _LONGEST:
@@ -57,6 +70,8 @@ def entries(file: BinaryIO, length: int) -> Iterator[TarMember]:
         else:
             if header.isreg():
                 yield TarMember(header.name.encode("utf-8", "surrogateescape") if name is None else name, data, size)
+            elif skipped is not None and not header.isdir() and header.type not in _GLOBAL:
+                skipped["links in archives" if header.islnk() or header.issym() else "entries that are no files"] += 1
             name, real_size = None, None
         offset = data + -(-size // BLOCK) * BLOCK
     raise DamagedTar(min(offset, length), "it ends without an end mark: it was cut off")

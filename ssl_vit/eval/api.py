@@ -28,6 +28,7 @@ def evaluate(
     std: Sequence[float] | str | None = None,
     json: Path | str | None = None,
     features: Path | str | None = None,
+    outside_links: bool = False,
     **others: Any,
 ) -> dict[str, Any]:
     """Score weights in one way; ``ssl_vit.eval.kinds.list_kinds`` has them all.
@@ -40,6 +41,7 @@ def evaluate(
             usual for such a file, which the log says.
         json: a file that the result is also written to; "detection" goes on where it was stopped if it is named again.
         features: a folder that keeps the features; a run that was stopped goes on there.
+        outside_links: follow links that lead out of a folder of images.
         others: the kind's images (most have ``train`` and ``val``, a folder with a sub-folder a class or a labelled
             dataset, as ``pretrain`` takes them) and its settings, the fields of its class in ``ssl_vit.eval.kinds``:
             typed, as ``k=(10, 20)``, or the text that the command line takes, as ``k="10,20"``.
@@ -53,9 +55,8 @@ def evaluate(
     if json is not None and not Path(json).parent.is_dir():
         raise UserError(f"--json {json}: the folder {Path(json).parent} does not exist; create it first")
     kept = None if json is None else unfinished_of.folder_of(Path(json))
-    outcome, protocol = outcome_of(
-        kind, weights, backbone=backbone, mean=mean, std=std, features=features, unfinished=kept, **others
-    )
+    given: dict[str, Any] = {"backbone": backbone, "mean": mean, "std": std, "features": features, **others}
+    outcome, protocol = outcome_of(kind, weights, unfinished=kept, outside_links=outside_links, **given)
     result = {kind: dict(outcome.scores), **outcome.more, "protocol": protocol.as_dict()}
     if json is not None:
         text = jsons.dumps(result, indent=2) + "\n"
@@ -72,6 +73,7 @@ def outcome_of(
     mean: Sequence[float] | str | None = None,
     std: Sequence[float] | str | None = None,
     features: Path | str | None = None,
+    outside_links: bool = False,
     unfinished: Path | None = None,
     **others: Any,
 ) -> tuple[Outcome, Protocol]:
@@ -81,7 +83,7 @@ def outcome_of(
     """
     asked, folders = _asked(kind, others)
     weights_file(weights)  # a mistake here is answered before any folder is looked through
-    job = Job(Path(weights), folders, backbone, mean, std, unfinished=unfinished)
+    job = Job(Path(weights), folders, backbone, mean, std, unfinished=unfinished, outside_links=outside_links)
     if isinstance(asked, FeatureKind):
         keep = None if features is None else Path(features)
         layers, pooling, precision = asked.layers, asked.pooling, asked.precision

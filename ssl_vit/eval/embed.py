@@ -30,6 +30,7 @@ def embed(
     *,
     mean: Sequence[float] | str | None = None,
     std: Sequence[float] | str | None = None,
+    outside_links: bool = False,
     layers: tuple[int, ...] = LAST,
     pooling: str = "model",
     precision: str = "float32",
@@ -51,7 +52,8 @@ def embed(
     readout = ReadoutOptions.of(given, "embed").values()
     unfinished = out.with_name(f".{out.name}.unfinished")
     with ranks() as place:
-        job = Job(Path(weights), {"data": data}, backbone, mean, std, keep=unfinished, ranks=place, **readout)
+        kept: dict[str, Any] = {"keep": unfinished, "ranks": place, "outside_links": outside_links}
+        job = Job(Path(weights), {"data": data}, backbone, mean, std, **kept, **readout)
         source = job.unlabelled("data")
         found = job.features(source, "data")
     if place.rank == 0:

@@ -61,6 +61,7 @@ class Job:
     unfinished: Path | None = None  # a folder for what a kill should not cost; removed once the result is written
     ranks: Ranks = field(default_factory=Ranks)
     sides: dict[str, Side] = field(default_factory=dict)  # what was looked at; fill it in where nothing here does
+    outside_links: bool = False  # whether links that lead out of a folder of images are followed
     classes: int | None = None
     pixels: Pixels | None = None  # how values become 8 bits, decided by the first images that are opened
 
@@ -91,7 +92,7 @@ class Job:
 
     def labelled(self) -> tuple[Source, Source]:
         """Open ``train`` and ``val``, of the same classes; UserError for anything that can't be scored."""
-        train, val = open_labelled(self.folders["train"], "train"), open_labelled(self.folders["val"], "val")
+        train, val = (open_labelled(self.folders[side], side, self.outside_links) for side in ("train", "val"))
         check_same_classes(train, val)
         self.classes = len(train.classes)
         pixels = self.pixels_of(train, val)
@@ -116,7 +117,7 @@ class Job:
 
     def unlabelled(self, side: str) -> Source:
         """Open a folder whose labels, if it has any, don't matter."""
-        note_left_out(source := open_source(self.folders[side]))
+        note_left_out(source := open_source(self.folders[side], self.outside_links))
         return replace(source, pixels=self.pixels_of(source))
 
     def features(self, source: Source, side: str, readout: Readout | None = None) -> FeatureSet:

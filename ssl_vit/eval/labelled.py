@@ -17,13 +17,13 @@ LABELS = "two or more sub-folders of images, one for each class, or a dataset wh
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test"})
 
 
-def open_labelled(images: Images, side: str) -> Source:
+def open_labelled(images: Images, side: str, outside_links: bool = False) -> Source:
     """Open a folder with a sub-folder for each class, or a dataset with labels; `side` is the flag that named it.
 
     Raises:
         UserError: no labels, labels one level further down, a single image, or an empty class.
     """
-    source, path = open_source(images), images_name(images)
+    source, path = open_source(images, outside_links), images_name(images)
     note_left_out(source)
     if len(source) < 2:
         raise UserError(f"--{side} {path}: a single image; a score needs several of each class")

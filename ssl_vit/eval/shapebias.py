@@ -22,13 +22,13 @@ def score(job: Job) -> Outcome:
     ``shape_bias`` is the share of shape among the decisions for one of both. Images whose two classes are one are
     left out.
     """
-    train = open_labelled(job.folders["train"], "train")
-    conflict = open_labelled(job.folders["conflict"], "conflict")
+    train = open_labelled(job.folders["train"], "train", job.outside_links)
+    conflict = open_labelled(job.folders["conflict"], "conflict", job.outside_links)
     shapes, textures = conflicts(conflict, train.classes)
-    bank = job.features(train, "train")
+    bank = job.features(train, "train", job.outside_links)
     job.classes = len(train.classes)
     probe = fit_logistic(bank.features, bank.labels, seed=job.seed, device=job.device)
-    found = job.features(conflict, "conflict")
+    found = job.features(conflict, "conflict", job.outside_links)
     order = {conflict.name(i): i for i in range(len(conflict))}
     rows = [order[name] for name in found.files]
     shape, texture, decided = shapes[rows], textures[rows], probe.predict(found.features)

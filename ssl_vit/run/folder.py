@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import timm
@@ -20,6 +20,7 @@ import ssl_vit
 from ssl_vit import plugins
 from ssl_vit.config import ResolvedConfig, RunConfig, dump, load_config
 from ssl_vit.config.paths import LOCK
+from ssl_vit.data.inventory import Changes, Inventory, changes, read_inventory, take_inventory, write_inventory
 from ssl_vit.data.scan import scan
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
@@ -28,14 +29,17 @@ from ssl_vit.run.opening import image_rows, opening_table, say_opening
 from ssl_vit.run.plan import Decision, table
 from ssl_vit.settings import AUTO
 from ssl_vit.terminal import LogFile, spoken
+from ssl_vit.training.ranks import rank
 
 log = logging.getLogger("ssl_vit")
+
+DATA, INVENTORY = "data.json", "images.npz"  # what the images are: in sum, and one by one
 
 # What may differ when a run is resumed: where and how fast it runs, not what it computes.
 FREE_ON_RESUME = {("data", "path"), ("data", "val"), ("data", "workers"), ("data", "max_bad"), ("train", "devices")}
 FREE_ON_RESUME |= {("train", "nodes"), ("train", "checkpoint_every"), ("health", "every"), ("health", "knn_every")}
 FREE_ON_RESUME |= {("train", "checkpoint_activations"), ("data", "kernels"), ("train", "on_notice")}
-FREE_ON_RESUME |= {("data", "timeout"), ("train", "timeout")}
+FREE_ON_RESUME |= {("data", "timeout"), ("train", "timeout"), ("data", "outside_links")}
 
 
 def as_before(config: RunConfig) -> RunConfig:
@@ -46,8 +50,19 @@ def as_before(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"data": data.model_copy(update=old)})
 
 
-def check_same(config: ResolvedConfig, source: Source, out: Path) -> None:
-    """A resumed run computes what it would have computed: same settings, same images."""
+class Compared(NamedTuple):
+    """What a resumed run's images are, and how they differ from those that it began with."""
+
+    inventory: Inventory | None
+    changes: Changes | None  # None where there is nothing to compare with
+    fingerprint: dict[str, Any] | None  # of those that it began with; None where it isn't known
+
+
+def check_same(config: ResolvedConfig, source: Source, out: Path, allow_data_change: bool = False) -> Compared | None:
+    """A resumed run computes what it would have computed: same settings, same images, unless a change is allowed.
+
+    Settings are compared in every process, images in the first; the others get None.
+    """
     before = as_before(load_config([out / "config.yaml"])).model_dump()
     now = config.model_dump()
     changed = [
@@ -58,17 +73,44 @@ def check_same(config: ResolvedConfig, source: Source, out: Path) -> None:
     ]
     if changed:
         raise UserError("\n".join(changed))
-    if not (out / "data.json").exists():  # stopped before it was written
-        return
-    was, is_now = json.loads((out / "data.json").read_text())["fingerprint"], source.fingerprint
-    if was != is_now:
-        then, today = (
-            ", ".join(f"{n} {key}" for key, n in found.items() if isinstance(n, int)) for found in (was, is_now)
-        )
-        change = f"{then}; now {today}" if then != today else f"{then} as before, but others"
-        raise UserError(
-            f"{source.root}: the images have changed since this run began ({change}); restore them or start anew"
-        )
+    if rank() != 0:
+        return None
+    compared = _compared(source, out)
+    if not allow_data_change and (problem := _problem(compared, source, out)):
+        raise UserError(f"{problem}; {_GO_ON}")
+    return compared
+
+
+_GO_ON = "restore them, start anew, or go on with what is there: --allow-data-change (in Python allow_data_change=True)"
+
+
+def _compared(source: Source, out: Path) -> Compared:
+    """The images as they are, beside what the run's folder says of them."""
+    try:
+        was = json.loads((out / DATA).read_bytes())["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        was = None
+    found = take_inventory(source)
+    before = read_inventory(out / INVENTORY)
+    if before is None or found is None:
+        return Compared(found, None, was)
+    if was == source.fingerprint:  # the same names, wherever the images have been moved
+        before = before._replace(names=found.names)
+    return Compared(found, changes(before, found), was)
+
+
+def _problem(compared: Compared, source: Source, out: Path) -> str | None:
+    """What is wrong with a resumed run's images, in a line; None where they are the same."""
+    was, is_now, named = compared.fingerprint, source.fingerprint, compared.changes
+    if was is None and not (out / DATA).exists():  # stopped before it was written
+        return None
+    if was is None:
+        return f"{out / DATA}: damaged, so that the images which the run began with aren't known"
+    if was == is_now and not named:
+        return None
+    then, today = (", ".join(f"{n} {key}" for key, n in found.items() if isinstance(n, int)) for found in (was, is_now))
+    said = f"{then}; now {today}" if then != today else f"{then} as before, but others"
+    return f"{source.root}: the images have changed since this run began ({said}{f'; {named}' if named else ''})"
 
 
 def clear(out: Path) -> None:
@@ -101,32 +143,56 @@ def open_folder(
     config: ResolvedConfig,
     decisions: list[Decision],
     sources: tuple[Source, Source | None],
-    resume: bool,
+    compared: Compared | None,
 ) -> None:
     """Everything about a run that is known before its first step, into a folder that is there, and said.
 
     The settings come first: with them, a run that is stopped here can be gone on with.
-    sources: images to learn from, and labelled ones to score on.
+    sources: images to learn from, and labelled ones to score on; compared: where the run is resumed.
     """
     source, val = sources
     (out / "checkpoints").mkdir(exist_ok=True)
     plugins.announce()
-    if resume:
+    if compared is not None:
         log.info("resumed\n%s", opening_table(image_rows(source)))
-        if (out / "data.json").exists():
+        if (out / DATA).exists():
+            _go_on(out, source, compared)
             return
     else:
         log.info("%s", table(decisions))
         _write(out / "config.yaml", dump(config))
     scanned = scan(source)
-    if not resume:
+    if compared is None:
         say_opening(config, decisions, source, val, scanned)
-    _write(out / "data.json", json.dumps(scanned | {"fingerprint": source.fingerprint}, indent=2) + "\n")
+    write_inventory(out / INVENTORY, take_inventory(source) if compared is None else compared.inventory)
+    _write_data(out, scanned | {"fingerprint": source.fingerprint})
     _write(out / "environment.json", json.dumps(_environment(), indent=2) + "\n")
 
 
 def _write(path: Path, text: str) -> None:
     write_atomically(path, lambda staged: staged.write_text(text, encoding="utf-8"))
+
+
+def _go_on(out: Path, source: Source, compared: Compared) -> None:
+    """Say which change of the images was allowed, and keep what they are now."""
+    problem = _problem(compared, source, out)
+    if problem is not None:
+        log.warning("%s; going on with them, as --allow-data-change says", problem)
+        try:
+            kept = json.loads((out / DATA).read_bytes())
+            earlier = [*kept.get("changes", []), {"fingerprint": compared.fingerprint, "change": problem}]
+        except (OSError, ValueError, AttributeError):
+            earlier = [{"fingerprint": None, "change": problem}]
+        _write_data(out, scan(source) | {"fingerprint": source.fingerprint, "changes": earlier})
+    copied = compared.changes is not None and compared.changes.copied
+    if copied:
+        log.info("every image has another time and the same name and size: taken for a copy of the same images")
+    if problem is not None or copied or not (out / INVENTORY).exists():
+        write_inventory(out / INVENTORY, compared.inventory)
+
+
+def _write_data(out: Path, found: dict[str, Any]) -> None:
+    _write(out / DATA, json.dumps(found, indent=2) + "\n")
 
 
 @contextmanager

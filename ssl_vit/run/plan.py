@@ -40,7 +40,7 @@ class Decision(NamedTuple):
 def resolve(config: RunConfig) -> tuple[ResolvedConfig, list[Decision]]:
     """The configuration without "auto", and why each value was chosen; trains nothing."""
     check_data(config)
-    return resolve_for(config, open_source(config.data.path))
+    return resolve_for(config, open_source(config.data.path, config.data.outside_links))
 
 
 def resolve_for(config: RunConfig, source: Source) -> tuple[ResolvedConfig, list[Decision]]:

@@ -16,7 +16,7 @@ from ssl_vit.backbones import backbone_name
 from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.config import ResolvedConfig, RunConfig, check_out, load_config
 from ssl_vit.config.paths import LOCK
-from ssl_vit.data.dataset_name import Images, images_name, is_object
+from ssl_vit.data.dataset_name import Images, images_name, is_object, several
 from ssl_vit.data.loader import steps_per_epoch
 from ssl_vit.data.shards import ShardSource
 from ssl_vit.data.sources import Source, open_source, require
@@ -29,7 +29,7 @@ from ssl_vit.plugins import use
 from ssl_vit.process import die_with_parent, keep_memory
 from ssl_vit.run.facts import gather_facts
 from ssl_vit.run.finish import RunResult, completed, finish
-from ssl_vit.run.folder import as_before, check_same, clear, identity, logged, open_folder
+from ssl_vit.run.folder import Compared, as_before, check_same, clear, identity, logged, open_folder
 from ssl_vit.run.plan import Decision, resolve_config, start_weights
 from ssl_vit.run.prepare import metrics_of, new_looks, new_method, pixels_of
 from ssl_vit.run.workspace import RunWorkspace
@@ -57,6 +57,7 @@ def pretrain(
     plugins: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
+    allow_data_change: bool = False,
 ) -> RunResult:
     """Pretrain without labels; RUN gets the config, log, metrics, checkpoints and a verified export.
 
@@ -66,6 +67,7 @@ def pretrain(
     out: a folder that does not exist yet, unless ``resume`` goes on with the run there or ``overwrite`` starts anew.
     settings: values by key, ``{"method.name": "ibot", "train.epochs": 100}``; the others are chosen, or the run's own.
     method, backbone: their names; or a class that is registered, and a network as :func:`ssl_vit.as_backbone` gives it.
+    allow_data_change: go on though the images are not what they were when the run began.
     plugins: files and modules of your own with methods and backbones, as ``--plugin`` names them.
     val: labelled images on which k-NN scores the features as they are learnt.
 
@@ -80,8 +82,8 @@ def pretrain(
             raise UserError(
                 "a configuration is whole; put settings, method, backbone and val into it, or give a folder instead"
             )
-        return _pretrain(data, data.data.path, data.data.val, Path(out), resume, overwrite)
-    flags = {**(settings or {}), "data.path": images_name(data)}
+        return _pretrain(data, data.data.path, data.data.val, Path(out), resume, overwrite, allow_data_change)
+    flags = {**(settings or {}), "data.path": several(data) or images_name(data)}
     if val is not None:
         flags["data.val"] = images_name(val)
     if method is not None:
@@ -90,11 +92,18 @@ def pretrain(
         flags["backbone.name"] = backbone_name(backbone)
     kept = Path(out) / "config.yaml"  # not there yet where a run was stopped before it had settings
     config = load_config([kept] if resume and kept.is_file() else [], flags=flags)
-    return _pretrain(config, data, val if val is not None else config.data.val, Path(out), resume, overwrite)
+    labelled = val if val is not None else config.data.val
+    return _pretrain(config, data, labelled, Path(out), resume, overwrite, allow_data_change)
 
 
 def _pretrain(
-    config: RunConfig, images: Images, labelled: Images | None, out: Path, resume: bool, overwrite: bool
+    config: RunConfig,
+    images: Images,
+    labelled: Images | None,
+    out: Path,
+    resume: bool,
+    overwrite: bool,
+    allow_data_change: bool,
 ) -> RunResult:
     first, stop = rank() == 0, StopSignals(config.train.on_notice)
     with stop.heard(), stoppable("before anything was written; give the same command again"):
@@ -105,7 +114,7 @@ def _pretrain(
         found = identity(out)
         if resume and (out / "COMPLETE").exists():
             return replace(completed(out), was_complete=True)
-        run = _new_run(config, images, labelled, out, resume, stop)
+        run = _new_run(config, images, labelled, out, resume, stop, allow_data_change)
         if not first:
             with logged(None):
                 return run.train(resume)
@@ -120,7 +129,7 @@ def _pretrain(
             if overwrite and not resume:
                 clear(out)
             with logged(out / "train.log"):
-                open_folder(out, run.config, run.decisions, (run.source, run.val), resume)
+                open_folder(out, run.config, run.decisions, (run.source, run.val), run.compared)
                 return run.train(resume)
 
 
@@ -145,10 +154,17 @@ def _make(folder: Path) -> None:
 
 
 def _new_run(
-    config: RunConfig, images: Images, labelled: Images | None, out: Path, resume: bool, stop: StopSignals
+    config: RunConfig,
+    images: Images,
+    labelled: Images | None,
+    out: Path,
+    resume: bool,
+    stop: StopSignals,
+    allow_data_change: bool,
 ) -> _Run:
     """Find the images and decide what is left to decide; what can't work is refused before anything is written."""
-    source, val = open_source(images), open_source(labelled) if labelled is not None else None
+    links = config.data.outside_links
+    source, val = open_source(images, links), open_source(labelled, links) if labelled is not None else None
     weights = None if resume else start_weights(config)  # a run that is resumed has them in its checkpoint
     if resume and (out / "config.yaml").is_file():
         config = as_before(config)
@@ -159,9 +175,8 @@ def _new_run(
     check_startable(resolved.train.devices)
     if rank() == 0 and isinstance(source, ShardSource):
         source.shared_by(max(1, resolved.data.workers) * resolved.train.devices * resolved.train.nodes)
-    if resume:
-        check_same(resolved, source, out)
-    return _Run(resolved, out, source, val, new_method(resolved, weights), decisions, stop)
+    compared = check_same(resolved, source, out, allow_data_change) if resume else None
+    return _Run(resolved, out, source, val, new_method(resolved, weights), decisions, stop, compared)
 
 
 @dataclass
@@ -175,6 +190,7 @@ class _Run:
     method: Method
     decisions: list[Decision]
     stop: StopSignals
+    compared: Compared | None  # in the first process, where the run is resumed
 
     def __post_init__(self) -> None:
         train = self.config.train
@@ -243,7 +259,8 @@ class _Run:
 
     def goes_on(self, where: str) -> str:
         """Where the run was stopped, and the command that goes on with it."""
-        if is_object(self.config.data.path):
+        path, out = self.config.data.path, shlex.quote(str(self.out))
+        if isinstance(path, str) and is_object(path):
             return f"{where}; go on with: ssl_vit.pretrain(dataset, {str(self.out)!r}, resume=True)"
-        data, out = shlex.quote(self.config.data.path), shlex.quote(str(self.out))
+        data = shlex.join([path] if isinstance(path, str) else path)
         return f"{where}; go on with: ssl-vit pretrain {data} --out {out} --resume{plugin_flags()}"

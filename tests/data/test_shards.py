@@ -1,9 +1,13 @@
 """Archives against tarfile's own writing and reading, and what is wrong with them as users really have it."""
 
+import bz2
+import gzip
 import io
 import logging
+import lzma
 import os
 import tarfile
+import time
 from itertools import chain
 
 import fsspec
@@ -85,7 +89,7 @@ def test_images_names_and_labels(shards):
     assert str(source.path(5)) == f"{shards}/train-01.tar:cat/005.png"
     assert source.classes == ("cat", "dog")
     assert [source.label(i) for i in range(4)] == [1, 0, 1, 0]
-    assert source.skipped == {"other files in archives": 13}
+    assert source.skipped == {".cls files": 12, ".json files": 1}
     assert source.types == {"png": 12}
     for i in range(12):
         np.testing.assert_array_equal(decode(source.path(i)), decoded(png(i), "x"))
@@ -107,6 +111,22 @@ def test_a_missing_archive_is_named_before_anything_heavy(shards):
         expand("a-{4..2}.tar")
 
 
+def test_what_lies_beside_archives_is_counted(shards, tmp_path):
+    archive(shards / "more.tar", {"9.png": png(9)})
+    with tarfile.open(shards / "more.tar", "a") as tar:
+        for type_ in (tarfile.LNKTYPE, tarfile.SYMTYPE):
+            info = tarfile.TarInfo("link.png")
+            info.type, info.linkname = type_, "9.png"
+            tar.addfile(info)
+    (shards / "old.tar.gz").write_bytes(b"x")
+    (shards / "README").write_bytes(b"x")
+    left_out = open_source(shards).skipped
+    assert left_out["links in archives"] == 2
+    assert (left_out[".tar.gz files"], left_out["files without extension"]) == (1, 1)
+    with pytest.raises(UserError, match="only tar archives are read"):
+        check_data(load_config([], [], {"data.path": "s3://mine/photos"}))
+
+
 def test_a_folder_with_images_is_a_folder(shards):
     (shards / "sub").mkdir()
     (shards / "sub" / "1.png").write_bytes(png(1))
@@ -114,19 +134,109 @@ def test_a_folder_with_images_is_a_folder(shards):
 
 
 def test_nothing_but_other_files(tmp_path):
-    archive(tmp_path / "set" / "a.tar", {"1.txt": b"x", "2.seg.png": b"a mask", ".3.png": b"hidden"})
-    with pytest.raises(UserError, match=r"set: no images .* in 1 archives"):
+    archive(tmp_path / "set" / "a.tar", {"1.txt": b"x", "2": b"no image", ".3.png": b"hidden"})
+    found = "1 .txt files, 1 files without extension, 1 hidden entries"
+    with pytest.raises(UserError, match=rf"set: no images .* in 1 archives; found {found}"):
         open_source(tmp_path / "set")
 
 
-@pytest.mark.parametrize("second", ["a.tar", "b.tar"])
-def test_duplicate_keys(tmp_path, second):
-    files = {"a.tar": {"x/1.png": b"1"}, "b.tar": {"x/2.png": b"2"}}
-    files[second]["x/1.jpg"] = b"3"
-    for name, content in files.items():
-        archive(tmp_path / "set" / name, content)
-    with pytest.raises(UserError, match=r"a\.tar.*: two images have the key 'x/1'"):
+def test_a_key_names_one_image_of_its_archive(tmp_path):
+    archive(tmp_path / "set" / "a.tar", {"x/1.png": b"1", "x/1.jpg": b"3"})
+    with pytest.raises(UserError, match=r"a\.tar: two images have the key 'x/1'"):
         open_source(tmp_path / "set")
+
+
+def test_each_archive_may_number_its_images_from_the_same(tmp_path):
+    for folder in ("a", "b"):
+        for shard in range(2):
+            files = {f"{i:06d}.png": png(10 * shard + i + 5 * (folder == "b")) for i in range(3)}
+            archive(tmp_path / folder / f"{shard:03d}.tar", files)
+    source = open_source(tmp_path / "a")
+    assert [source.name(i) for i in (0, 3)] == ["000.tar:000000.png", "001.tar:000000.png"]
+    assert (decode(source.path(0)) != decode(source.path(3))).any()
+    both = open_source(f"{tmp_path}/{{a,b}}/00{{0..1}}.tar")
+    assert len({both.name(i) for i in range(12)}) == 12, "also where archives have one name"
+    assert both.name(6) == "b/000.tar:000000.png"
+
+
+def test_only_the_last_dot_of_a_name_counts(tmp_path):
+    names = ["scan.2023.0001.png", "scan.2023.0002.png", "x/IMG.v2.jpg", "c.png", "c.1.png", "plain.png"]
+    archive(tmp_path / "a.tar", {name: png(i) for i, name in enumerate(names)} | {"scan.2023.0001.txt": b"x"})
+    source = open_source(tmp_path / "a.tar")
+    assert [source.name(i) for i in range(len(source))] == [f"a.tar:{name}" for name in names]
+    assert source.skipped == {".txt files": 1}
+
+
+def test_what_lies_beside_an_image_under_its_key(tmp_path):
+    pairs = {f"{i}.{side}.jpg": b"x" for i in range(3) for side in ("left", "right")}
+    masked = {"7.jpg": b"x", "7.seg.png": b"a mask", "7.depth.PNG": b"x", "y/7.seg.png": b"of no other"}
+    archive(tmp_path / "a.tar", pairs | masked)
+    source = open_source(tmp_path / "a.tar")
+    assert source.types == {"left.jpg": 3, "right.jpg": 3, "jpg": 1, "seg.png": 1}
+    assert source.skipped == {"images beside another of their key, as KEY.seg.png beside KEY.png": 2}
+
+
+def test_members_without_extension_are_told_by_their_first_bytes(tmp_path):
+    archive(tmp_path / "a.tar", {"one": png(1), "two.0001": png(2), "three": b"text"})
+    source = open_source(tmp_path / "a.tar")
+    assert [source.name(i) for i in range(len(source))] == ["a.tar:one", "a.tar:two.0001"]
+    np.testing.assert_array_equal(decode(source.path(1)), decoded(png(2), "x"))
+
+
+@pytest.mark.parametrize("pattern", ["train-*.tar", "train-0?.tar", "train-{00..02}*.tar"])
+def test_patterns_name_archives(shards, pattern):
+    assert open_source(f"{shards}/{pattern}").fingerprint == open_source(shards).fingerprint
+    check_data(load_config([], [], {"data.path": f"{shards}/{pattern}"}))
+    several = [str(path) for path in sorted(shards.iterdir())]
+    assert open_source(several).fingerprint == open_source(shards).fingerprint, "expanded by the shell"
+
+
+def test_archives_further_down(shards, tmp_path):
+    shards.rename(tmp_path / "down")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "down").rename(tmp_path / "root" / "down")
+    with pytest.raises(UserError, match=r"name all of them by a pattern: ['\"]?(.*\*\.tar)") as refused:
+        open_source(tmp_path / "root")
+    pattern = str(refused.value).split("pattern: ")[1].strip("'")
+    assert len(open_source(pattern)) == 12
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        ("a-{000000000..999999999}.tar", "names 1,000,000,000 archives; at most 100,000"),
+        ("{0..99999}{0..99999}{0..99999}.tar", "names 1,000,000,000,000,000 archives"),
+        ("{" + "0" * 5000 + ".." + "9" * 5000 + "}.tar", "a number of 5000 digits"),
+        ("{a,b}" * 40 + ".tar", "names 1,099,511,627,776 archives"),
+    ],
+)
+def test_braces_that_name_too_many(pattern, says):
+    begun = time.process_time()
+    with pytest.raises(UserError, match=says):
+        check_data(load_config([], [], {"data.path": pattern}))
+    assert time.process_time() - begun < 5, "before they are counted out"
+
+
+@pytest.mark.parametrize("packer", [gzip, bz2, lzma])
+def test_an_archive_that_is_compressed_says_so(shards, packer):
+    path = shards / "train-01.tar"
+    path.write_bytes(packer.compress(path.read_bytes()))
+    with pytest.raises(UserError, match=r"train-01.tar: compressed by \w+, so .*unpack it"):
+        open_source(shards)
+
+
+def test_a_member_that_claims_more_than_memory(tmp_path, caplog):
+    good = {f"{i}.png": png(i) for i in range(3)}
+    archive(tmp_path / "a.tar", good)
+    data = (tmp_path / "a.tar").read_bytes().rstrip(b"\0")
+    data += b"\0" * (-len(data) % 512)
+    (tmp_path / "a.tar").write_bytes(data + header(name="huge.png", size=60 * 10**9) + b"\0" * 1024)
+    source = open_source(tmp_path / "a.tar")
+    assert len(source) == 4
+    with pytest.raises(BadImage, match=r"huge.png: 60,000,000,000 bytes, more than the 2,000,000,000 allowed"):
+        decode(source.path(3))
+    read = batches(source, batch_size=2, max_bad=0.5)
+    assert {name for batch in read for name, _ in batch.bad} == {"a.tar:huge.png"}
 
 
 def test_headers_are_read_once_until_the_archive_changes(shards, monkeypatch):
@@ -139,6 +249,20 @@ def test_headers_are_read_once_until_the_archive_changes(shards, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(shards.parent / "cache"))
     archive(shards / "train-02.tar", {"cat/new.png": png(40)})
     assert len(open_source(shards)) == 9
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "text", "folder"])
+def test_a_damaged_cache_is_made_again(shards, tmp_path, damage):
+    first = open_source(shards)
+    for path in (tmp_path / "cache" / "ssl_vit" / "shards").iterdir():
+        data = bytearray(path.read_bytes())
+        data[len(data) // 3] ^= 1
+        path.write_bytes({"empty": b"", "cut": data[:-50], "flipped": bytes(data), "text": b"x"}.get(damage, b""))
+        if damage == "folder":
+            path.unlink()
+            path.mkdir()
+    again = open_source(shards)
+    assert [again.path(i) for i in range(12)] == [first.path(i) for i in range(12)]
 
 
 def test_no_place_for_a_cache(shards, monkeypatch):
@@ -229,6 +353,7 @@ def header(**fields) -> bytes:
     [
         (b"not a tar file at all" * 50, "no header at byte 0"),
         (b"\x1f\x8b" + b"\0" * 600, "no header at byte 0"),  # compressed
+        (header(size=2**70) + b"\0" * 1024, f"a file of {2**70} bytes"),
         (header(size=-512) + b"\0" * 1024, "a file of -512 bytes"),
         (header(size=2**40, type=tarfile.GNUTYPE_LONGNAME) + b"\0" * 1024, "a name of 1099511627776 bytes"),
         (header(size=11, type=tarfile.XHDTYPE) + b"11 size=-5\n" + b"\0" * 1501, "broken size"),
