@@ -9,6 +9,7 @@ from PIL import Image
 from ssl_vit.config import ResolvedConfig, load_config
 from ssl_vit.data.scan import scan
 from ssl_vit.data.sources import open_source
+from ssl_vit.errors import UserError
 from ssl_vit.eval.labelled import open_labelled
 from ssl_vit.run.opening import say_opening
 from ssl_vit.run.plan import Decision
@@ -62,3 +63,13 @@ def test_a_score_says_what_it_leaves_out(tmp_path: Path, caplog: pytest.LogCaptu
         (tmp_path / name).write_bytes(b"x")
     open_labelled(tmp_path, "train")
     assert caplog.messages == [f"{tmp_path}: 2 images; left out: 1 .npy files"]
+
+
+def test_a_class_that_is_a_link_is_no_empty_one(tmp_path: Path) -> None:
+    for path in (tmp_path / "set" / "cat" / "1.png", tmp_path / "set" / "eel" / "1.png", tmp_path / "dogs" / "1.png"):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"x")
+    (tmp_path / "set" / "dog").symlink_to(tmp_path / "dogs")
+    with pytest.raises(UserError, match=r"empty class dog; .* where it is a link, to follow them, add --outside-links"):
+        open_labelled(tmp_path / "set", "train")
+    assert open_labelled(tmp_path / "set", "train", outside_links=True).classes == ("cat", "dog", "eel")

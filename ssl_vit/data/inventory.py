@@ -19,6 +19,7 @@ from ssl_vit.data.sources import Source
 from ssl_vit.files import write_whole
 
 CONTENT = 1e9  # bytes of a set up to which its files are read, as their times say less
+COARSE = 2e9  # ns to which the coarsest of file systems keep times
 
 _SHOWN = 5  # names of each kind of change
 _COLUMNS = ("names", "sizes", "times", "digests")
@@ -103,7 +104,8 @@ def changes(before: Inventory, now: Inventory) -> Changes:
     if len(before.digests) and len(now.digests):
         differ |= before.digests[was] != now.digests[rows]
     else:
-        touched = (before.times[was] != now.times[rows]) & (before.times[was] != 0) & (now.times[rows] != 0)
+        touched = (np.abs(before.times[was] - now.times[rows]) > COARSE) & (before.times[was] != 0)
+        touched &= now.times[rows] != 0
         copied = len(rows) > 1 and bool(touched.all())
         differ |= touched & (not copied)
     return Changes(

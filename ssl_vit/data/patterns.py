@@ -30,15 +30,16 @@ def is_shards(path: str) -> bool:
 
 def is_pattern(path: str) -> bool:
     """Tell whether a text is no path that is there, and has signs of a pattern that the shell did not expand."""
-    return glob.has_magic(path) and not is_url(path) and not os.path.lexists(path)
+    return (glob.has_magic(path) or "{" in path) and not is_url(path) and not os.path.lexists(path)
 
 
 def matches(pattern: str) -> list[str]:
-    """List what a pattern with *, ? and ** names, sorted; UserError where that is nothing."""
-    found = sorted(glob.glob(pattern, recursive=True))
-    if not found:
-        raise UserError(f"{pattern}: nothing is there by such a name; check the pattern, or pass a folder")
-    return found
+    """List what a pattern with *, ?, ** and braces names; UserError where that, or a part of it, is nothing."""
+    found = {path: _found(path) for path in _unbraced(pattern)}
+    if nothing := [path for path, each in found.items() if not each]:
+        names = f"for {len(nothing)} of {len(found)} names, as {nothing[0]}, " if len(found) > 1 else ""
+        raise UserError(f"{pattern}: {names}nothing is there; check the pattern, or pass a folder")
+    return [path for each in found.values() for path in each]
 
 
 def expand(pattern: str) -> list[str]:
@@ -47,21 +48,30 @@ def expand(pattern: str) -> list[str]:
     >>> expand("s3://mine/{train,val}-{08..10}.tar")[:4]
     ['s3://mine/train-08.tar', 's3://mine/train-09.tar', 's3://mine/train-10.tar', 's3://mine/val-08.tar']
     """
-    pieces = re.split(r"\{([^{}]*)\}", pattern) if not os.path.exists(pattern) else [pattern]
-    if (count := math.prod(_count(piece, pattern) for piece in pieces[1::2])) > MOST:
-        raise UserError(f"{pattern}: names {count:,} archives; at most {MOST:,} are taken, check the braces")
-    choices = [[piece] if i % 2 == 0 else _choices(piece) for i, piece in enumerate(pieces)]
-    files = ["".join(parts) for parts in itertools.product(*choices)]
+    files = [pattern] if os.path.exists(pattern) else _unbraced(pattern)
     if any(glob.has_magic(file) and is_url(file) for file in files):
-        raise UserError(
-            f"{pattern}: behind a URL nothing is looked for; name the archives by braces: a-{{000..099}}.tar"
-        )
-    files = [each for file in files for each in (matches(file) if is_pattern(file) else [file])]
+        raise UserError(f"{pattern}: behind a URL nothing is looked for; name archives by braces: a-{{000..099}}.tar")
+    if any(is_pattern(file) for file in files):
+        return matches(pattern)
     missing = [file for file in files if not is_url(file) and not os.path.isfile(file)]
     if missing:
         found = f"{len(missing)} of {len(files)} archives missing, the first is" if len(files) > 1 else "no such file:"
         raise UserError(f"{pattern}: {found} {missing[0]}; name archives that are there")
     return files
+
+
+def _found(path: str) -> list[str]:
+    """What is there by a name with * and ?, sorted; the name itself where it is a path's own."""
+    return [path] if os.path.lexists(path) else sorted(glob.glob(path, recursive=True))
+
+
+def _unbraced(pattern: str) -> list[str]:
+    """The names that braces stand for, in order; UserError for too many."""
+    pieces = re.split(r"\{([^{}]*)\}", pattern)
+    if (count := math.prod(_count(piece, pattern) for piece in pieces[1::2])) > MOST:
+        raise UserError(f"{pattern}: names {count:,} paths; at most {MOST:,} are taken, check the braces")
+    choices = [[piece] if i % 2 == 0 else _choices(piece) for i, piece in enumerate(pieces)]
+    return ["".join(parts) for parts in itertools.product(*choices)]
 
 
 def _count(text: str, pattern: str) -> int:

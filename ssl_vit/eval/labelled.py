@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_vit.data.dataset_name import Images, images_name
+from ssl_vit.data.folder import LINKS_HINT, OUTSIDE
 from ssl_vit.data.left_out import note_left_out
 from ssl_vit.data.rows import RowSource
 from ssl_vit.data.sources import Source, open_source
@@ -37,7 +38,8 @@ def open_labelled(images: Images, side: str, outside_links: bool = False) -> Sou
     folders = [entry for entry in os.scandir(path) if entry.is_dir()] if os.path.isdir(path) else []
     empty = sorted({entry.name for entry in folders if not entry.name.startswith(".")} - set(source.classes))
     if empty:
-        raise UserError(f"--{side} {path}: empty class {', '.join(empty[:5])}; add images or remove the folder")
+        links = f" or, where it is a link, {LINKS_HINT}" if OUTSIDE in source.skipped else ""
+        raise UserError(f"--{side} {path}: empty class {', '.join(empty[:5])}; add images, remove the folder{links}")
     return source
 
 

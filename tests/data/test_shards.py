@@ -204,10 +204,11 @@ def test_archives_further_down(shards, tmp_path):
 @pytest.mark.parametrize(
     ("pattern", "says"),
     [
-        ("a-{000000000..999999999}.tar", "names 1,000,000,000 archives; at most 100,000"),
-        ("{0..99999}{0..99999}{0..99999}.tar", "names 1,000,000,000,000,000 archives"),
+        ("a-{000000000..999999999}.tar", "names 1,000,000,000 paths; at most 100,000"),
+        ("{0..99999}{0..99999}{0..99999}.tar", "names 1,000,000,000,000,000 paths"),
         ("{" + "0" * 5000 + ".." + "9" * 5000 + "}.tar", "a number of 5000 digits"),
-        ("{a,b}" * 40 + ".tar", "names 1,099,511,627,776 archives"),
+        ("photos/{0..999999999}", "names 1,000,000,000 paths"),
+        ("{a,b}" * 40 + ".tar", "names 1,099,511,627,776 paths"),
     ],
 )
 def test_braces_that_name_too_many(pattern, says):

@@ -313,14 +313,17 @@ def test_several_data_on_the_command_line_and_in_a_file(tmp_path):
 def test_patterns_name_images_folders_and_lists(tmp_path):
     touch(*(tmp_path / folder / f"{i}.png" for folder in "ab" for i in range(3)), tmp_path / "a" / "n.md")
     assert len(open_source(f"{tmp_path}/*/")) == 6
+    assert names(open_source(f"{tmp_path}/{{b,a}}"))[::3] == [f"{tmp_path}/b/0.png", f"{tmp_path}/a/0.png"]
     pictures = open_source(f"{tmp_path}/*/[01].png")
     assert names(pictures) == ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]
     assert pictures.classes == ("a", "b")
     beside = open_source(f"{tmp_path}/a/*")
     assert (len(beside), beside.skipped) == (3, {".md files": 1})
     assert len(open_source([f"{tmp_path}/a/0.png", f"{tmp_path}/b/1.png"])) == 2, "expanded by the shell"
-    with pytest.raises(UserError, match=r"\*\.gif: nothing is there by such a name"):
+    with pytest.raises(UserError, match=r"\*\.gif: nothing is there; check the pattern"):
         check_images(f"{tmp_path}/*.gif", "images")
+    with pytest.raises(UserError, match=r"for 1 of 2 names, as .*/c, nothing is there"):
+        open_source(f"{tmp_path}/{{a,c}}")
     touch(tmp_path / "c.png")
     with pytest.raises(UserError, match=r"/\*: names 2 folders and 1 files, the first .*c.png; end it with / "):
         open_source(f"{tmp_path}/*")
