@@ -129,7 +129,7 @@ def test_min_lr_above_lr_is_refused():
 
 def test_missing_data_says_what_it_is():
     [found] = problems(flags={})
-    assert found.startswith("data.path: missing; expected non-empty text: Folder of images")
+    assert found.startswith("data.path: missing; expected non-empty text or non-empty [non-empty text, …]: Folder")
 
 
 def test_thousands_of_mistakes_stay_readable(tmp_path):

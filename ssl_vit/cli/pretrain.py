@@ -63,6 +63,20 @@ def _parser(argv: list[str]) -> Parser:
     """A flag for each setting that has one, and how the settings come together."""
     asked = {"-h", "--help"} & set(argv)  # else the method's file, which may be a plugin's, isn't needed yet
     parser = Parser("pretrain", str(pretrain.__doc__), _settings(argv) if asked else None)
+    _add_flags(parser)
+    parser.add_argument("--out", type=Path, metavar="RUN", help="folder of the run; made by it")
+    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
+    parser.add_argument("--set", action="append", default=[], metavar="key.path=value", help="any setting listed below")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own settings")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run in --out and start again")
+    words = "with --resume: go on though the images are not what they were when the run began"
+    parser.add_argument("--allow-data-change", action="store_true", default=argparse.SUPPRESS, help=words)
+    parser.add_argument("--print-config", action="store_true", help="print every setting, and why; train nothing")
+    return parser
+
+
+def _add_flags(parser: Parser) -> None:
+    """Those that stand for a key of the configuration."""
     keys = known_keys()
     for flag, key in FLAGS.items():
         field = keys[tuple(key.split("."))]
@@ -75,15 +89,6 @@ def _parser(argv: list[str]) -> Parser:
             parser.add_argument(flag, dest=key, metavar=METAVARS.get(flag, "N"), help=words)
         else:
             parser.add_argument(key, metavar=flag, nargs="+", help=words)
-    parser.add_argument("--out", type=Path, metavar="RUN", help="folder of the run; made by it")
-    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
-    parser.add_argument("--set", action="append", default=[], metavar="key.path=value", help="any setting listed below")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own settings")
-    parser.add_argument("--overwrite", action="store_true", help="delete the run in --out and start again")
-    words = "with --resume: go on though the images are not what they were when the run began"
-    parser.add_argument("--allow-data-change", action="store_true", default=argparse.SUPPRESS, help=words)
-    parser.add_argument("--print-config", action="store_true", help="print every setting, and why; train nothing")
-    return parser
 
 
 def _settings(argv: list[str]) -> str:

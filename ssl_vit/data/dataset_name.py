@@ -84,7 +84,7 @@ def several(images: Images) -> list[str] | None:
     >>> several(("a", "b")), several("a"), several([1])
     (['a', 'b'], None, None)
     """
-    if isinstance(images, (list, tuple)) and all(isinstance(each, (str, os.PathLike)) for each in images):
+    if isinstance(images, (list, tuple)) and images and all(isinstance(each, (str, os.PathLike)) for each in images):
         return [os.fspath(each) for each in images]
     return None
 

@@ -76,8 +76,6 @@ def _what_it_is(path: str) -> str:
 
 def _open_several(paths: Sequence[str], outside_links: bool, pattern: str | None = None) -> Source:
     """Images alone, or archives alone, are one source; all else is opened one by one and joined."""
-    if not paths:
-        raise UserError("an empty list names no images; give at least one folder")
     if len(paths) == 1 and pattern is None:
         return open_source(paths[0], outside_links)
     _refuse_twice(paths)
@@ -124,7 +122,7 @@ def _archives(root: str) -> tuple[list[str], Counter[str]]:
     And what else is in the folder, by kind; empty where there are no archives.
     """
     packed = packed_archives(root)
-    entries = [entry for entry in os.scandir(root) if entry.is_file() and not entry.name.startswith(".")]
+    entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".") and os.path.isfile(entry.path)]
     found = packed or sorted(entry.path for entry in entries if entry.name.endswith(".tar"))
     if not found or (packed is None and holds_images(root)):
         return [], Counter()

@@ -35,7 +35,7 @@ def open_labelled(images: Images, side: str, outside_links: bool = False) -> Sou
         raise UserError(f"--{side} {path}: its sub-folders are sets, not classes; give {os.path.join(path, splits[0])}")
     if isinstance(source, RowSource):
         return source
-    folders = [entry for entry in os.scandir(path) if entry.is_dir()] if os.path.isdir(path) else []
+    folders = [entry for entry in os.scandir(path) if os.path.isdir(entry.path)] if os.path.isdir(path) else []
     empty = sorted({entry.name for entry in folders if not entry.name.startswith(".")} - set(source.classes))
     if empty:
         links = f" or, where it is a link, {LINKS_HINT}" if OUTSIDE in source.skipped else ""

@@ -116,7 +116,7 @@ class Stream(IterableDataset):
         (FakeData(4, transform=transforms.ToTensor()), "FakeData: has a transform, and views are made here"),
         (Subset(FakeData(4, transform=transforms.RandomCrop(8)), [0]), "Subset: has a transform"),
         ([torch.zeros(3, 8, 8)], "item 0: expected a PIL image, found torch.Tensor; give a dataset of images"),
-        (["a.png"], "item 0: expected a PIL image, found builtins.str"),
+        (["a.png"], "a.png: no such folder"),
         (Stream(), "a stream loses images when a run is resumed"),
         ({"a": 1}, "python:builtins.dict: not understood"),
         (iter([1]), "not understood"),
