@@ -321,7 +321,12 @@ def test_changed_images_are_refused(unfinished: Path, pictures: Path, capfd: pyt
     assert "the images have changed" in error
     assert "48 images" in error
     assert "now 47 images" in error
+    assert "1 removed: ash/000.png" in error
     assert files(unfinished) == before
+    said = unfinished.parent / "said"
+    assert finish(go_on(unfinished, changed, "--allow-data-change"), said) == 0, said.read_text()
+    assert "1 removed: ash/000.png); going on with them" in said.read_text()
+    assert (unfinished / "COMPLETE").exists()
 
 
 def test_changed_settings_are_refused_by_name(
