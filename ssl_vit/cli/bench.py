@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ssl_vit.cli.parser import Parser, add_outside_links, bring_in_plugins, new_file, one_or_several, say
 from ssl_vit.config import check_data, load_config
 
@@ -17,7 +19,11 @@ def bench(argv: list[str]) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="key.path=value", help="any setting of pretrain")
     parser.add_argument("--chart", type=new_file, metavar="FILE.png", help="draw the parts as bars")
     args = parser.parse(argv)
-    flags = {"data.path": one_or_several(args.data), "backbone.name": args.backbone, "method.name": args.method}
+    flags: dict[str, Any] = {
+        "data.path": one_or_several(args.data),
+        "backbone.name": args.backbone,
+        "method.name": args.method,
+    }
     flags["data.outside_links"] = True if "outside_links" in args else None
     config = load_config(args.config, args.set, {key: value for key, value in flags.items() if value is not None})
     check_data(config)

@@ -8,6 +8,7 @@ import re
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from ssl_vit.cli.parser import Parser, one_or_several, say
 from ssl_vit.cli.tables import aligned
@@ -49,7 +50,7 @@ def pretrain(argv: list[str]) -> None:
         from ssl_vit.run import pretrain as run
 
         try:
-            allowed = {"allow_data_change": True} if "allow_data_change" in args else {}
+            allowed: dict[str, Any] = {"allow_data_change": True} if "allow_data_change" in args else {}
             done = run.pretrain(config, args.out, resume=resume, overwrite=args.overwrite and not resume, **allowed)
         except StoppedError as error:
             if other_rank:  # the first one says it
