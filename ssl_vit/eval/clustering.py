@@ -17,7 +17,7 @@ def score(job: Job) -> Outcome:
     """The kind "clustering" gives NMI and ARI of the clusters of val with its labels, both times 100."""
     source = open_labelled(job.folders["val"], "val", job.outside_links)
     job.classes = len(source.classes)
-    found = job.features(source, "val", job.outside_links)
+    found = job.features(source, "val")
     clusters = k_means(found.features, job.classes, job.seed)
     scores = {"NMI": 100 * nmi(found.labels, clusters), "ARI": 100 * ari(found.labels, clusters)}
     return Outcome(scores, {"clusters": job.classes, "iterations": ITERATIONS, "starts": STARTS}, seed=job.seed)

@@ -25,10 +25,10 @@ def score(job: Job) -> Outcome:
     train = open_labelled(job.folders["train"], "train", job.outside_links)
     conflict = open_labelled(job.folders["conflict"], "conflict", job.outside_links)
     shapes, textures = conflicts(conflict, train.classes)
-    bank = job.features(train, "train", job.outside_links)
+    bank = job.features(train, "train")
     job.classes = len(train.classes)
     probe = fit_logistic(bank.features, bank.labels, seed=job.seed, device=job.device)
-    found = job.features(conflict, "conflict", job.outside_links)
+    found = job.features(conflict, "conflict")
     order = {conflict.name(i): i for i in range(len(conflict))}
     rows = [order[name] for name in found.files]
     shape, texture, decided = shapes[rows], textures[rows], probe.predict(found.features)
