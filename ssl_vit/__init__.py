@@ -23,6 +23,7 @@ _HOMES = {
     "load_config": "ssl_vit.config:load_config",
     "load_weights": "ssl_vit.checkpoints.load:load_weights",
     "pretrain": "ssl_vit.run.pretrain:pretrain",
+    "replay_step": "ssl_vit.run.replay:replay_step",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -28,6 +29,7 @@ __all__ = [  # with the types of settings, so that a method's file finds all it 
     "SMALL",
     "TINY",
     "Auto",
+    "Change",
     "Choices",
     "Colour",
     "Count",
@@ -83,6 +85,16 @@ class Situation:
     weights: str | None = None  # whose file the network begins with; None where it begins with random numbers
 
 
+@dataclass(frozen=True)
+class Change:
+    """A setting to change where a run went wrong; said only where it changes something."""
+
+    how: Literal["lower", "raise", "set"]
+    key: str  # "optim.lr"
+    to: object = None  # the value, of "set"
+    when: tuple[str, object] | None = None  # another key and the value with which this one has a say
+
+
 Choices = dict[str, tuple[object, str]]
 """key ("optim.lr") to the value chosen and the reason, in a few words."""
 
@@ -121,11 +133,16 @@ class MethodConfig(Section):
     """Whether optim.clip bounds the gradient of each tensor, or of all together."""
     masks: ClassVar[bool] = False
     """Whether the method hides patches, for which the backbone then learns a token."""
-    advice: ClassVar[dict[str, str]] = {
-        "constant-output collapse": "Lower optim.lr, raise optim.warmup_epochs, or set a larger train.batch_size.",
-        "not learning yet": "Train longer, or raise optim.lr.",
+    advice: ClassVar[Mapping[str, Sequence[Change | str] | str]] = {
+        "constant-output collapse": (
+            Change("lower", "optim.lr"),
+            Change("raise", "optim.warmup_epochs"),
+            Change("raise", "train.batch_size"),
+        ),
+        "not learning yet": (Change("raise", "train.epochs"), Change("raise", "optim.lr")),
     }
-    """What to change where a run is found to be in such a state: the kind of verdict to a sentence."""
+    """What to change where a run is found to be in such a state: the kind of verdict to settings, and words of the
+    method's own; what the run's settings leave no room for is not said."""
 
     plain_only: ClassVar[str | None] = None
     """What other backbones are, where the method needs a plain transformer; None where it takes any."""

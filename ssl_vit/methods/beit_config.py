@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from ssl_vit.errors import UserError
@@ -12,6 +13,7 @@ from ssl_vit.methods.base_config import (
     AUTO,
     SMALL,
     Auto,
+    Change,
     Choices,
     Count,
     CountOrZero,
@@ -37,9 +39,17 @@ class Config(MaskedConfig):
     )
     needs: ClassVar[str] = "any backbone with a grid of 2 x 2 patches or more, best a transformer"
     choose_when: ClassVar[str] = "You will fine-tune the network; its features are less ready for k-NN than DINO's."
-    advice: ClassVar[dict[str, str]] = MethodConfig.advice | {
-        "uniform collapse": "Raise optim.lr, or set fewer method.codes.",
-        "not learning yet": "Train longer, raise optim.lr, or set fewer method.codes.",
+    advice: ClassVar[Mapping[str, Sequence[Change | str] | str]] = {
+        **MethodConfig.advice,
+        "uniform collapse": (
+            Change("raise", "optim.lr"),
+            Change("lower", "method.codes", when=("method.tokenizer", "own")),
+        ),
+        "not learning yet": (
+            Change("raise", "train.epochs"),
+            Change("raise", "optim.lr"),
+            Change("lower", "method.codes", when=("method.tokenizer", "own")),
+        ),
     }
     masks: ClassVar[bool] = True
     colours: ClassVar[tuple[float, float, float, float] | None] = (0.4, 0.4, 0.4, 0.0)

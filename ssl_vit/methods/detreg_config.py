@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from ssl_vit.data.plan import View, ViewPlan
@@ -15,6 +16,7 @@ from ssl_vit.methods.base_config import (
     AUTO,
     SMALL,
     Auto,
+    Change,
     Choices,
     Count,
     Fraction,
@@ -40,12 +42,17 @@ class Config(MethodConfig):
     choose_when: ClassVar[str] = (
         "You will train a DETR or Deformable DETR on few labels, and have pretrained its backbone by another method."
     )
-    advice: ClassVar[dict[str, str]] = {
+    advice: ClassVar[Mapping[str, Sequence[Change | str] | str]] = {
         "constant-output collapse": (
-            "Give the weights of a backbone that has been pretrained (--weights), or lower optim.lr: of a random one "
-            "all regions look alike."
+            "give the weights of a backbone that has been pretrained (--weights; of a random one all regions look "
+            "alike)",
+            Change("lower", "optim.lr"),
         ),
-        "not learning yet": "Train longer, raise optim.lr, or set method.proposals: random ones can't be found.",
+        "not learning yet": (
+            Change("raise", "train.epochs"),
+            Change("raise", "optim.lr"),
+            Change("set", "method.proposals", "selective_search"),
+        ),
     }
 
     detector: PretrainableName = "deformable_detr"

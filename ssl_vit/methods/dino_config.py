@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -14,6 +15,7 @@ from ssl_vit.methods.base_config import (
     AUTO,
     SMALL,
     Auto,
+    Change,
     Choices,
     Count,
     CountOrZero,
@@ -92,9 +94,22 @@ class Config(MethodConfig):
     )
 
     clip_per_tensor: ClassVar[bool] = True
-    advice: ClassVar[dict[str, str]] = {
-        "uniform collapse": "Lower method.teacher_temp or method.out_dim, or set method.head_norm=batch.",
-        "constant-output collapse": "Raise method.teacher_temp, lower method.center_momentum or lower optim.lr.",
+    advice: ClassVar[Mapping[str, Sequence[Change | str] | str]] = {
+        "uniform collapse": (
+            Change("lower", "method.teacher_temp"),
+            Change("lower", "method.out_dim"),
+            Change("set", "method.head_norm", "batch"),
+        ),
+        "constant-output collapse": (
+            Change("raise", "method.teacher_temp"),
+            Change("lower", "method.center_momentum", when=("method.centering", "mean")),
+            Change("lower", "optim.lr"),
+        ),
+        "not learning yet": (
+            Change("raise", "train.epochs"),
+            Change("raise", "optim.lr"),
+            Change("lower", "method.momentum"),
+        ),
     }
 
     out_dim: Auto[Count] = AUTO

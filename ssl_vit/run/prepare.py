@@ -17,6 +17,7 @@ from ssl_vit.eval.online import OnlineScore
 from ssl_vit.eval.readout import Readout
 from ssl_vit.methods import method_class
 from ssl_vit.methods.method import Method
+from ssl_vit.training.advice import advice_for
 from ssl_vit.training.cpu.faulty_kernels import avoid_faulty_kernels
 from ssl_vit.training.looks.checkup import Checkup
 from ssl_vit.training.looks.knn import OnlineKnn
@@ -80,7 +81,7 @@ def new_looks(
 
     sources: images to learn from, and labelled ones to score on; metrics: of the first process alone.
     """
-    checkup = Checkup(metrics, config.health.every, config.method.advice)
+    checkup = Checkup(metrics, config.health.every, advice_for(config))
     looks: list[Look] = [] if metrics is None else [metrics, ProgressLine(config.train.batch_size)]
     looks.append(checkup)
     source, val = sources

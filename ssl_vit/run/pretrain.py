@@ -37,6 +37,7 @@ from ssl_vit.training.checkpoint import Checkpoints, checkpoint_path, go_on_from
 from ssl_vit.training.compiler import compiling
 from ssl_vit.training.fabric import new_fabric
 from ssl_vit.training.health import Verdict
+from ssl_vit.training.looks.lost import LostSteps
 from ssl_vit.training.loop import train
 from ssl_vit.training.memory import enough_memory
 from ssl_vit.training.ranks import check_startable, lost_rank, rank, same_images
@@ -227,6 +228,7 @@ class _Run:
             start = int(checkpoint.stem.removeprefix("step-"))
         metrics = metrics_of(self.out, start, fabric.is_global_zero)
         checkup, looks = new_looks(config, self.method, (self.source, self.val), self.per_epoch, metrics)
+        looks.append(LostSteps(self.out, self.source))
         if checkpoint is not None:
             go_on_from(checkpoint, learner, looks)
         if config.train.compile:

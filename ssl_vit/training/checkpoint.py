@@ -17,6 +17,8 @@ from ssl_vit.checkpoints.description import OURS
 from ssl_vit.errors import RunFailed
 from ssl_vit.export import timm
 from ssl_vit.files import room, sha256, write_atomically
+from ssl_vit.training.advice import after_divergence
+from ssl_vit.training.finite import not_finite
 from ssl_vit.training.optim import with_momentum
 from ssl_vit.training.sharding import is_sharded, load_sharded, save_sharded
 
@@ -56,15 +58,25 @@ class Checkpoints:
                 f"logs take {_megabytes(need)}; free some space there, or choose another place"
             )
 
+    def newest(self) -> Path | None:
+        """The newest checkpoint there is, of this run or of what it goes on from."""
+        return max(self._folder.glob("step-*.ckpt"), default=None)
+
     def save(self, learner: Learner, looks: Sequence[Look], done: int) -> None:
         """Save what a run needs to go on after ``done`` steps, then drop what is older than the last two.
 
         Called on all ranks together; without sharding the first alone writes, and the others wait. Where the disk is
         full, the run goes on from step to step as long as an older one is there; RunFailed at the second time, but not
         at the last step, whose weights may still be exported.
+        RunFailed too, with the checkpoints before left as they are, where a weight is not finite.
         """
         if self._saved == done:
             return
+        if wrong := not_finite(learner):
+            raise RunFailed(
+                f"step {done}: {wrong} is not finite, and nothing is saved; "
+                f"{after_divergence(learner.config, self.newest())}"
+            )
         self._saved, path = done, checkpoint_path(self._folder, done)
         state, first, problem = _state(learner, looks, done), learner.fabric.is_global_zero, ""
         if first:

@@ -82,13 +82,10 @@ def _state(history: Sequence[Vitals]) -> tuple[Kind, str]:
     """What a run is in, and by what that is seen."""
     now, recent = history[-1], history[-PATIENCE:]
     if not math.isfinite(now.loss):
-        return "diverged", f"The loss is {now.loss}: lower optim.lr, or set train.precision=32-true."
+        return "diverged", f"The loss is {now.loss}."
     reference = max(history[0].loss, now.uniform_loss or 0.0, now.blind_loss or 0.0)
     if now.loss > 1.5 * reference > 0:
-        return "diverged", (
-            f"The loss has risen to {now.loss:.3f}, from {history[0].loss:.3f}: lower optim.lr or raise "
-            "optim.warmup_epochs."
-        )
+        return "diverged", f"The loss has risen to {now.loss:.3f}, from {history[0].loss:.3f}."
     early = f"Too early to say: loss {now.loss:.3f}, effective rank {now.rank:.1f}."
     if now.step <= now.warmup or len(recent) < PATIENCE:
         return "warming up", early

@@ -8,10 +8,12 @@ epochs never: a resumed run goes on at the step of its checkpoint, with the batc
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 
 from ssl_vit.data.batch import Batch
 from ssl_vit.errors import RunFailed
+from ssl_vit.training.advice import after_divergence
 from ssl_vit.training.checkpoint import Checkpoints
 from ssl_vit.training.looks.look import Look
 from ssl_vit.training.step import Learner, Outcome, take_step
@@ -19,7 +21,7 @@ from ssl_vit.training.stop import StopSignals
 
 log = logging.getLogger("ssl_vit")
 
-GIVE_UP = 10  # steps in a row without a finite gradient
+GIVE_UP = 10  # steps in a row whose loss or gradient is not finite
 
 
 def train(
@@ -35,7 +37,7 @@ def train(
     learner: what is trained, already at step ``start``. batches: those of step ``start`` and after. looks: called after
     each step in this order, on every rank; none of them changes what is trained. stop: checked on all ranks together.
 
-    Raises RunFailed where no step was possible for ten in a row.
+    Raises RunFailed where no step was possible for ten in a row, or the weights are not finite when they are saved.
     """
     done, lost = start, 0
     try:
@@ -47,10 +49,10 @@ def train(
                     look.before_step(step)
                 outcome = take_step(learner, batch, step)
                 lost = 0 if outcome.taken else lost + 1
-                _mind(outcome, lost)
                 done = step + 1
                 for look in looks:
                     look.after_step(outcome)
+                _mind(outcome, lost, learner, checkpoints)
                 told = stop.asked(learner.fabric)
                 if told.save or checkpoints.due(done, learner.total):
                     checkpoints.save(learner, looks, done)
@@ -62,14 +64,14 @@ def train(
     return done
 
 
-def _mind(outcome: Outcome, lost: int) -> None:
-    """Say that a step was lost; RunFailed where too many were."""
+def _mind(outcome: Outcome, lost: int, learner: Learner, checkpoints: Checkpoints) -> None:
+    """Say that a step was lost; RunFailed where too many were, and the newest checkpoint is from before them."""
     if outcome.taken:
         return
-    step = outcome.progress.step
-    log.warning("step %d: the gradient is not finite, the step was not taken", step)
+    step, what = outcome.progress.step, "gradient" if math.isfinite(outcome.loss) else "loss"
+    log.warning("step %d: the %s is not finite, the step was not taken", step, what)
     if lost >= GIVE_UP:
         raise RunFailed(
-            f"diverged: {GIVE_UP} steps in a row without a finite gradient, up to step {step}; "
-            "lower optim.lr or set train.precision=32-true, then --resume from the last good checkpoint"
+            f"diverged: {GIVE_UP} steps in a row without a finite loss and gradient, up to step {step}; "
+            f"{after_divergence(learner.config, checkpoints.newest())}"
         )

@@ -5,6 +5,7 @@ It is the only one there is: the loop, ``ssl-vit bench``, the tests and the benc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
@@ -21,7 +22,9 @@ from ssl_vit.data.batch import Batch, to_views
 from ssl_vit.methods.method import Method, Progress, Step
 from ssl_vit.schedules import cosine, noise_seed, warmup_cosine
 from ssl_vit.training.accumulate import joined, joined_rows
+from ssl_vit.training.buffers import Buffers
 from ssl_vit.training.cpu.bfloat16 import lean_bfloat16
+from ssl_vit.training.finite import all_finite
 from ssl_vit.training.optim import clip_gradients, make_optimizer, set_hyperparameters
 from ssl_vit.training.sharding import fill_whole, is_sharded
 from ssl_vit.training.speed import wants_channels_last
@@ -61,7 +64,8 @@ class Outcome(NamedTuple):
     penalties: dict[str, Tensor]  # scalars []
     grad_norm: float  # before clipping
     lr: float
-    taken: bool  # False where the gradient was not finite, and nothing has changed
+    taken: bool  # False where the loss or the gradient was not finite, and nothing has changed
+    lost: Batch | ReadyViews | None = None  # what this rank read for a step that was not taken
 
 
 class Learner:
@@ -74,6 +78,8 @@ class Learner:
         self.channels_last = wants_channels_last(method.exported().info)
         self._copy = deepcopy(method) if is_sharded(fabric) else None  # of a sharded one, which no process has whole
         self.model = fabric.setup_module(method)
+        self.buffers = Buffers(method)
+        self.infinite = {name for name, each in method.named_buffers() if not all_finite([each])}  # by design: masks
         optim = config.optim
         self.optimizer = make_optimizer(method, optim.optimizer, optim.lr, optim.beta2)
         self._optimizer: Any = fabric.setup_optimizers(self.optimizer)
@@ -113,17 +119,26 @@ class Learner:
         """One step of the optimiser, through the scaler where there is one."""
         self._optimizer.step()
 
+    def skip_optimizer(self) -> None:
+        """No step of the optimiser; the scaler, where there is one, lowers its scale if gradients were too large."""
+        if self.scaler is not None:
+            self.scaler.update()
+
 
 def take_step(learner: Learner, batch: Batch | ReadyViews, step: int, clock: Clock = untimed) -> Outcome:
-    """Learn from a batch, ``step`` steps after the start; everything that depends on the step is set from it alone."""
+    """Learn from a batch, ``step`` steps after the start; everything that depends on the step is set from it alone.
+
+    A step whose loss or gradient is not finite is not taken, on all ranks together: nothing of a method changes.
+    """
     fabric, method, accumulate = learner.fabric, learner.method, learner.config.train.accumulate
     progress, lr = learner.progress(step), learner.learning_rate(step)
     set_hyperparameters(learner.optimizer, lr, learner.weight_decay(step))
     torch.manual_seed(noise_seed(learner.config.train.seed, step, fabric.global_rank))
+    learner.buffers.keep()
     with clock("transfer"):
-        batch = batch.to(fabric.device)
+        moved = batch.to(fabric.device)
     given, seen, extra = list[Step](), list[Mapping[str, Tensor]](), list[Penalties]()
-    for part in batch.divided(accumulate):
+    for part in moved.divided(accumulate):
         last = len(given) == accumulate - 1
         with fabric.no_backward_sync(learner.model, enabled=not last):
             found, penalties = _forward(learner, part, progress, clock)
@@ -133,10 +148,13 @@ def take_step(learner: Learner, batch: Batch | ReadyViews, step: int, clock: Clo
         seen.append(method.seen)
         extra.append(penalties)
     whole, method.seen = joined(given), joined_rows(seen)
+    added = mean_penalties(extra)
     with clock("optimiser"):
-        grad_norm, taken = _update(learner, progress)
-        loss = mean_over_ranks(fabric, whole.loss.detach())
-    return Outcome(progress, loss, whole, mean_penalties(extra), grad_norm, lr, taken)
+        losses = mean_over_ranks(fabric, whole.loss.detach(), added)
+        grad_norm, taken = _update(learner, progress, losses)
+        if not taken:
+            learner.buffers.put_back()
+    return Outcome(progress, float(losses[0]), whole, added, grad_norm, lr, taken, None if taken else batch)
 
 
 def _forward(learner: Learner, batch: Batch | ReadyViews, progress: Progress, clock: Clock) -> tuple[Step, Penalties]:
@@ -150,10 +168,10 @@ def _forward(learner: Learner, batch: Batch | ReadyViews, progress: Progress, cl
             return learner.model(views, progress), penalties
 
 
-def _update(learner: Learner, progress: Progress) -> tuple[float, bool]:
+def _update(learner: Learner, progress: Progress, losses: Tensor) -> tuple[float, bool]:
     """Clip as the recipe says and step, then the teacher; the gradient's norm, and whether the step was taken.
 
-    A step whose gradient is not finite is not taken: by the scaler, where there is one, which then lowers its scale.
+    losses: [2], as all ranks know them; where they or the gradient are not finite, the step is not taken.
     """
     method, config = learner.method, learner.config
     if learner.scaler is not None:
@@ -161,20 +179,23 @@ def _update(learner: Learner, progress: Progress) -> tuple[float, bool]:
     method.before_optimizer(progress)
     trained = [p for p in method.parameters() if p.requires_grad]
     grad_norm = float(clip_gradients(trained, config.optim.clip, config.method.clip_per_tensor))
-    finite = grad_norm < float("inf")  # False for nan too
-    if finite or learner.scaler is not None:
+    finite = math.isfinite(grad_norm) and bool(losses.isfinite().all())
+    if finite:
         learner.step_optimizer()
+    else:
+        learner.skip_optimizer()
     learner.optimizer.zero_grad()  # before the next forward pass, whose activations take the most memory
     if finite:
         method.after_step(progress)
     return grad_norm, finite
 
 
-def mean_over_ranks(fabric: Fabric, value: Tensor) -> float:
-    """Average a scalar [] over all ranks."""
-    mean = fabric.all_reduce(value, reduce_op="mean")
+def mean_over_ranks(fabric: Fabric, loss: Tensor, penalties: Penalties) -> Tensor:
+    """Average over all ranks [2]: the method's loss [], and the same with the penalties, which is what is minimised."""
+    both = torch.stack([loss, sum((each.to(loss) for each in penalties.values()), loss)])
+    mean = fabric.all_reduce(both, reduce_op="mean")
     assert isinstance(mean, Tensor)  # as what was given
-    return float(mean)
+    return mean
 
 
 def mean_penalties(extra: list[Penalties]) -> dict[str, Tensor]:

@@ -68,6 +68,9 @@ class Unsaved:
     def due(self, done: int, total: int) -> bool:
         return False
 
+    def newest(self) -> None:
+        return None
+
 
 def test_a_run_that_has_diverged_ends(caplog: pytest.LogCaptureFixture) -> None:
     nan = float("nan")
