@@ -2,13 +2,18 @@
 
 import re
 import shlex
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
-from ssl_vit.config import FLAGS, RunConfig, load_config
+from ssl_vit.config import FLAGS, RunConfig, dump, load_config
+from ssl_vit.errors import UserError
 from ssl_vit.run.facts import Facts
 from ssl_vit.run.plan import resolve_config
+from ssl_vit.run.spans import remarks_on_spans
 from ssl_vit.tokenizers import dalle
 
 ROOT = Path(__file__).parents[1]
@@ -126,8 +131,8 @@ def said(recipe: Path, word: str) -> str:
     return found[1]
 
 
-def configured(recipe: Path) -> RunConfig:
-    """The configuration that the command of a recipe builds."""
+def configured(recipe: Path, more: Mapping[str, object] = MappingProxyType({})) -> RunConfig:
+    """The configuration that the command of a recipe builds, with further flags."""
     program, name, data, *words = shlex.split(said(recipe, "Command"))
     assert (program, name, data) == ("ssl-vit", "pretrain", "IMAGENET/train")
     given = list(zip(words[::2], words[1::2], strict=True))
@@ -135,6 +140,7 @@ def configured(recipe: Path) -> RunConfig:
     assert files[-1] == recipe
     assert ("--out", "RUN") in given
     flags = {"data.path": data} | {FLAGS[flag]: value for flag, value in given if flag in FLAGS}
+    flags |= more
     return load_config(files, [value for flag, value in given if flag == "--set"], flags)
 
 
@@ -174,3 +180,86 @@ def test_recipes_say_what_to_expect_and_who_says_so(recipe: Path) -> None:
     assert re.search(r"\d\.\d", expected), "a score"
     assert "Source: " in expected
     assert str(configured(recipe).train.batch_size) in said(recipe, "Made for")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_another_batch_scales_the_rates_of_a_recipe(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the linear rule, and said; a rate of the user's own stays, in whichever way it is given."""
+    monkeypatch.setattr(dalle, "read_encoder", lambda path: None)
+    whole = configured(recipe)
+    flags = {"train.batch_size": whole.train.batch_size // 8}
+    part, decisions = resolve_config(configured(recipe, flags), IMAGENET)
+    assert part.optim.lr == pytest.approx(whole.optim.lr / 8, rel=1e-9)
+    assert part.optim.min_lr == pytest.approx(whole.optim.min_lr / 8, rel=1e-9)
+    (said_so,) = (each.why for each in decisions if each.key == "optim.lr")
+    assert f"made for batches of {whole.train.batch_size}" in said_so
+    own = {"optim.lr": 3e-4} if whole.optim.min_lr < 3e-4 else {}
+    for given in (own, own | {"optim.min_lr": 1e-7}):
+        kept, decisions = resolve_config(configured(recipe, flags | given), IMAGENET)
+        assert all(value(kept, key) == wanted for key, wanted in given.items())
+        assert not given or not {each.key for each in decisions} & {"optim.lr", "optim.min_lr"}
+    kept, _ = resolve_config(configured(recipe, flags | {"optim.min_lr": 1e-7}), IMAGENET)
+    assert (kept.optim.lr, kept.optim.min_lr) == (part.optim.lr, pytest.approx(1e-7))
+
+
+def test_a_run_s_own_configuration_is_a_recipe(tmp_path: Path) -> None:
+    """Its rate goes with its batch, as that of a published one does; one that was the user's own does not."""
+    flags = {"data.path": "nowhere", "train.batch_size": 512, "data.mean": [0.5] * 3, "data.std": [0.2] * 3}
+    for given, wanted in (({}, 1 / 4), ({"optim.lr": 1e-3}, 1)):
+        first, _ = resolve_config(load_config(flags=flags | given), IMAGENET)
+        (tmp_path / "config.yaml").write_text(dump(first))
+        again, _ = resolve_config(load_config([tmp_path / "config.yaml"]), IMAGENET)
+        assert again == first
+        other, _ = resolve_config(load_config([tmp_path / "config.yaml"], flags={"train.batch_size": 128}), IMAGENET)
+        assert other.optim.lr == pytest.approx(first.optim.lr * wanted)
+
+
+def test_a_recipe_in_a_run_that_is_shorter_than_its_warm_up_is_refused() -> None:
+    recipe = ROOT / "configs" / "dino_vit_small_100ep.yaml"
+    with pytest.raises(UserError, match=r"10 epochs of warm-up in a run of 3: .* get to 0\.3 of optim.lr; set .*=0\.3"):
+        resolve_config(configured(recipe, {"train.epochs": 3}), IMAGENET)
+    followed, _ = resolve_config(configured(recipe, {"train.epochs": 3, "optim.warmup_epochs": 0.3}), IMAGENET)
+    assert list(remarks_on_spans(followed, 3 * 2502)) == []
+    longer, _ = resolve_config(configured(recipe, {"train.epochs": 15}), IMAGENET)
+    assert [each[:44] for each in remarks_on_spans(longer, 37530)] == ["optim.warmup_epochs: 10 of 15 epochs, 67% of"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({"method.teacher_temp": 0.07, "method.warmup_teacher_temp_epochs": 9.0}, "warmup_teacher_temp_epochs: 9"),
+        ({"method.teacher_temp": 0.04, "method.warmup_teacher_temp_epochs": 9.0}, None),  # it does not change
+        ({"method.freeze_last_layer_epochs": 8.0}, "freeze_last_layer_epochs: 8 epochs in a run of 8"),
+        ({"method.name": "ibot", "method.warmup_teacher_temp_epochs": 9.0}, "warmup_teacher_temp_epochs: 9"),
+        ({"method.name": "mae", "backbone.name": "vit_tiny_patch16_224", "optim.warmup_epochs": 8.5}, "8.5 epochs"),
+    ],
+)
+def test_phases_that_outlast_a_run_are_refused(settings: dict[str, object], refused: str | None) -> None:
+    flags = {"data.path": "nowhere", "data.mean": [0.5] * 3, "data.std": [0.2] * 3, "train.epochs": 8} | settings
+    config = load_config(flags=flags)
+    if refused is None:
+        resolve_config(config, IMAGENET)
+    else:
+        with pytest.raises(UserError, match=refused):
+            resolve_config(config, IMAGENET)
+
+
+@pytest.mark.parametrize("method", ["dino", "esvit", "ibot", "moby", "mocov3", "byol", "mae", "simmim", "beit"])
+@pytest.mark.parametrize("epochs", [1, 2, 10])
+@pytest.mark.parametrize("images", [300, 100_000])
+def test_no_recipe_of_our_own_outlasts_its_run(method: str, epochs: int, images: int) -> None:
+    facts = replace(IMAGENET, images=images, side=64)
+    flags = {"data.path": "nowhere", "data.mean": [0.5] * 3, "data.std": [0.2] * 3, "method.name": method}
+    config, _ = resolve_config(load_config(flags=flags | {"train.epochs": epochs}), facts)
+    steps = max(1, images // config.train.batch_size) * epochs
+    assert not [each for each in remarks_on_spans(config, steps) if "momentum" not in each]
+
+
+def test_a_teacher_that_will_hardly_move_is_named() -> None:
+    flags = {"data.path": "nowhere", "data.mean": [0.5] * 3, "data.std": [0.2] * 3, "method.momentum": 0.996}
+    config, _ = resolve_config(load_config(flags=flags), IMAGENET)
+    assert list(remarks_on_spans(config, 10_000)) == []
+    (remark,) = remarks_on_spans(config, 27)
+    assert "a run of 27 steps leaves 95% of the teacher as it began; set at most 0.7778" in remark
+    followed = config.method.model_copy(update={"momentum": 0.7778})
+    assert list(remarks_on_spans(config.model_copy(update={"method": followed}), 27)) == []

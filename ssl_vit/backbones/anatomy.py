@@ -93,8 +93,9 @@ def examine(name: str, module: str, size: Size | None, args: Arguments) -> Anato
         try:
             sight = find_layout(model, size)
         except Exception as error:  # of any type, and always about the size
+            least = _least(model, size, name)
             raise UserError(
-                f"{name}: can't take images of {size[0]}×{size[1]} pixels ({error}); change image_size"
+                f"{name}: can't take images of {size[0]}×{size[1]} pixels ({error}); {least or 'change image_size'}"
             ) from error
         info = _info(model, name, module, size, sight)
     info = dataclasses.replace(info, drops_paths="drop_path_rate" in known)
@@ -164,6 +165,7 @@ def _info(model: TimmModel, name: str, module: str, size: Size, sight: Sight) ->
         grid=(features.patches.shape[2], features.patches.shape[3]),
         any_size=multiple is not None,
         multiple=multiple or 1,
+        smallest=smallest_size(model, sight.layout, size, multiple),
         mean=tuple(model.pretrained_cfg["mean"]),
         std=tuple(model.pretrained_cfg["std"]),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -206,6 +208,24 @@ def smallest_multiple(model: nn.Module, size: Size, sight: Sight, strides: set[i
     return None
 
 
+def smallest_size(model: nn.Module, layout: FeatureLayout, size: Size, multiple: int | None) -> int:
+    """The smallest side in pixels, a multiple of `multiple`, whose squares and all larger ones pass; halving finds it.
+
+    `size` passes; without a multiple it is the only one.
+    """
+    if multiple is None:
+        return min(size)
+    cell = size[0] / layout.encode(model, torch.zeros(2, 3, *size))[1].shape[2]
+    fails, passes = 0, max(1, min(size) // multiple)  # in multiples
+    while passes - fails > 1:
+        middle = (fails + passes) // 2
+        if _takes(model, layout, (middle * multiple, middle * multiple), cell):
+            passes = middle
+        else:
+            fails = middle
+    return passes * multiple
+
+
 def _odd(number: float) -> int:
     """The odd number, at least 1, that is nearest."""
     return 2 * max(0, round((number - 1) / 2)) + 1
@@ -218,6 +238,18 @@ def _takes(model: nn.Module, layout: FeatureLayout, size: Size, cell: float) -> 
     except Exception:  # the answer is that it fails, however it does: asserts, shapes, indices, divisions
         return False
     return all(abs(length / cell - cells) <= 1.5 for length, cells in zip(size, patches.shape[2:], strict=True))
+
+
+def _least(model: TimmModel, size: Size, name: str) -> str:
+    """What to set instead of a size that is too small; "" where it isn't that."""
+    usual = _pair(model.pretrained_cfg["input_size"][1:])
+    try:
+        sight = find_layout(model, usual)
+    except Exception:  # as above: built for the wrong size, it takes no other
+        return ""
+    multiple = smallest_multiple(model, usual, sight, {level["reduction"] for level in model.feature_info})
+    least = smallest_size(model, sight.layout, usual, multiple)
+    return f"set image_size={least} or more" if least > min(size) else ""
 
 
 def _pair(size: Any) -> Size:

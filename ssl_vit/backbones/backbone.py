@@ -51,6 +51,7 @@ class BackboneInfo:
     mean: Colour
     std: Colour
     parameters: int
+    smallest: int = 1  # with any_size: the smallest height and width that pass, pixels
     drops_paths: bool = True  # whether it has stochastic depth
     drops_patches: bool = False  # whether it can leave patches out instead of hiding them: plain transformers
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ssl_vit import plugins
 from ssl_vit.backbones.adapter import AdaptedBackbone
-from ssl_vit.backbones.anatomy import Anatomy, Argument, Arguments, smallest_multiple
+from ssl_vit.backbones.anatomy import Anatomy, Argument, Arguments, smallest_multiple, smallest_size
 from ssl_vit.backbones.backbone import BackboneInfo, Features, Stage, Visible
 from ssl_vit.backbones.layers import Size
 from ssl_vit.backbones.layout import FeatureLayout, Sight, grids
@@ -165,7 +165,9 @@ def _look(
         features = layout.read(model, images)
         sight = Sight(layout, features, layout.pyramid(model, images))
         multiple = smallest_multiple(model, size, sight, {stride for _, stride in stages})
-    return _info(entry, size, features, multiple, sum(weight.numel() for weight in model.parameters())), layout
+        smallest = smallest_size(model, layout, size, multiple)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    return replace(_info(entry, size, features, multiple, parameters), smallest=smallest), layout
 
 
 def _info(entry: BackboneEntry, size: Size, features: Features, multiple: int | None, parameters: int) -> BackboneInfo:

@@ -163,7 +163,13 @@ def _anatomy(name: str, image_size: int | tuple[int, int] | None, model_args: Ma
 
 
 def _size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    return (image_size, image_size) if isinstance(image_size, int) else image_size
+    """A pair, also of a list, as YAML and JSON have them; UserError for anything else than one or two numbers."""
+    if image_size is None:
+        return None
+    pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise UserError(f"image_size: {image_size}; expected pixels, one number or (height, width)")
+    return pair
 
 
 def _hashable(model_args: Mapping[str, Argument] | None) -> dict[str, Argument]:

@@ -52,10 +52,12 @@ def load_config(
     layers = _Layers()
     for file in files:
         layers.add_file(Path(file))
+    layers.begin_own()
     for text in sets:
         layers.add_set(text)
     for key, value in (flags or {}).items():
         layers.add_flag(key, value)
+    layers.keep_own_rate()
     if layers.problems:
         raise ConfigError(layers.problems)
     if layers.is_foreign():
@@ -86,8 +88,32 @@ class _Layers:
         self.tree: dict[str, Any] = {"data": {}}  # so that a missing data.path is named as that
         self.origins: dict[KeyPath, str] = {}
         self.problems: list[str] = []
+        self._layer, self._layers = (
+            0,
+            dict[KeyPath, int](),
+        )  # which file a key is from, by its place; then the user's own
+
+    def begin_own(self) -> None:
+        """What comes now is the user's own, over all files."""
+        self._layer += 1
+
+    def keep_own_rate(self) -> None:
+        """A rate that is put over a recipe's is meant as it is, whatever batch the recipe's was made for."""
+        optim = self.tree.get("optim")
+        made_at = self._layers.get(("optim", "lr_batch"), self._layer)
+        if not isinstance(optim, dict) or made_at == self._layer:
+            return
+        if self._layers.get(("optim", "lr"), 0) > made_at:
+            optim["lr_batch"] = None
+        elif self._layers.get(("optim", "min_lr"), 0) > made_at:
+            train = self.tree.get("train")
+            numbers = optim["min_lr"], optim["lr_batch"], train.get("batch_size") if isinstance(train, dict) else None
+            if all(isinstance(each, int | float) and each > 0 for each in numbers):
+                end, made_for, batch = numbers
+                optim["min_lr"] = end * made_for / batch  # which scaling takes back
 
     def add_file(self, path: Path) -> None:
+        self._layer += 1
         try:
             for key, value, line in read_file(path):
                 self.put(key, value, f"{path} line {line}")
@@ -143,3 +169,4 @@ class _Layers:
             return  # an empty section changes nothing
         section[path[-1]] = value
         self.origins[path] = origin
+        self._layers[path] = self._layer

@@ -113,6 +113,9 @@ class OptimConfig(Section):
     """The optimiser."""
     lr: Auto[Positive] = AUTO
     """Peak learning rate, as used: already scaled to the batch size."""
+    lr_batch: Count | None = None
+    """Images a step for which lr and min_lr of a recipe were made; with another train.batch_size both are scaled by
+    the linear rule. An lr that is given after it, as by a flag, is used as it is."""
     beta2: Auto[Momentum] = AUTO
     """AdamW's share of old squared gradients kept at each step; SGD has none."""
     min_lr: Auto[NonNegative] = AUTO

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
@@ -79,6 +79,7 @@ class Situation:
     kind: str  # of backbone: "transformer", "convolutional", "mlp", "hybrid"
     any_size: bool  # whether the backbone takes crops of other sizes
     multiple: int  # which those sizes must be multiples of, pixels
+    smallest: int = field(default=1, kw_only=True)  # of those sizes, pixels
     drops_paths: bool  # whether the backbone has stochastic depth
     grid: tuple[int, int]  # its rows and columns of patches of a global crop
     parts: int = 1  # in which a step's images are seen, one after the other
@@ -157,6 +158,14 @@ class MethodConfig(Section):
     def views(self, image_size: int) -> ViewPlan:
         """What each image is turned into, for global crops of ``image_size`` pixels."""
         raise NotImplementedError
+
+    def spans(self) -> dict[str, float]:
+        """Epochs that each phase at the start lasts, by the key that sets it; a run must be longer than each."""
+        return {}
+
+    def teacher_momentum(self) -> float | None:
+        """The teacher's share of itself at the start, which a cosine takes to 1; None where there is no teacher."""
+        return None
 
 
 def optimiser_choices(
@@ -260,6 +269,10 @@ class TwoViewConfig(MethodConfig):
             raise UserError(
                 f"train.batch_size: {self.name} compares images with each other; set at least {2 * given.parts}"
             )
+
+    def teacher_momentum(self) -> float | None:
+        """That of the settings."""
+        return self.momentum
 
     def views(self, image_size: int) -> ViewPlan:
         """BYOL's two views of ``image_size`` pixels."""

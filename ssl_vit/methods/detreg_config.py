@@ -89,7 +89,7 @@ class Config(MethodConfig):
             rate = (5e-4, "small set: fewer steps, and a smaller detector")
         crop = given.image_size
         if given.any_size:
-            crop = max(given.multiple, min(128, given.image_size) // given.multiple * given.multiple)
+            crop = max(given.smallest, min(128, given.image_size) // given.multiple * given.multiple)
         queries, dim, depth, hidden, why = sizes
         return {
             "method.queries": (queries, why),
@@ -120,9 +120,13 @@ class Config(MethodConfig):
             )
         if dim % 64:
             raise UserError(f"method.dim: {dim}; set a multiple of 64, for 8 heads and 32 groups of several channels")
-        fits = crop == given.image_size or (given.any_size and crop % given.multiple == 0)
-        if not fits:
-            able = f"multiples of {given.multiple}" if given.any_size else f"{given.image_size} pixels only"
+        fits = given.any_size and crop % given.multiple == 0 and crop >= given.smallest
+        if not fits and crop != given.image_size:
+            able = (
+                f"multiples of {given.multiple} from {given.smallest} on"
+                if given.any_size
+                else f"{given.image_size} pixels only"
+            )
             raise UserError(f"method.crop_size: {crop} pixels, and the backbone takes {able}; set it accordingly")
 
     def views(self, image_size: int) -> ViewPlan:

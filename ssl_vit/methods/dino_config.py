@@ -156,6 +156,9 @@ class Config(MethodConfig):
     def choose(self, given: Situation) -> Choices:
         """The official recipe, or what works on small sets, where the official one collapses to uniform."""
         patches = round(given.image_size * 96 / 224 / given.multiple)
+        local = (patches * given.multiple, "96 of 224, in whole patches")
+        if local[0] < given.smallest:
+            local = (given.smallest, "the smallest that this backbone takes")
         choices: Choices = {
             "method.out_dim": (65536, OFFICIAL),
             "method.head_norm": ("none", OFFICIAL),
@@ -165,11 +168,11 @@ class Config(MethodConfig):
             "method.warmup_teacher_temp": (0.04, OFFICIAL),
             "method.warmup_teacher_temp_epochs": (0.0, OFFICIAL),
             "method.momentum": (0.996, OFFICIAL),
-            "method.freeze_last_layer_epochs": (1.0, OFFICIAL),
+            "method.freeze_last_layer_epochs": (min(1.0, given.epochs / 10), "1, official; less of short runs"),
             "method.local_crops": (8, OFFICIAL),
             "method.global_scale": ((0.4, 1.0), OFFICIAL),
             "method.local_scale": ((0.05, 0.4), OFFICIAL),
-            "method.local_size": (patches * given.multiple, "96 of 224, in whole patches"),
+            "method.local_size": local,
             "optim.beta2": (0.999, OFFICIAL),
             "optim.min_lr": (1e-6, OFFICIAL),
             "optim.warmup_epochs": (min(10.0, given.epochs / 20), "10, official, or a twentieth of a short run"),
@@ -180,12 +183,23 @@ class Config(MethodConfig):
             choices |= _small_set(given)
         if patches < 3:
             choices["method.local_crops"] = (2, "few: for so small images they are nearly as large as the global ones")
-            size = min(3 * given.multiple, given.image_size)
+            size = min(max(3 * given.multiple, given.smallest), given.image_size)
             choices["method.local_size"] = (size, "3 x 3 patches, to see anything")
             choices["method.local_scale"] = ((0.12, 0.4), "less of so small an image shows nothing")
         if not given.any_size:
             choices["method.local_size"] = (given.image_size, "this backbone takes one size only")
         return choices
+
+    def spans(self) -> dict[str, float]:
+        """The warm-up of the teacher's temperature, where it changes, and the rest of the last layer."""
+        found = {"method.freeze_last_layer_epochs": self.freeze_last_layer_epochs}
+        if self.warmup_teacher_temp != self.teacher_temp:
+            found["method.warmup_teacher_temp_epochs"] = self.warmup_teacher_temp_epochs
+        return found
+
+    def teacher_momentum(self) -> float | None:
+        """That of the settings."""
+        return self.momentum
 
     def views(self, image_size: int) -> ViewPlan:
         """Two global crops of ``image_size`` pixels and the local ones, with DINO's official augmentation.

@@ -61,3 +61,10 @@ class Config(DINOConfig):
                 "method.local_scale": ((0.05, 0.25), RELEASED),
             }
         return choices
+
+    def spans(self) -> dict[str, float]:
+        """DINO's; the patches' temperature warms up as long."""
+        found = super().spans()
+        if self.warmup_teacher_patch_temp != self.teacher_patch_temp:
+            found["method.warmup_teacher_temp_epochs"] = self.warmup_teacher_temp_epochs
+        return found

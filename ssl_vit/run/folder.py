@@ -40,6 +40,8 @@ FREE_ON_RESUME = {("data", "path"), ("data", "val"), ("data", "workers"), ("data
 FREE_ON_RESUME |= {("train", "nodes"), ("train", "checkpoint_every"), ("health", "every"), ("health", "knn_every")}
 FREE_ON_RESUME |= {("train", "checkpoint_activations"), ("data", "kernels"), ("train", "on_notice")}
 FREE_ON_RESUME |= {("data", "timeout"), ("train", "timeout"), ("data", "outside_links")}
+FREE_ON_RESUME |= {("train", "compile")}  # a machine to resume on may have no compiler
+FREE_ON_RESUME |= {("optim", "lr_batch")}  # of which the rates were made, that are compared themselves
 
 
 def as_before(config: RunConfig) -> RunConfig:
@@ -58,21 +60,27 @@ class Compared(NamedTuple):
     fingerprint: dict[str, Any] | None  # of those that it began with; None where it isn't known
 
 
+def check_settings(config: RunConfig, out: Path, *, done: bool = False) -> None:
+    """UserError where a setting that decides what a run computes isn't what it was; done: the run is complete."""
+    before = as_before(load_config([out / "config.yaml"])).model_dump()
+    now = config.model_dump()
+    instead = "start a new run" + (f"; --weights {out} begins it with this run's weights" if done else "")
+    changed = [
+        f"{section}.{key}: was {old}, is {now[section].get(key)}; it can't change on --resume ({instead})"
+        for section, values in before.items()
+        for key, old in values.items()
+        if (section, key) not in FREE_ON_RESUME and now[section].get(key) not in (old, "auto")
+    ]
+    if changed:
+        raise UserError("\n".join(changed))
+
+
 def check_same(config: ResolvedConfig, source: Source, out: Path, allow_data_change: bool = False) -> Compared | None:
     """A resumed run computes what it would have computed: same settings, same images, unless a change is allowed.
 
     Settings are compared in every process, images in the first; the others get None.
     """
-    before = as_before(load_config([out / "config.yaml"])).model_dump()
-    now = config.model_dump()
-    changed = [
-        f"{section}.{key}: was {old}, is {now[section].get(key)}; it can't change on --resume (start a new run)"
-        for section, values in before.items()
-        for key, old in values.items()
-        if (section, key) not in FREE_ON_RESUME and now[section].get(key) != old
-    ]
-    if changed:
-        raise UserError("\n".join(changed))
+    check_settings(config, out)
     if rank() != 0:
         return None
     compared = _compared(source, out)

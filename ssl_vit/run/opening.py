@@ -9,8 +9,10 @@ from typing import Any
 from ssl_vit.config import ResolvedConfig
 from ssl_vit.data.bad import printable
 from ssl_vit.data.left_out import left_out
+from ssl_vit.data.loader import steps_per_epoch
 from ssl_vit.data.sources import Source
 from ssl_vit.run.plan import Decision
+from ssl_vit.run.spans import remarks_on_spans
 
 log = logging.getLogger("ssl_vit")
 
@@ -33,6 +35,7 @@ def say_opening(
         ("classes", _classes(source)),
         *([("scored on", _scored_on(val))] if val is not None else []),
         ("recipe", _recipe(config)),
+        *(("schedule", remark) for remark in remarks_on_spans(config, _steps(config, source))),
     ]
     log.info("this run:\n%s", opening_table(rows))
 
@@ -106,3 +109,7 @@ def _scored_on(val: Source) -> str:
 def _recipe(config: ResolvedConfig) -> str:
     part, batch = config.backbone, config.train.batch_size
     return f"{config.method.name} on {part.name} at {part.image_size} pixels, a batch of {batch}"
+
+
+def _steps(config: ResolvedConfig, source: Source) -> int:
+    return config.train.epochs * steps_per_epoch(len(source), config.train.batch_size)

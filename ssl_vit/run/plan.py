@@ -21,6 +21,7 @@ from ssl_vit.errors import UserError
 from ssl_vit.methods import check_recipe
 from ssl_vit.methods.base_config import Situation
 from ssl_vit.run.facts import IMAGENET_MEAN, IMAGENET_STD, Facts, gather_facts
+from ssl_vit.run.spans import check_spans
 from ssl_vit.training.compiler import PAYS
 
 WIDE = 48  # characters of a setting in a table; what is longer pushes only its own reason
@@ -67,15 +68,18 @@ def resolve_config(
     part = resolver.tree["backbone"]
     info = backbone_info(part["name"], image_size=part["image_size"], model_args=part["args"])
     _choose_run(resolver, facts)
+    _scale_rate(resolver)
     given = _situation(resolver, facts, info, weights)
     recipe = config.method.choose(given)
     check_recipe(config.method.name, recipe, resolver.tree)
     for key, (value, why) in recipe.items():
         resolver.decide(key, value, why)
     _choose_compile(resolver, facts)
+    resolver.tree["optim"]["lr_batch"] = _made_for(config, resolver)
     chosen = RunConfig.model_validate(resolver.tree)
     _refuse(chosen, info)
     chosen.method.check(given)
+    check_spans(chosen, given.steps)
     if weights is not None:
         with torch.device("meta"):
             backbone = create_backbone(part["name"], image_size=part["image_size"], model_args=part["args"])
@@ -98,6 +102,7 @@ def _situation(resolver: _Resolver, facts: Facts, info: BackboneInfo, weights: I
         kind=info.kind,
         any_size=info.any_size,
         multiple=info.multiple,
+        smallest=info.smallest,
         drops_paths=info.drops_paths,
         grid=info.grid,
         parts=resolver.get("train.accumulate"),
@@ -148,20 +153,39 @@ def _choose_model(resolver: _Resolver, facts: Facts) -> None:
     else:
         resolver.decide("backbone.name", "vit_tiny_patch16_224", "no GPU found: the smallest usual transformer")
     name, args = resolver.get("backbone.name"), resolver.tree["backbone"]["args"]
-    if named or facts.side >= SMALL_SIDE:
-        size = args.get("img_size", backbone_info(name, model_args=args).size[0])
-        resolver.decide("backbone.image_size", size, f"what {name} was built for")
+    side = _side(args)
+    if side is not None or named or facts.side >= SMALL_SIDE:
+        usual = side or backbone_info(name, model_args=args).size[0]
+        resolver.decide("backbone.image_size", usual, f"what {name} was built for")
+    else:
+        usual = max(32, facts.side // 16 * 16)
+        resolver.decide("backbone.image_size", usual, f"the images are {facts.side} pixels, median short side")
+    size = resolver.get("backbone.image_size")
+    if named or args or size >= SMALL_SIDE:
         return
-    size = max(32, facts.side // 16 * 16)
-    resolver.decide("backbone.image_size", size, f"the images are {facts.side} pixels, median short side")
-    if args or resolver.get("backbone.image_size") >= SMALL_SIDE:
-        return
-    args |= {"global_pool": "avg", "weight_init": "moco", "patch_size": max(4, size // (32 if facts.gpus else 16) * 4)}
+    wanted = max(4, size // (32 if facts.gpus else 16) * 4)
+    patch = next((each for each in range(wanted, 1, -1) if size % each == 0), size)  # a divisor, so that a grid fits
+    args |= {"global_pool": "avg", "weight_init": "moco", "patch_size": patch}
     why = "small crops: small patches, their mean as the image's vector, and wide initial weights"
     if not facts.gpus:
         args |= {"embed_dim": 128, "depth": 4, "num_heads": 4}
         why += "; four blocks, for a CPU"
     resolver.decisions.append(Decision("backbone.args", dict(args), why, "--set backbone.args.depth=…"))
+
+
+def _side(args: dict[str, Any]) -> int | None:
+    """The side that backbone.args.img_size says; crops are square."""
+    given = args.get("img_size")
+    sides = set(given) if isinstance(given, list | tuple) else {given}
+    if sides == {None}:
+        return None
+    side = sides.pop() if len(sides) == 1 and (not isinstance(given, list | tuple) or len(given) == 2) else None
+    if not isinstance(side, int) or isinstance(side, bool) or side < 1:
+        raise UserError(
+            f"backbone.args.img_size: {given}; crops are square: leave it out, and set backbone.image_size to one "
+            "number of pixels"
+        )
+    return side
 
 
 def _choose_data(resolver: _Resolver, facts: Facts) -> None:
@@ -219,8 +243,28 @@ def _choose_run(resolver: _Resolver, facts: Facts) -> None:
     per_epoch = max(1, facts.images // resolver.get("train.batch_size"))
     steps = per_epoch * resolver.get("train.epochs")
     resolver.decide("train.checkpoint_every", max(50, min(per_epoch, 1000)), "an epoch, but 50 to 1000 steps")
-    resolver.decide("health.every", max(10, min(steps // 50, 500)), "about 50 checks a run")
+    checks = max(10, min(steps // 50, max(25, per_epoch // 4), 500))
+    resolver.decide("health.every", checks, "50 checks a run, and in a long epoch four")
     resolver.decide("health.knn_every", max(1.0, float(resolver.get("train.epochs") // 10)), "about 10 scores a run")
+
+
+def _scale_rate(resolver: _Resolver) -> None:
+    """Bring the rates of a recipe to the run's batch, by the linear rule (1706.02677) of the published ones."""
+    part, batch = resolver.tree["optim"], resolver.get("train.batch_size")
+    made_for = part["lr_batch"]
+    if made_for is None or made_for == batch:
+        return
+    for key in ("lr", "min_lr"):
+        if part[key] != "auto":
+            before, part[key] = part[key], float(f"{part[key] * batch / made_for:.12g}")
+            why = f"{before:g} x {batch} / {made_for}: the recipe's, made for batches of {made_for}"
+            resolver.decisions.append(Decision(f"optim.{key}", part[key], why, f"--set optim.{key}=…"))
+
+
+def _made_for(config: RunConfig, resolver: _Resolver) -> int | None:
+    """The batch that the rate fits, so that the run's configuration is a recipe too; None of a user's rate."""
+    known = config.optim.lr == "auto" or config.optim.lr_batch is not None
+    return resolver.get("train.batch_size") if known else None
 
 
 def _choose_compile(resolver: _Resolver, facts: Facts) -> None:
@@ -256,9 +300,13 @@ def _refuse(config: RunConfig, info: BackboneInfo) -> None:
         )
     size = config.backbone.image_size
     for view in config.method.views(size).views:
-        fits = view.size == size or (info.any_size and view.size % info.multiple == 0)
-        if not fits:
-            able = f"multiples of {info.multiple}" if info.any_size else f"{info.size[0]} pixels only"
+        fits = info.any_size and view.size % info.multiple == 0 and view.size >= info.smallest
+        if not fits and view.size != size:
+            able = (
+                f"multiples of {info.multiple} from {info.smallest} on"
+                if info.any_size
+                else f"{info.size[0]} pixels only"
+            )
             raise UserError(
                 f"{config.method.name} asks for {view.name} crops of {view.size} pixels, and {info.name} takes {able}; "
                 f"set method.{view.name}_size accordingly, or choose another backbone"
