@@ -32,6 +32,7 @@ FOUND = 0.5  # IoU from which on a region counts as found
 class DETReg(Method):
     """One class, "object": the proposed regions of each image; the backbone stays as it is."""
 
+    frozen = True
     slow = ("sampling_offsets.", "reference_points.")  # of Deformable DETR
 
     def __init__(self, config: Config, backbone: Backbone, image_size: int) -> None:

@@ -57,6 +57,9 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
+    frozen: bool = False
+    """Whether ``exported`` stays as it came, so that its features say nothing of what is learnt."""
+
     uniform_loss: float | None = None
     """The loss of a model whose outputs are all uniform (ln K for K prototypes), where the method has such a value."""
 

@@ -25,6 +25,7 @@ from ssl_vit.training.looks.look import Look
 from ssl_vit.training.looks.metrics import Metrics
 from ssl_vit.training.looks.progress import ProgressLine
 from ssl_vit.training.recompute import recompute
+from ssl_vit.training.separation import HeldBack
 
 
 def pixels_of(config: ResolvedConfig) -> Pixels:
@@ -81,7 +82,8 @@ def new_looks(
 
     sources: images to learn from, and labelled ones to score on; metrics: of the first process alone.
     """
-    checkup = Checkup(metrics, config.health.every, advice_for(config))
+    held_back = HeldBack(sources[0], method.views(), config.train.seed, (config.data.mean, config.data.std))
+    checkup = Checkup(metrics, config.health.every, advice_for(config), held_back)
     looks: list[Look] = [] if metrics is None else [metrics, ProgressLine(config.train.batch_size)]
     looks.append(checkup)
     source, val = sources

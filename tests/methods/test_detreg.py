@@ -17,6 +17,7 @@ from ssl_vit.methods.detreg import DETReg, measured
 from ssl_vit.methods.detreg_config import Config
 from ssl_vit.methods.method import Progress
 from ssl_vit.run.prepare import build_method
+from ssl_vit.training.advice import advice_for
 from ssl_vit.training.health import Vitals, diagnose
 from ssl_vit.training.optim import make_optimizer, set_hyperparameters
 from tests.detectors.test_losses import official
@@ -233,17 +234,21 @@ def test_the_verdict_says_what_is_found():
         Vitals(step, 0, loss, None, 0.9, 20.0, blind_loss=9.0, remark=learner.remark(parts))
         for step, loss in ((10, 8.0), (20, 7.0), (30, 6.0))
     ]
-    assert diagnose(history, Config.advice) == (
+    assert diagnose(history, {}) == (
         "learning",
         "The loss is 6.000 against 9.000 for the best guess that doesn't look; features use 20.0 effective dimensions. "
         "Of 21.5 regions an image 42 % are found (IoU 0.5 or more, 0.47 on average; by the answers for other images "
         "8 %).",
     )
+
+
+def test_a_verdict_on_regions_has_advice_of_its_own():
+    advice = advice_for(resolved("detreg", "resnet", **{"method.proposals": "random"}))
     blind = [Vitals(step, 0, 8.95, None, 0.9, 20.0, blind_loss=9.0) for step in (10, 20, 30)]
-    assert diagnose(blind, Config.advice).kind == "not learning yet"
-    assert "method.proposals" in diagnose(blind, Config.advice).sentence
+    assert diagnose(blind, advice).kind == "not learning yet"
+    assert "set method.proposals=selective_search (now random)" in diagnose(blind, advice).sentence
     same = [Vitals(step, 0, 5.0, None, 0.0, 1.0, blind_loss=9.0) for step in (10, 20, 30)]
-    assert "--weights" in diagnose(same, Config.advice).sentence
+    assert "--weights" in diagnose(same, advice).sentence
 
 
 def test_a_step_leaves_the_backbone_as_it_came() -> None:

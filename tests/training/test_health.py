@@ -60,7 +60,7 @@ GOOD = (6.0, 4.0, 0.8, 40.0)
         ([GOOD, GOOD, (math.nan, 4.0, 0.8, 40.0)], "diverged", "loss is nan"),
         ([GOOD, GOOD, (math.inf, 4.0, 0.8, 40.0)], "diverged", "loss is inf"),
         ([GOOD, GOOD, (12.6, 4.0, 0.8, 40.0)], "diverged", "risen to 12.600, from 6.000"),
-        ([GOOD, GOOD, (12.4, 4.0, 0.8, 40.0)], "learning", "12.400"),
+        ([GOOD, GOOD, (12.4, 4.0, 0.8, 40.0)], "warming up", "12.400"),
     ],
 )
 def test_every_verdict(checks: list[tuple[float, float, float, float]], kind: str, word: str) -> None:
