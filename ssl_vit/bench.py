@@ -27,7 +27,7 @@ from ssl_vit.run.plan import resolve_for
 from ssl_vit.run.prepare import new_method, pixels_of
 from ssl_vit.training.compiler import compiling
 from ssl_vit.training.fabric import new_fabric
-from ssl_vit.training.memory import LESS, enough_memory, memory_is_short
+from ssl_vit.training.memory import enough_memory, less, memory_is_short
 from ssl_vit.training.speed import peak_flops
 from ssl_vit.training.step import PARTS, Learner, take_step
 
@@ -82,7 +82,7 @@ def bench(config: RunConfig) -> Bench:
     source = replace(source, pixels=pixels_of(resolved))
     require(source, resolved.train.batch_size)
     keep_memory()
-    with enough_memory(), compiling():
+    with enough_memory(resolved), compiling():
         return _measured(resolved, source)
 
 
@@ -226,7 +226,7 @@ def _advice(parts: Parts, wait: float, workers: int, config: ResolvedConfig) -> 
         if on_gpu and train.precision == "32-true":
             yield "- --set train.precision=bf16-mixed is quicker where the GPU supports it"
     if memory_is_short():
-        yield f"- memory is nearly full; where it does not suffice: {LESS}"
+        yield f"- memory is nearly full; where it does not suffice, {less(config)}"
     if shares["augment"] > _MUCH and config.data.kernels == "torch" and not on_gpu:
         yield f"- colours take {shares['augment']:.0%} of a step: pip install 'ssl_vit[numba]' makes that a quarter"
     if shares["optimiser"] > _MUCH:

@@ -72,7 +72,7 @@ def note_damage(source: Source, max_bad: float) -> None:
 
 def _read(path: Path) -> dict[str, str]:
     files = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
             entry = json.loads(line)
             files[entry["file"]] = entry["reason"]

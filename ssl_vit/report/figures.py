@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,12 +16,12 @@ from ssl_vit.data.sources import Source
 from ssl_vit.drawing import ACCENT, FAINT, INK, SECOND, STYLE, Image
 from ssl_vit.eval.features import FeatureSet
 from ssl_vit.files import write_atomically
+from ssl_vit.training.looks.metrics import read_rows
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """Read the lines of a run's metrics.jsonl."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return read_rows(run / "metrics.jsonl")
 
 
 def series(rows: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from ssl_vit.run.workspace import RunWorkspace
 from ssl_vit.training.checkpoint import checkpoint_path, prune
 from ssl_vit.training.health import Verdict
 from ssl_vit.training.looks.metrics import last_knn
+
+log = logging.getLogger("ssl_vit")
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,27 @@ def _sweep(out: Path, steps: int) -> None:
             left.unlink()
 
 
-def completed(out: Path) -> RunResult:
-    """What a complete run left."""
-    done: dict[str, Any] = json.loads((out / "COMPLETE").read_text())
-    verdict = Verdict(**done["verdict"]) if done["verdict"] else None
-    return RunResult(out, done["steps"], verdict, done["bad_files"], export(out), detector_of(out))
+def completed(out: Path) -> RunResult | None:
+    """What a complete run left; None where it isn't complete, or nothing says what it left: then it finishes again."""
+    try:
+        done: dict[str, Any] = json.loads((out / "COMPLETE").read_bytes())
+        steps, bad_files = int(done["steps"]), int(done["bad_files"])
+        verdict = Verdict(**done["verdict"]) if done["verdict"] else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        log.warning("%s: empty or damaged; the run finishes again", out / "COMPLETE")
+        return None
+    return RunResult(out, steps, verdict, bad_files, export(out), detector_of(out))
+
+
+def scanned(out: Path) -> dict[str, Any]:
+    """What data.json of a run says of its images; nothing where it is lost or damaged."""
+    try:
+        found = json.loads((out / "data.json").read_bytes())
+    except (OSError, ValueError):
+        found = None
+    return found if isinstance(found, dict) else {}
 
 
 def _description(
@@ -97,13 +116,13 @@ def _description(
         if key.endswith("_weights") and file is not None:
             settings["method"][key] = Path(file).name
     settings["plugins"] = {Path(place).name: digest for place, digest in settings["plugins"].items()}
-    scanned = json.loads((out / "data.json").read_text())
+    of_data = scanned(out)
     return {
         "version": ssl_vit.__version__,
         "method": config.method.name,
         "encoder": role(method),
         "steps": steps,
-        "data": {key: scanned[key] for key in ("images", "bytes", "types", "sides") if scanned[key] is not None}
+        "data": {key: of_data[key] for key in ("images", "bytes", "types", "sides") if of_data.get(key) is not None}
         | {"unreadable": bad_files},
         "evaluation": {"health": verdict.sentence if verdict else "not checked", **last_knn(out / "metrics.jsonl")},
         "pixels": pixels_of(config)._asdict(),

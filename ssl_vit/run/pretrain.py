@@ -29,7 +29,7 @@ from ssl_vit.plugins import use
 from ssl_vit.process import die_with_parent, keep_memory
 from ssl_vit.run.facts import gather_facts
 from ssl_vit.run.finish import RunResult, completed, finish
-from ssl_vit.run.folder import Compared, as_before, check_same, clear, identity, logged, open_folder
+from ssl_vit.run.folder import Compared, as_before, check_same, check_settings, clear, identity, logged, open_folder
 from ssl_vit.run.plan import Decision, resolve_config, start_weights
 from ssl_vit.run.prepare import metrics_of, new_looks, new_method, pixels_of
 from ssl_vit.run.workspace import RunWorkspace
@@ -113,8 +113,9 @@ def _pretrain(
         else:
             die_with_parent()
         found = identity(out)
-        if resume and (out / "COMPLETE").exists():
-            return replace(completed(out), was_complete=True)
+        if resume and (done := completed(out)) is not None:
+            check_settings(config, out, done=True)
+            return replace(done, was_complete=True)
         run = _new_run(config, images, labelled, out, resume, stop, allow_data_change)
         if not first:
             with logged(None):
@@ -125,8 +126,8 @@ def _pretrain(
             if identity(out) != found:
                 told = "another process has started a run there meanwhile; nothing was touched"
                 raise UserError(f"{out}: {told}: add --resume to go on with it, or change --out")
-            if resume and (out / "COMPLETE").exists():
-                return replace(completed(out), was_complete=True)
+            if resume and (done := completed(out)) is not None:
+                return replace(done, was_complete=True)
             if overwrite and not resume:
                 clear(out)
             with logged(out / "train.log"):
@@ -216,7 +217,9 @@ class _Run:
             with stoppable(self.goes_on("after the last step, before the export was whole")):
                 done = finish(self.config, whole, workspace, self.total, verdict, bad_files) if first else None
             fabric.barrier()  # the other ranks read what the first has written
-        return done or completed(self.out)
+        found = done or completed(self.out)
+        assert found is not None  # as the first process has just said so
+        return found
 
     def _learn(
         self, fabric: Fabric, workspace: RunWorkspace, checkpoint: Path | None
@@ -251,7 +254,7 @@ class _Run:
     def _failures_in_words(self) -> Iterator[None]:
         """RunFailed, with what to change, for memory that is too small, a compiler that fails and a process lost."""
         try:
-            with enough_memory(), compiling():
+            with enough_memory(self.config), compiling():
                 yield
         except RuntimeError as error:
             failure = lost_rank(error, self.config.train.timeout)

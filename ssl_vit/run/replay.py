@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 
 from ssl_vit.config import ResolvedConfig, load_config
 from ssl_vit.data.loader import steps_per_epoch
+from ssl_vit.errors import UserError
+from ssl_vit.run.finish import scanned
 from ssl_vit.run.prepare import new_method
 from ssl_vit.training.checkpoint import go_on_from, newest_checkpoint
 from ssl_vit.training.fabric import new_fabric
@@ -43,7 +44,8 @@ def replay_step(run: Path | str, step: int, rank: int = 0) -> Replay:
     tree = load_config([run / "config.yaml"]).model_dump(mode="json")
     tree["train"] |= {"devices": 1, "nodes": 1, "strategy": "ddp", "compile": False}
     config = ResolvedConfig.model_validate(tree)
-    images = json.loads((run / "data.json").read_text(encoding="utf-8"))["images"]
+    if (images := scanned(run).get("images")) is None:
+        raise UserError(f"{run / 'data.json'}: missing or damaged; expected how many images the run has")
     per_epoch = steps_per_epoch(images, config.train.batch_size)
     method, fabric = new_method(config, None), new_fabric(config.train)
     batch = lost_batch(run, step, rank, method.views())

@@ -50,7 +50,7 @@ class Checkpoints:
     def check_room(self, learner: Learner) -> None:
         """RunFailed where the disk has no room for what a run can't do without: two checkpoints and the export."""
         size, exported = _size(learner), _bytes(learner.method.exported().state_dict())
-        missing = max(0, KEEP - len(list(self._folder.glob("step-*.ckpt"))))
+        missing = max(0, KEEP - len(_found(self._folder)))
         need, free = missing * size + exported + _BESIDE, room(self._folder)
         if free is not None and free < need:
             raise RunFailed(
@@ -60,7 +60,7 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The newest checkpoint there is, of this run or of what it goes on from."""
-        return max(self._folder.glob("step-*.ckpt"), default=None)
+        return max(_found(self._folder), default=None)
 
     def save(self, learner: Learner, looks: Sequence[Look], done: int) -> None:
         """Save what a run needs to go on after ``done`` steps, then drop what is older than the last two.
@@ -131,6 +131,8 @@ def write_checkpoint(state: dict[str, Any], path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def write() -> None:
+        if path.is_dir():  # of another kind, or the run would have gone on from it
+            shutil.rmtree(path)
         write_atomically(path, lambda staged: _save(state, staged))
         _seal(path)
 
@@ -234,10 +236,9 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
     Broken ones are named in the log and passed over; RunFailed where all are broken.
     """
-    found = sorted(folder.glob("step-*.ckpt"), reverse=True)
+    found = sorted(_found(folder), reverse=True)
     for path in found:
-        expected = checksum_of(path)
-        if expected.is_file() and expected.read_text().strip() == checksum(path):
+        if _is_whole(path):
             return path
         log.warning("%s is damaged or incomplete (its checksum differs): trying the one before", path)
     if len(found) == 1 and not checksum_of(found[0]).exists() and _has_its_sums(found[0]):
@@ -257,12 +258,25 @@ def _has_its_sums(path: Path) -> bool:
         return False
 
 
+def _found(folder: Path) -> list[Path]:
+    """What is named as a checkpoint."""
+    return [path for path in folder.glob("step-*.ckpt") if path.stem.removeprefix("step-").isdecimal()]
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether its checksum holds; not where there is none, or a file or folder of another kind has its name."""
+    try:
+        return checksum_of(path).read_bytes().strip() == checksum(path).encode()
+    except OSError:
+        return False
+
+
 def prune(folder: Path, newest: Path, keep: int = KEEP) -> None:
     """Delete all but ``newest`` and the one before it, or those that are to be kept.
 
     A file of a later step is damaged, or the run would have gone on from it; a staged one was left by a killed save.
     """
-    found = sorted(folder.glob("step-*.ckpt"))
+    found = sorted(_found(folder))
     kept = [path for path in found if path <= newest][-keep:]
     for path in set(found) - set(kept):
         checksum_of(path).unlink(missing_ok=True)

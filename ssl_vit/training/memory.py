@@ -2,33 +2,68 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+from ssl_vit.config import RunConfig
 from ssl_vit.errors import RunFailed
+from ssl_vit.progress import memory_gb
 
-LESS = (
-    "raise train.accumulate (the same batch in more parts), set train.checkpoint_activations=true (the same numbers in "
-    "more time), or lower train.batch_size"
-)
 _NEAR = 0.9  # of a GPU's memory
+_OF_CPU = ("can't allocate memory", "std::bad_alloc")  # what torch says of a machine's own
 
 
 @contextmanager
-def enough_memory() -> Iterator[None]:
-    """RunFailed, with what to change, where an allocation fails inside, on a GPU or a CPU."""
+def enough_memory(config: RunConfig) -> Iterator[None]:
+    """RunFailed, with what the step is made of and what to change, where an allocation fails inside."""
     try:
         yield
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            whose = f"the memory of the GPU ({torch.cuda.get_device_name()}) is too small for this step"
-        elif "can't allocate memory" in str(error):
-            whose = "the memory of this machine is too small for this step"
-        else:
+    except (RuntimeError, MemoryError) as error:
+        where = _where(error)
+        if where is None:
             raise
-        raise RunFailed(f"{whose}: {LESS}") from error
+        raise RunFailed(f"{where} is too small for this step: {_step(config)}; {less(config)}") from error
+
+
+def less(config: RunConfig) -> str:
+    """The flags that need less memory than these settings do."""
+    train, ways = config.train, list[str]()
+    if not train.checkpoint_activations:
+        ways.append("--set train.checkpoint_activations=true (the same numbers in more time, also with --resume)")
+    world = train.devices * train.nodes
+    if train.batch_size // (world * train.accumulate) > 1:
+        ways.append(f"--set train.accumulate={2 * train.accumulate} (the same batch in more parts)")
+        ways.append(f"--batch-size {train.batch_size // (2 * world) * world}")
+    ways.append(f"--set backbone.image_size=N (now {config.backbone.image_size})")
+    return f"give less to do: {', '.join(ways[:-1])}{' or ' * (len(ways) > 1)}{ways[-1]}"
+
+
+def _where(error: Exception) -> str | None:
+    """Whose memory an allocation failed in, and how full it was; None for any other error."""
+    if isinstance(error, torch.OutOfMemoryError):
+        figures = ""
+        if torch.cuda.is_available():
+            free, total = (number / 1e9 for number in torch.cuda.mem_get_info())
+            figures = f": {total:.1f} GB, of which this process had {memory_gb():.1f} and {free:.1f} are free"
+        return f"the memory of the GPU ({torch.cuda.get_device_name()}{figures})"
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _OF_CPU):
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+        held = "" if torch.cuda.is_available() else f", of which this process had {memory_gb():.1f}"
+        return f"the memory of this machine ({total:.1f} GB{held})"
+    return None
+
+
+def _step(config: RunConfig) -> str:
+    """How much a step is: images a device, parts, crops."""
+    train, size = config.train, config.backbone.image_size
+    views = config.method.views(size).views
+    crops = " + ".join(f"{view.count} of {view.size}" for view in views)
+    images = train.batch_size // (train.devices * train.nodes)
+    parts = f" in {train.accumulate} parts" if train.accumulate > 1 else ""
+    return f"{images} images a device{parts}, of each {crops} pixels, for {config.backbone.name} in {train.precision}"
 
 
 def memory_is_short() -> bool:

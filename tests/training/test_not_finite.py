@@ -7,6 +7,7 @@ import math
 import os
 import re
 import socket
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,8 @@ def second_rank_fails(port: int, folder: str, rank: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
     learner = judged([1.0, NAN if rank else 1.0, 1.0], sound_gradient=True, devices=2)
     taken = [take_step(learner, ReadyViews([]), step).taken for step in range(3)]
-    learner.method.weight.data += NAN * rank
+    if rank:
+        learner.method.weight.data += NAN
     found = not_finite(learner)
     Path(folder, f"{rank}.json").write_text(json.dumps([taken, int(learner.method.moving.seen), found]))  # type: ignore[operator]
 
@@ -169,13 +171,12 @@ def tiny(data: Path, out: Path, **changes: object) -> Any:
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
-    """One pixel of the first view is not a number, at these steps."""
-    sound = Learner.views
-    count = iter(range(10**6))
+    """One pixel of the first view is not a number, in these calls for a step's views."""
+    sound, calls = Learner.views, count()
 
     def views(learner: Learner, batch: Batch | ReadyViews) -> list[Tensor]:
         made = sound(learner, batch)
-        if next(count) in steps:
+        if next(calls) in steps:
             made[0][0, 0, 0, 0] = NAN
         return made
 
@@ -239,6 +240,17 @@ def test_a_checkpoint_that_is_not_finite_is_not_kept(
     ):
         tiny(pictures / "train", out)
     assert [path.name for path in sorted((out / "checkpoints").glob("*.ckpt"))] == ["step-000000003.ckpt"]
+
+
+def test_a_run_that_is_never_finite_ends_without_a_checkpoint(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checks come while nothing was learnt, and find nothing to look at."""
+    poison(monkeypatch, range(10**6))
+    with pytest.raises(RunFailed, match=r"diverged.*step 9; start a new run, another --out, with --set optim\.lr="):
+        tiny(pictures / "train", tmp_path / "run", health__every=2, train__checkpoint_every=50)
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert "diverged. The loss is nan" in (tmp_path / "run" / "train.log").read_text()
 
 
 def test_the_advice_after_divergence_can_be_followed(

@@ -176,10 +176,20 @@ def test_too_little_memory_is_one_line(
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA T4")
     assert main(command(pictures / "train", tmp_path / "run", data__workers=0)) == 1
     last = capfd.readouterr().err.splitlines()[-1]
-    assert last.startswith("ssl-vit: error: the memory of the GPU (NVIDIA T4) is too small for this step: raise train.")
-    assert "train.checkpoint_activations=true" in last
+    said = (
+        "ssl-vit: error: the memory of the GPU (NVIDIA T4) is too small for this step: 8 images a device, of each 1 of "
+        "32 + 1 of 32 + 2 of 16 pixels, for vit_tiny_patch16_224 in 32-true; give less to do: "
+    )
+    assert last.startswith(said)
+    assert "--set train.checkpoint_activations=true" in last
+    assert "--set train.accumulate=2 (the same batch in more parts), --batch-size 4 or" in last
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_a_cpu_without_memory_is_one_line_too() -> None:
-    with pytest.raises(RunFailed, match="memory of this machine"), enough_memory():
-        torch.empty(2**60, dtype=torch.uint8)
+    config = resolved("dino", "vision_transformer", **{"train.checkpoint_activations": True})
+    for fill in (lambda: torch.empty(2**60, dtype=torch.uint8), lambda: bytearray(2**60)):
+        said = r"memory of this machine \([\d.]+ GB, of which this process had"
+        with pytest.raises(RunFailed, match=said) as failed, enough_memory(config):
+            fill()
+        assert "checkpoint_activations" not in str(failed.value), "that is so already"

@@ -88,9 +88,25 @@ def _plain(value: Any) -> Any:
 def _drop_steps_from(path: Path, step: int) -> None:
     """Steps that a killed run wrote after its last checkpoint will be done again, and half a line is none."""
     if path.exists():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        kept = "".join(line + "\n" for line in lines if _was_done(json.loads(line), step))
+        kept = "".join(json.dumps(row) + "\n" for row in read_rows(path) if _was_done(row, step))
         write_atomically(path, lambda staged: staged.write_text(kept, encoding="utf-8"))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``; what is no line of ours, as on a full disk, is left out and counted."""
+    rows, broken = [], 0
+    for line in path.read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+        else:
+            broken += 1
+    if broken:
+        log.warning("%s: %d lines can't be read and are left out", path, broken)
+    return rows
 
 
 def _was_done(row: dict[str, Any], step: int) -> bool:
@@ -100,8 +116,8 @@ def _was_done(row: dict[str, Any], step: int) -> bool:
 
 def last_knn(metrics: Path) -> dict[str, Any]:
     """The newest score in ``metrics.jsonl``: top-1 in percent by k, and its protocol; empty where there is none."""
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if KNN in line]
+    rows = [row for row in read_rows(metrics) if any(key.startswith(KNN) for key in row)] if metrics.exists() else []
     if not rows:
         return {}
     top1 = {key.removeprefix(KNN): value for key, value in rows[-1].items() if key.startswith(KNN)}
-    return {"k-NN top-1 in percent, by k": top1, "protocol": rows[-1]["protocol"]}
+    return {"k-NN top-1 in percent, by k": top1, "protocol": rows[-1].get("protocol")}
