@@ -92,6 +92,6 @@ def test_a_compiler_that_fails_is_one_line() -> None:
     def broken(graph: Any, inputs: Any) -> Any:
         raise OSError("no C compiler")
 
-    said = r"torch.compile failed \(OSError: no C compiler\); set train.compile=false"
+    said = r"torch.compile failed \(OSError: no C compiler\); --set train.compile=false"
     with pytest.raises(RunFailed, match=said), compiling():
         torch.compile(lambda x: x + 1, backend=broken)(torch.ones(1))
