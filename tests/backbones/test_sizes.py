@@ -12,7 +12,7 @@ from ssl_vit.config import load_config
 from ssl_vit.errors import UserError
 from ssl_vit.run.facts import Facts
 from ssl_vit.run.plan import resolve_config
-from tests.families import small
+from tests.test_families_train import small
 
 FAMILIES = ["convnext", "edgenext", "focalnet", "nextvit", "pvt_v2", "resnet", "swin_transformer", "vision_transformer"]
 GIVEN = {"data.path": "x", "data.mean": [0.5] * 3, "data.std": [0.2] * 3}
