@@ -263,7 +263,7 @@ def _scale_rate(resolver: _Resolver) -> None:
 
 def _made_for(config: RunConfig, resolver: _Resolver) -> int | None:
     """The batch that the rate fits, so that the run's configuration is a recipe too; None of a user's rate."""
-    known = config.optim.lr == "auto" or config.optim.lr_batch is not None
+    known = "lr" in config.optim.undecided() or config.optim.lr_batch is not None
     return resolver.get("train.batch_size") if known else None
 
 

@@ -131,8 +131,9 @@ def write_checkpoint(state: dict[str, Any], path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def write() -> None:
-        if path.is_dir():  # of another kind, or the run would have gone on from it
-            shutil.rmtree(path)
+        for place in (path, checksum_of(path)):
+            if place.is_dir():  # of another kind, or the run would have gone on from it
+                shutil.rmtree(place)
         write_atomically(path, lambda staged: _save(state, staged))
         _seal(path)
 
@@ -279,7 +280,7 @@ def prune(folder: Path, newest: Path, keep: int = KEEP) -> None:
     found = sorted(_found(folder))
     kept = [path for path in found if path <= newest][-keep:]
     for path in set(found) - set(kept):
-        checksum_of(path).unlink(missing_ok=True)
+        _remove(checksum_of(path))
         _remove(path)
     for path in folder.glob(".step-*"):
         _remove(path)
@@ -289,4 +290,4 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
     else:
-        path.unlink()
+        path.unlink(missing_ok=True)

@@ -27,7 +27,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 def not_finite(learner: Learner) -> str | None:
     """The first weight, buffer or state of the optimiser that is not finite, on any rank; all ranks ask together."""
-    named = dict(learner.method.named_parameters())
+    named: dict[str, Tensor] = dict(learner.method.named_parameters())
     owners = {id(each): name for name, each in named.items()}
     named |= {name: each for name, each in learner.method.named_buffers() if name not in learner.infinite}
     for parameter, state in learner.optimizer.state.items():
