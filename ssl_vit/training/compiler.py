@@ -38,6 +38,5 @@ def compiling() -> Iterator[None]:
         lines = [line.strip() for line in str(error).splitlines()]
         said = next((line for line in lines if line and not line.endswith("raised:")), type(error).__name__)
         raise RunFailed(
-            f"torch.compile failed ({said}); --set train.compile=false computes the same in more time, also with "
-            "--resume"
+            f"torch.compile failed ({said}); --set train.compile=false does without it, also with --resume"
         ) from error
