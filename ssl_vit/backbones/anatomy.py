@@ -237,7 +237,9 @@ def _takes(model: nn.Module, layout: FeatureLayout, size: Size, cell: float) -> 
         patches = layout.read(model, torch.zeros(2, 3, *size)).patches  # on torch's default device
     except Exception:  # the answer is that it fails, however it does: asserts, shapes, indices, divisions
         return False
-    return all(abs(length / cell - cells) <= 1.5 for length, cells in zip(size, patches.shape[2:], strict=True))
+    return all(
+        cells > 0 and abs(length / cell - cells) <= 1.5 for length, cells in zip(size, patches.shape[2:], strict=True)
+    )
 
 
 def _least(model: TimmModel, size: Size, name: str) -> str:
