@@ -106,7 +106,7 @@ def test_sums_that_are_no_text_are_one_line(run: Path, pictures: Path, capfd: py
         ["pretrain", str(pictures / "train"), "--out", str(run), "--resume"],
     ):
         assert main(argv) == 2
-        assert "SHA256SUMS disagrees" in capfd.readouterr().err.strip().splitlines()[-1]
+        assert "SHA256SUMS: damaged" in capfd.readouterr().err.strip().splitlines()[-1]
 
 
 def test_a_complete_run_refuses_what_it_can_t_do(run: Path, pictures: Path, capfd: pytest.CaptureFixture[str]) -> None:
