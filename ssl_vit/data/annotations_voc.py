@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path, PurePath
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from ssl_vit.data.annotations import Annotations, Raw
+from ssl_vit.data.annotations import Annotations, Raw, Size, first_of, read_text
+from ssl_vit.data.source import EXTENSIONS
 from ssl_vit.errors import UserError
 
 
 class _Image(NamedTuple):
-    file: str
-    size: tuple[int, int]
+    stem: str  # of the XML file, with the folder within Annotations/
+    hint: str  # what the file says that its image is called
+    size: Size | None
     objects: list[tuple[str, list[float], bool]]  # name, corners, difficult
 
 
@@ -25,49 +30,88 @@ def _root(path: Path) -> Path:
     return path if path.is_dir() else path.parent.parent.parent
 
 
-def read(path: Path) -> Annotations:
+def read(path: Path, outlined: bool = False) -> Annotations:
     """Read the boxes of all images of the folder, or of those in the list; classes are the names that occur, sorted.
 
-    "difficult" objects count as COCO's crowds: not to be found, and not wrong to find.
+    An image is the file of JPEGImages/ that is called as its XML file is; the name inside is a hint, for where there
+    is none or more than one. "difficult" objects count as COCO's crowds: not to be found, and not wrong to find.
     """
     folder = _root(path)
-    images = [_read(file) for file in _files(path, folder)]
+    images = [_read(file, folder / "Annotations") for file in _files(path, folder)]
     classes = tuple(sorted({name for image in images for name, _, _ in image.objects}))
     number = {name: index for index, name in enumerate(classes)}
-    found = Annotations(str(folder / "JPEGImages"), classes)
+    found = Annotations(str(folder / "JPEGImages"), classes, outlined)
+    stems, others = _stems(folder / "JPEGImages"), []
     for image in images:
+        file = _file(image, stems, folder / "JPEGImages")
+        if image.hint and os.path.splitext(image.hint)[0].lower() not in os.path.splitext(file.lower()):
+            others.append(f"{image.stem}.xml ({image.hint}, taken: {file})")
         raw = [
-            Raw(f"{image.file}, object {i}", corners, number[name], difficult)
+            Raw(f"{file}, object {i}", corners, number[name], difficult)
             for i, (name, corners, difficult) in enumerate(image.objects, start=1)
         ]
-        found.add(image.file, image.size, raw)
+        found.add(file, image.size, lambda _, raw=raw: raw)
+    if others:
+        found.notes.append(f"{len(others)} files name another image than their own: {first_of(others)}")
     return found
+
+
+def _stems(folder: Path) -> Mapping[str, list[str]]:
+    """The images of the folder and of those in it, by their names without the ending, in small letters."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for place, _, names in os.walk(folder):
+        for name in sorted(names):
+            relative = os.path.relpath(os.path.join(place, name), folder)
+            stem, ending = os.path.splitext(relative)
+            if ending[1:].lower() in EXTENSIONS:
+                found[stem.lower()].append(relative)
+                found[relative.lower()].append(relative)  # for a.jpg.xml
+    return found
+
+
+def _file(image: _Image, stems: Mapping[str, list[str]], folder: Path) -> str:
+    """The file of an image: its XML's own name, with the hint's ending or case before others."""
+    own = stems.get(image.stem.lower(), [])
+    exact = [file for file in own if file == image.stem or os.path.splitext(file)[0] == image.stem] or own
+    if exact:
+        return image.hint if image.hint in exact else exact[0]
+    hinted = stems.get(image.hint.lower(), [])
+    return hinted[0] if hinted and image.hint not in hinted else image.hint or image.stem
 
 
 def _files(path: Path, folder: Path) -> list[Path]:
     if path.is_dir():
         return sorted((folder / "Annotations").glob("*.xml"))
     # Lists of one class have a second column, 1 where the class is in the image.
-    lines = path.read_text(encoding="utf-8").split("\n")
-    names = [line.split()[0] for line in lines if line.strip()]
-    files = [folder / "Annotations" / f"{name}.xml" for name in names]
+    names = [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
+    files = [folder / "Annotations" / f"{name}.xml" for name in dict.fromkeys(names)]
     for file in files:
         if not file.is_file():
             raise UserError(f"{path}: lists {file.stem}, but {file} is not there; mend the list")
     return files
 
 
-def _read(file: Path) -> _Image:
+def _read(file: Path, folder: Path) -> _Image:
     try:
         tree = ElementTree.parse(file).getroot()
-    except (ElementTree.ParseError, OSError, ValueError) as error:
+    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
         raise UserError(f"{file}: no valid XML ({error}); is the file cut short? Restore it") from error
+    if tree.tag != "annotation":
+        raise UserError(f"{file}: begins with <{tree.tag[:40]}>, expected Pascal VOC's <annotation>; remove the file")
     try:
-        size = (int(_text(tree, "size/height")), int(_text(tree, "size/width")))
         objects = [_object(entry) for entry in tree.iter("object")]
-        return _Image(_text(tree, "filename"), size, objects)
-    except (LookupError, ValueError) as error:
-        raise UserError(f"{file}: {error}; expected Pascal VOC's filename, size and objects with a bndbox") from error
+        stem = str(file.relative_to(folder).with_suffix(""))
+        return _Image(
+            stem, PurePath(tree.findtext("filename", "").strip().replace("\\", "/")).name, _size(tree), objects
+        )
+    except (LookupError, ValueError, OverflowError) as error:
+        raise UserError(f"{file}: {error}; expected Pascal VOC's size and objects with a name and a bndbox") from error
+
+
+def _size(tree: ElementTree.Element) -> Size | None:
+    """The size that is said; None where it is not, or 0 as many programs write."""
+    height, width = (int(float(tree.findtext(f"size/{side}", "").strip() or 0)) for side in ("height", "width"))
+    return (height, width) if height or width else None
 
 
 def _object(entry: ElementTree.Element) -> tuple[str, list[float], bool]:

@@ -12,6 +12,7 @@ from ssl_vit.errors import RunFailed, UserError
 BadFiles = list[tuple[str, str]]  # (name in the source, reason)
 
 _log = logging.getLogger("ssl_vit.data")
+MAX_BAD = 0.05  # of the images may be unreadable, where nothing else is asked for
 _SHOWN = 5  # names in an error
 _REPLACED = "another image takes its place"
 
@@ -19,11 +20,19 @@ _REPLACED = "another image takes its place"
 class BadList:
     """The list logs each bad file once and appends it to a file, a JSON object a line; what that holds counts too.
 
-    total: files in the source; max_bad: the share of them that may be bad, else RunFailed.
+    total: files in the source; max_bad: the share of them that may be bad, else RunFailed; setting: what raises it.
     """
 
-    def __init__(self, total: int, max_bad: float, path: Path | None = None, consequence: str = _REPLACED) -> None:
-        self.total, self.max_bad, self.path, self.consequence = total, max_bad, path, consequence
+    def __init__(
+        self,
+        total: int,
+        max_bad: float,
+        path: Path | None = None,
+        consequence: str = _REPLACED,
+        setting: str = "data.max_bad",
+    ) -> None:
+        self.total, self.max_bad, self.path = total, max_bad, path
+        self.consequence, self.setting = consequence, setting
         self.files: dict[str, str] = {}
         if path is not None and path.exists():
             self.files = _read(path)
@@ -41,14 +50,14 @@ class BadList:
             share = len(self.files) / self.total
             raise self.failure(
                 f"{len(self.files)} of {self.total} images ({share:.1%}) could not be read, "
-                f"more than the {self.max_bad:.1%} that max_bad allows"
+                f"more than the {self.max_bad:.1%} that {self.setting} allows"
             )
 
     def failure(self, problem: str) -> RunFailed:
         """Make the error that says the problem, and names the first bad files and the list of all."""
         shown = ", ".join(f"{printable(name)} ({reason})" for name, reason in list(self.files.items())[:_SHOWN])
         listed = f"; all are listed in {self.path}" if self.path is not None else ""
-        return RunFailed(f"{problem}: {shown}{listed}; mend or remove them, or raise max_bad")
+        return RunFailed(f"{problem}: {shown}{listed}; mend or remove them, or raise {self.setting}")
 
 
 def _add_line(path: Path, line: str) -> None:

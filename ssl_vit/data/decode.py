@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from ssl_vit.data.caps import MAX_FILE, MAX_PIXELS, Refused, check_image
 from ssl_vit.data.remote import is_url, read_part
@@ -22,6 +22,7 @@ from ssl_vit.data.values import ORDINARY, Deep, Pixels, to_rgb
 LARGE = 1e6  # pixels; below, decoding at a part of the size saves next to nothing
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # the only parsers that untrusted bytes reach
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 
 hush()
 
@@ -149,9 +150,28 @@ def values(place: Place) -> tuple[NDArray[Any], float | None]:
 
 
 def image_size(place: Place) -> tuple[int, int]:
-    """Read height and width in pixels from the header, orientation not applied. Raises BadImage."""
+    """Read height and width in pixels from the header, of the upright image. Raises BadImage."""
     with _image(place) as image:
-        return image.height, image.width
+        height, width = image.height, image.width
+        if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow may or may not have turned it already
+            height, width = image.tag_v2[_TIFF_HEIGHT], image.tag_v2[_TIFF_WIDTH]
+        return (width, height) if _quarter_turn(image) else (height, width)
+
+
+def quarter_turn(place: Place) -> int:
+    """Read the EXIF orientation from the header where it swaps height and width (5 to 8), else 0. Raises BadImage."""
+    with _image(place) as image:
+        return _quarter_turn(image)
+
+
+def _quarter_turn(image: Image.Image | Deep) -> int:
+    if isinstance(image, Deep):
+        found = image.orientation()
+    elif image.format == "PNG" and "exif" not in image.info:  # Pillow would decode it to look behind the pixels
+        return 0
+    else:
+        found = orientation(image)
+    return found if found in (5, 6, 7, 8) else 0
 
 
 def image_type(data: bytes) -> str:

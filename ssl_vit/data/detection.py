@@ -9,15 +9,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ssl_vit.data.annotations import Annotations, Polygons
-from ssl_vit.data.bad import BadFiles, BadList
+from ssl_vit.data.annotations import Annotations
+from ssl_vit.data.bad import MAX_BAD, BadFiles, BadList
 from ssl_vit.data.crops import Box, resize, sample_rng
 from ssl_vit.data.decode import BadImage, decode
 from ssl_vit.data.loader import Item, StepSampler
+from ssl_vit.data.outlines import Outline, drawn
 from ssl_vit.data.readers import TIMEOUT, watched, worker_options
 from ssl_vit.data.values import ORDINARY, Pixels
 
@@ -124,21 +124,16 @@ class DetectionDataset(Dataset[Scene]):
         masks = None
         if self.masks:
             chosen = [outline for outline, kept in zip(objects.outlines, keep.tolist(), strict=True) if kept]
-            masks = self._draw(chosen, placed, width)
+            masks = self._draw(chosen, placed, self.annotations.sizes[index])
         labels = torch.from_numpy(objects.labels)[keep]
         return Scene(index, canvas, extent, boxes[keep], labels, masks, (placed.scale_x, placed.scale_y), [])
 
-    def _draw(self, outlines: Sequence[Polygons | None], placed: Placement, width: int) -> Tensor:
+    def _draw(self, outlines: Sequence[Outline | None], placed: Placement, size: tuple[int, int]) -> Tensor:
         """Filled outlines on the canvas, bool [n, S, S]."""
         masks = torch.zeros(len(outlines), self.size, self.size, dtype=torch.bool)
-        for mask, rings in zip(masks, outlines, strict=True):
-            picture = Image.new("1", (self.size, self.size))
-            for ring in rings or ():
-                x = width - ring[:, 0] if placed.flipped else ring[:, 0]
-                x, y = x * placed.scale_x - placed.left, ring[:, 1] * placed.scale_y - placed.top
-                x, y = x - 0.5, y - 0.5  # Pillow's points are centres of pixels
-                ImageDraw.Draw(picture).polygon(np.stack([x, y], 1).flatten().tolist(), fill=1)
-            mask.copy_(torch.from_numpy(np.array(picture)))
+        scale, corner = (placed.scale_x, placed.scale_y), (placed.left, placed.top)
+        for mask, outline in zip(masks, outlines, strict=True):
+            mask.copy_(torch.from_numpy(drawn(outline, self.size, size, scale, corner, placed.flipped)))
         return masks
 
 
@@ -154,8 +149,9 @@ class SceneLoader:
     Raises RunFailed where too many are bad and where the processes that read are lost.
     """
 
-    def __init__(self, loader: DataLoader[Scene], images: int, max_bad: float = 0.05) -> None:
-        self._loader, self.bad = loader, BadList(images, max_bad, consequence="it is left out")
+    def __init__(self, loader: DataLoader[Scene], images: int, max_bad: float = MAX_BAD) -> None:
+        self._loader = loader
+        self.bad = BadList(images, max_bad, consequence="it is left out", setting="--max-bad")
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -175,19 +171,22 @@ def training_scenes(
     seed: int,
     first: int = 0,
     workers: int = 0,
+    max_bad: float = MAX_BAD,
 ) -> SceneLoader:
     """Load the batches of steps `first` to `steps`, of the chosen images in the stateless order of (seed, epoch)."""
     sampler = _Chosen(chosen, min(batch_size, len(chosen)), seed, first, steps)
     loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=list, **worker_options(workers, TIMEOUT))
-    return SceneLoader(loader, len(chosen))
+    return SceneLoader(loader, len(chosen), max_bad)
 
 
-def scenes_in_order(dataset: DetectionDataset, *, batch_size: int, workers: int = 0) -> SceneLoader:
+def scenes_in_order(
+    dataset: DetectionDataset, *, batch_size: int, workers: int = 0, max_bad: float = MAX_BAD
+) -> SceneLoader:
     """Load every image once, in order."""
     items = [(0, index) for index in range(len(dataset))]
     batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
     loader = DataLoader(dataset, batch_sampler=batches, collate_fn=list, **worker_options(workers, TIMEOUT))
-    return SceneLoader(loader, len(dataset))
+    return SceneLoader(loader, len(dataset), max_bad)
 
 
 class _Chosen(StepSampler):

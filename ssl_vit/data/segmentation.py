@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 
 from ssl_vit.data.caps import MAX_PIXELS
 from ssl_vit.data.crops import Box, resize
-from ssl_vit.data.decode import BadImage, decode
+from ssl_vit.data.decode import BadImage, decode, quarter_turn
+from ssl_vit.data.outlines import turned_mask
 from ssl_vit.data.values import ORDINARY, Pixels
 from ssl_vit.errors import UserError
 
@@ -96,8 +97,10 @@ def read_mask(path: Path) -> NDArray[np.int64]:
                 if image.width * image.height > MAX_PIXELS:
                     raise BadImage(str(path), f"more than {MAX_PIXELS:.0f} pixels")
                 return np.array(image).astype(np.int64)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise BadImage(str(path), str(error)) from error
+    except BadImage:
+        raise
+    except Exception as error:  # on hostile bytes Pillow raises nearly anything
+        raise BadImage(str(path), " ".join(str(error).split()) or type(error).__name__) from error
 
 
 class SegmentationDataset(Dataset[Segmented]):
@@ -113,6 +116,8 @@ class SegmentationDataset(Dataset[Segmented]):
         pair = self.pairs[index]
         try:
             image, mask = decode(str(pair.image), self.pixels), read_mask(pair.mask)
+            if mask.shape == image.shape[1::-1] and (turn := quarter_turn(str(pair.image))):
+                mask = np.ascontiguousarray(turned_mask(mask, turn))  # it was drawn before EXIF turned the image
         except BadImage as error:
             return Segmented(pair.image.name, None, np.zeros((0, 0), np.int64), str(error))
         height, width = image.shape[:2]

@@ -22,7 +22,8 @@ from ssl_vit.detectors.detector import Detections
 from ssl_vit.detectors.files import detector_of, load_detector
 from ssl_vit.detectors.finder import Finder, SetFinder
 from ssl_vit.detectors.table import DetectorName
-from ssl_vit.eval.detection_data import canvas, check_outlines, fingerprint, numbered_alike, open_boxes
+from ssl_vit.errors import RunFailed
+from ssl_vit.eval.detection_data import canvas, fingerprint, numbered_alike, open_boxes
 from ssl_vit.eval.detection_loop import CLIP, WARMUP, WEIGHT_DECAY, DetectorRecipe, train_detector
 from ssl_vit.eval.detection_summary import gain_summary
 from ssl_vit.eval.job import Job, Outcome
@@ -56,6 +57,7 @@ class Trial:
     lr: float
     backbone_lr: float
     masks: bool
+    max_bad: float
     pretrained: Path | None = None  # the file of a detector of this kind that was pretrained with the backbone
 
     @property
@@ -96,7 +98,9 @@ class Trial:
         name = f"{share:g}-{arm}-{seed}"
         if name not in unfinished.done:
             chosen = share_of(len(self.train), share / 100, seed)
-            recipe = DetectorRecipe(_steps(steps, len(chosen), self.batch), self.batch, self.lr, self.backbone_lr, seed)
+            recipe = DetectorRecipe(
+                _steps(steps, len(chosen), self.batch), self.batch, self.lr, self.backbone_lr, seed, self.max_bad
+            )
             data = DetectionDataset(
                 self.train, self.size, training=True, seed=seed, masks=self.masks, pixels=self.pixels
             )
@@ -115,7 +119,8 @@ class Trial:
         "scores" in percent, "examples" of what was found, and how many images were "read".
         """
         data = DetectionDataset(self.val, self.size, training=False, masks=self.masks, pixels=self.pixels)
-        loader = scenes_in_order(data, batch_size=self.batch, workers=worker_count(None, len(data)))
+        workers = worker_count(None, len(data))
+        loader = scenes_in_order(data, batch_size=self.batch, workers=workers, max_bad=self.max_bad)
         found, seen, examples = list[Detections](), list[int](), list[dict[str, Any]]()
         masks = MaskPrecision() if self.masks else None
         with torch.inference_mode(), progress("scoring", len(data)) as advance:
@@ -129,6 +134,8 @@ class Trial:
                     if len(examples) < EXAMPLES:
                         examples.append(self._example(found[-1], scene.index))
                 advance(self.batch)
+        if not any((~self.val.objects[index].crowd).any() for index in seen):
+            raise RunFailed(f"--val {self.job.path('val')}: no image with a box to find could be read; restore them")
         boxes = mean_average_precision(found, [self.val.objects[index] for index in seen])
         scores = {"mAP": boxes.map, "mAP50": boxes.map50, "mAP75": boxes.map75}
         if masks is not None:
@@ -165,7 +172,7 @@ def score(job: Job, asked: Detection) -> Outcome:
             for arm in trial.arms:
                 runs.setdefault((arm, part), []).append(trial.run(arm, part, seed, asked.steps, unfinished))
     read, val = runs["scratch", asked.share[0]][0]["read"], trial.val
-    job.sides["val"] = Side(read, len(val.missing) + len(val) - read, job.sides["val"].sha256)
+    job.sides["val"] = Side(read, val.left_out + len(val) - read, job.sides["val"].sha256)
     scores = {
         f"{part:g}%": gain_summary(**{arm: [run["scores"] for run in runs[arm, part]] for arm in trial.arms})
         for part in asked.share
@@ -196,25 +203,22 @@ def plan(job: Job, asked: Detection) -> Trial:
         UserError: boxes, images or settings that don't fit each other or the backbone.
     """
     check_installed()
+    masks = asked.detector == "mask_rcnn"
     train, val = (
-        open_boxes(job.path(side), images, side)
+        open_boxes(job.path(side), images, side, outlined=masks, max_bad=asked.max_bad)
         for side, images in (("train", asked.train_images), ("val", asked.val_images))
     )
     val = numbered_alike(val, train)
-    masks = asked.detector == "mask_rcnn"
-    if masks:
-        for side, annotations in (("train", train), ("val", val)):
-            check_outlines(annotations, job.path(side), side)
     job.classes = len(train.classes)
-    for side, annotations in (("train", train), ("val", val)):
-        job.sides[side] = Side(len(annotations), len(annotations.missing), fingerprint(annotations))
+    for side, boxes in (("train", train), ("val", val)):
+        job.sides[side] = Side(len(boxes), boxes.left_out, fingerprint(boxes))
     wide = canvas(job.backbone.info, train, asked.size)
     assert isinstance(job.backbone, AdaptedBackbone)  # the one adapter
     finder = build_finder(asked.detector, copy.deepcopy(job.backbone), job.classes, wide)
     rate = (SET_RATE if isinstance(finder, SetFinder) else RATE) if asked.lr == "auto" else asked.lr
     slower = rate if asked.backbone_lr == "auto" else asked.backbone_lr
     pretrained = _pretrained(job.weights, asked.detector)
-    return Trial(job, asked.detector, train, val, wide, asked.batch, rate, slower, masks, pretrained)
+    return Trial(job, asked.detector, train, val, wide, asked.batch, rate, slower, masks, asked.max_bad, pretrained)
 
 
 def _pretrained(run: Path, detector: DetectorName) -> Path | None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ssl_vit.backbones.backbone import BackboneInfo
-from ssl_vit.data.annotations import Annotations, open_annotations
+from ssl_vit.data.annotations import BAD_OUTLINE, NO_OUTLINE, Annotations, first_of, open_annotations
+from ssl_vit.data.bad import MAX_BAD
 from ssl_vit.errors import UserError
 
 MOST = 640  # pixels a side where nothing is asked for
@@ -21,18 +22,47 @@ _SHOWN = 5  # classes in a message
 log = logging.getLogger("ssl_vit")
 
 
-def open_boxes(path: Path, images: str, side: str) -> Annotations:
+def open_boxes(path: Path, images: str, side: str, *, outlined: bool = False, max_bad: float = MAX_BAD) -> Annotations:
     """The annotations of one side ("train", "val") are read; what was left out goes to the log.
 
+    outlined: for a detector of masks. max_bad: the share of the images that may be missing or unreadable, and of the
+    objects that may lack an outline.
+
     Raises:
-        UserError: nothing readable there, or not one box.
+        UserError: nothing readable there, more than `max_bad` of it left out, or not one box to learn or find.
     """
-    found = open_annotations(path, None if images == "auto" else images)
+    found, where = open_annotations(path, None if images == "auto" else images, outlined=outlined), f"--{side} {path}"
     for line in found.report().splitlines():
-        log.warning("--%s %s: %s", side, path, line)
-    if not any(len(objects.labels) for objects in found.objects):
-        raise UserError(f"--{side} {path}: {len(found)} images and not one box; give images with boxes")
+        log.warning("%s: %s", where, line)
+    _check_shares(found, where, max_bad, f"name their folder (--{side}-images), " if path.suffix == ".json" else "")
+    boxes = sum(len(objects.labels) for objects in found.objects)
+    if not boxes:
+        raise UserError(f"{where}: {len(found)} images and not one box; give images with boxes")
+    if all(objects.crowd.all() for objects in found.objects):
+        raise UserError(
+            f"{where}: all {boxes} boxes are crowds (COCO's iscrowd, Pascal VOC's difficult), which are neither learnt "
+            "nor looked for; give boxes of single objects"
+        )
     return found
+
+
+def _check_shares(found: Annotations, where: str, max_bad: float, hint: str) -> None:
+    """UserError where too many images or outlines were left out."""
+    annotated, limit = len(found) + found.left_out, f"more than the {max_bad:.1%} that --max-bad allows"
+    if found.left_out > max_bad * annotated:
+        names = [f"{name} (not there)" for name in found.missing]
+        names += [f"{name} ({reason})" for name, reason in found.unreadable.items()]
+        raise UserError(
+            f"{where}: {found.left_out} of {annotated} annotated images ({found.left_out / annotated:.1%}) are missing "
+            f"or can't be read, {limit}: {first_of(names)}; restore them, {hint}or raise --max-bad"
+        )
+    bare = [name for kind in (NO_OUTLINE, BAD_OUTLINE) for name in found.broken.get(kind, [])]
+    objects = sum(len(each.labels) for each in found.objects) + len(bare)
+    if len(bare) > max_bad * objects:
+        raise UserError(
+            f"{where}: {len(bare)} of {objects} objects have no outline that can be drawn, {limit}: {first_of(bare)}; "
+            "a detector of masks needs one for each, choose --detector faster_rcnn"
+        )
 
 
 def numbered_alike(val: Annotations, train: Annotations) -> Annotations:
@@ -51,21 +81,6 @@ def numbered_alike(val: Annotations, train: Annotations) -> Annotations:
     number = np.array([places.get(name, -1) for name in val.classes], dtype=np.int64)
     objects = [each._replace(labels=number[each.labels]) for each in val.objects]
     return replace(val, classes=train.classes, objects=objects)
-
-
-def check_outlines(annotations: Annotations, path: Path, side: str) -> None:
-    """Raise UserError where a detector of masks would miss the outline of an object."""
-    bare = [
-        file
-        for file, objects in zip(annotations.files, annotations.objects, strict=True)
-        for outline in objects.outlines
-        if outline is None
-    ]
-    if bare:
-        raise UserError(
-            f"--{side} {path}: {len(bare)} objects have no outline as polygons, the first in {bare[0]}; "
-            "mask_rcnn needs one for each (COCO's run lengths are not read); choose --detector faster_rcnn"
-        )
 
 
 def canvas(info: BackboneInfo, train: Annotations, asked: int | str) -> int:

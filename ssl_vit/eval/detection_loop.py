@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ssl_vit.data.bad import MAX_BAD
 from ssl_vit.data.detection import DetectionDataset, Scene, training_scenes
 from ssl_vit.data.readers import worker_count
 from ssl_vit.detectors.finder import Finder
@@ -37,6 +38,7 @@ class DetectorRecipe:
     lr: float
     backbone_lr: float
     seed: int
+    max_bad: float = MAX_BAD
 
 
 def train_detector(
@@ -60,7 +62,14 @@ def train_detector(
     first = _resume(checkpoint, finder, optimizer)
     batch, workers = min(recipe.batch, len(chosen)), worker_count(None, recipe.steps * recipe.batch)
     scenes = training_scenes(
-        dataset, chosen, batch_size=batch, steps=recipe.steps, seed=recipe.seed, first=first, workers=workers
+        dataset,
+        chosen,
+        batch_size=batch,
+        steps=recipe.steps,
+        seed=recipe.seed,
+        first=first,
+        workers=workers,
+        max_bad=recipe.max_bad,
     )
     warmup = min(LONGEST_WARMUP, max(1, round(WARMUP * recipe.steps)))
     finder.train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,7 +13,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from ssl_vit.data.bad import printable
+from ssl_vit.data.class_folders import beside_classes
 from ssl_vit.data.dataset_name import Images
+from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
 from ssl_vit.eval.features import FeatureSet
 from ssl_vit.eval.job import Job, Outcome
@@ -20,6 +24,9 @@ from ssl_vit.eval.kind import ReadoutOptions
 from ssl_vit.eval.ranks import ranks
 from ssl_vit.eval.readout import LAST
 from ssl_vit.files import write_whole
+
+log = logging.getLogger("ssl_vit")
+_SHOWN = 5  # names in a message
 
 
 def embed(
@@ -39,9 +46,10 @@ def embed(
 
     The ending of ``out`` chooses the format: .npz (``features``, ``files``, ``labels``, ``protocol``), .npy (features
     alone; the rest in a .json beside it), .safetensors (the rest in its metadata) or .parquet (a row an image; needs
-    pyarrow). Labels are empty where the images are not in class folders. The file appears whole or not at all; when
-    it was stopped, the same command goes on where it was. Under torchrun the processes share the work. mean, std: of
-    the images that the weights were trained on, where they don't say it.
+    pyarrow). Labels are empty where the images are not in class folders, and those of images beside such folders; both
+    are said. The file appears whole or not at all; when it was stopped, the same command goes on where it was. Under
+    torchrun the processes share the work. mean, std: of the images that the weights were trained on, where they don't
+    say it.
 
     Raises:
         UserError: ``out`` exists or has another ending; see ``load_backbone`` too.
@@ -57,11 +65,24 @@ def embed(
         source = job.unlabelled("data")
         found = job.features(source, "data")
     if place.rank == 0:
-        labels = [source.classes[label] if label >= 0 else "" for label in found.labels]
+        labels = _labels(source, found)
         protocol = job.protocol("features", Outcome({}, {})).as_dict()
         _WRITERS[out.suffix](out, found, {"files": found.files, "labels": labels, "protocol": protocol})
         shutil.rmtree(unfinished)
     return out
+
+
+def _labels(source: Source, found: FeatureSet) -> list[str]:
+    """The class of each image, empty where it has none; which ones have none is said."""
+    if source.classes:
+        return [source.classes[label] for label in found.labels]
+    beside = {source.name(index) for index in beside_classes(source)}
+    if not beside:
+        log.warning("%s: no labels are written: the images are not in two or more folders of classes", source.root)
+        return [""] * len(found.files)
+    shown = ", ".join(printable(name) for name in sorted(beside)[:_SHOWN])
+    log.warning("%s: %d images beside the folders of classes get no label: %s", source.root, len(beside), shown)
+    return ["" if name in beside else name.split("/", 1)[0] for name in found.files]
 
 
 def _check_out(out: Path) -> None:

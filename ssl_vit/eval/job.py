@@ -23,7 +23,7 @@ from ssl_vit.data.values import Pixels
 from ssl_vit.errors import UserError
 from ssl_vit.eval import weights as weights_of
 from ssl_vit.eval.features import FeatureSet, Keep, extract
-from ssl_vit.eval.labelled import check_every_class, check_same_classes, open_labelled
+from ssl_vit.eval.labelled import check_every_class, open_labelled, with_classes_of
 from ssl_vit.eval.protocol import Protocol, Side
 from ssl_vit.eval.ranks import Ranks
 from ssl_vit.eval.readout import LAST, Readout
@@ -91,10 +91,10 @@ class Job:
         return Readout.of(self.backbone.info, self.layers, self.pooling, self.precision)
 
     def labelled(self) -> tuple[Source, Source]:
-        """Open ``train`` and ``val``, of the same classes; UserError for anything that can't be scored."""
+        """Open ``train`` and ``val``, of classes that train has; UserError for anything that can't be scored."""
         train, val = (open_labelled(self.folders[side], side, self.outside_links) for side in ("train", "val"))
-        check_same_classes(train, val)
         self.classes = len(train.classes)
+        val = with_classes_of(train, val)
         pixels = self.pixels_of(train, val)
         return replace(train, pixels=pixels), replace(val, pixels=pixels)
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ssl_vit.data.annotations import Objects
 from ssl_vit.detectors.detector import Detections
 from ssl_vit.errors import UserError
+
+# COCO's own, in float64: torchmetrics has float32, in which a recall of 0.3 is less than the threshold 0.3.
+IOU_THRESHOLDS: list[float] = np.linspace(0.5, 0.95, 10).tolist()
+RECALL_THRESHOLDS: list[float] = np.linspace(0, 1, 101).tolist()
 
 
 class MeanAP(NamedTuple):
@@ -65,7 +70,12 @@ def _metric(kind: Literal["bbox", "segm"]) -> Any:
     try:
         from torchmetrics.detection import MeanAveragePrecision
 
-        metric = MeanAveragePrecision(iou_type=kind, backend="faster_coco_eval")
+        metric = MeanAveragePrecision(
+            iou_type=kind,
+            iou_thresholds=IOU_THRESHOLDS,
+            rec_thresholds=RECALL_THRESHOLDS,
+            backend="faster_coco_eval",
+        )
     except ImportError:
         raise UserError(
             "scoring boxes needs torchmetrics and faster-coco-eval; pip install 'ssl_vit[detection]'"

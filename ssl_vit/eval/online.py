@@ -6,11 +6,12 @@ import logging
 from dataclasses import replace
 
 from ssl_vit.backbones.backbone import Backbone
+from ssl_vit.data.class_folders import in_class_folders
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
 from ssl_vit.eval.features import FeatureSet, extract
 from ssl_vit.eval.knn import score_features
-from ssl_vit.eval.labelled import LABELS
+from ssl_vit.eval.labelled import LABELS, without_strays
 from ssl_vit.eval.protocol import Protocol
 from ssl_vit.eval.readout import Readout
 
@@ -26,6 +27,7 @@ class OnlineScore:
     """
 
     def __init__(self, train: Source, val: Source, readout: Readout, role: str = "unknown") -> None:
+        train, val = in_class_folders(train), without_strays(val, f"--val {val.root}")
         if not val.classes:
             raise UserError(f"--val {val.root}: no labels; expected {LABELS}")
         self._bank = train if train.classes == val.classes else None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,9 @@ from ssl_vit.progress import progress
 
 LINEAR_PATCHES, BANK = 200_000, 50_000  # patches of train that are learnt from, that are searched
 EPOCHS, K, TEMPERATURE = 10, 20, 0.07
+_SHOWN = 12  # numbers of classes in a message
+
+log = logging.getLogger("ssl_vit")
 
 
 @dataclass(frozen=True)
@@ -124,9 +129,12 @@ def _collect(job: Job, pairs: list[Pair], ignore: tuple[int, ...]) -> Patches:
     """Some patches of every image, so that all together are at most LINEAR_PATCHES."""
     most = max(1, LINEAR_PATCHES // len(pairs))
     features, values = list[NDArray[np.float32]](), list[NDArray[np.int64]]()
-    done = 0
+    pixels, done = Counter[int](), 0
     for maps, samples in _maps(job, pairs, "train"):
         for each, sample in zip(maps, samples, strict=True):
+            pixels.update(
+                dict(zip(*(part.tolist() for part in np.unique(sample.mask, return_counts=True)), strict=True))
+            )
             labels = patch_labels(sample.mask, each.shape[-2:], ignore).ravel()
             rows = np.flatnonzero(labels >= 0)
             rows = np.sort(sample_rng(job.seed, 0, done).permutation(rows)[:most])
@@ -134,9 +142,28 @@ def _collect(job: Job, pairs: list[Pair], ignore: tuple[int, ...]) -> Patches:
             values.append(labels[rows])
             done += 1
     numbers, labels = np.unique(np.concatenate(values), return_inverse=True)
+    said = classes_said(pixels, ignore)
     if len(numbers) < 2:
-        raise UserError(f"--train: the masks hold one class alone, {numbers.tolist()}; segmentation needs two or more")
+        raise UserError(f"--train {job.path('train')}: {said}; segmentation needs two classes or more")
+    log.log(logging.WARNING if pixels.keys() & set(ignore) else logging.INFO, "--train %s: %s", job.path("train"), said)
     return Patches(np.concatenate(features), labels.astype(np.int64), numbers)
+
+
+def classes_said(pixels: Mapping[int, int], ignore: tuple[int, ...]) -> str:
+    """Say which numbers the masks hold, which of them don't count, and how that is changed. pixels: by number.
+
+    >>> classes_said({0: 75, 255: 25}, (255,))
+    "the masks hold 1 class: 0; 255 (25.0 % of the pixels) does not count, --ignore '' counts it"
+    """
+    counted = sorted(pixels.keys() - set(ignore))
+    left = sorted(pixels.keys() & set(ignore))
+    shown = ", ".join(map(str, counted[:_SHOWN])) + " …" * (len(counted) > _SHOWN)
+    said = f"the masks hold {len(counted)} {'class' if len(counted) == 1 else 'classes'}: {shown or 'none'}"
+    for number in left:
+        share = 100 * pixels[number] / sum(pixels.values())
+        others = ",".join(str(other) for other in ignore if other != number) or "''"
+        said += f"; {number} ({share:.1f} % of the pixels) does not count, --ignore {others} counts it"
+    return said
 
 
 def patch_labels(mask: NDArray[np.int64], grid: tuple[int, ...], ignore: tuple[int, ...]) -> NDArray[np.int64]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from PIL import Image
 
 from ssl_vit.data.annotations import Annotations, Raw
 from ssl_vit.data.detection import DetectionDataset, scenes_in_order, share_of, training_scenes
+from ssl_vit.errors import RunFailed
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 
@@ -17,7 +20,7 @@ RED, GREEN = (255, 0, 0), (0, 255, 0)
 def painted(tmp_path_factory):
     """Images of several shapes with a red and a green rectangle each; the outline of the red one is known."""
     root = tmp_path_factory.mktemp("painted")
-    found = Annotations(str(root), ("red", "green"))
+    found = Annotations(str(root), ("red", "green"), outlined=True)
     rng = np.random.default_rng(0)
     for i, (height, width) in enumerate([(120, 200), (200, 90), (64, 64), (150, 150), (90, 91), (300, 120)]):
         pixels = np.zeros((height, width, 3), np.uint8)
@@ -29,7 +32,7 @@ def painted(tmp_path_factory):
             ring = np.array([[x, y], [right, y], [right, bottom], [x, bottom]], np.float32)
             raw.append(Raw("", (x, y, right, bottom), label, outline=(ring,)))
         Image.fromarray(pixels).save(root / f"{i}.png")
-        found.add(f"{i}.png", (height, width), raw)
+        found.add(f"{i}.png", (height, width), lambda _, raw=raw: raw)
     return found
 
 
@@ -88,21 +91,26 @@ def test_smaller_shares_lie_within_larger_ones():
 
 def test_crowds_are_not_learnt(painted):
     objects = painted.objects[0]
-    painted = Annotations(painted.root, painted.classes, painted.files[:1], painted.sizes[:1], [objects])
-    painted.objects[0] = objects._replace(crowd=np.array([True, False]))
+    objects = objects._replace(crowd=np.array([True, False]))
+    painted = replace(painted, files=painted.files[:1], sizes=painted.sizes[:1], objects=[objects])
     assert 0 not in DetectionDataset(painted, 400, training=True)[0, 0].labels
     assert DetectionDataset(painted, 400, training=False)[0, 0].labels.tolist() == [0, 1]
 
 
 def test_unreadable_images_are_named_and_left_out(painted, tmp_path):
-    Image.new("RGB", (20, 10)).save(tmp_path / "good.png")
-    (tmp_path / "bad.png").write_bytes(b"nothing")
-    Image.new("RGB", (20, 10)).save(tmp_path / "turned.png")
+    """What can't be read when it is listed, and what is broken by the time that it is decoded."""
     found = Annotations(str(tmp_path), ("thing",))
-    for name, size in (("good.png", (10, 20)), ("bad.png", (10, 20)), ("turned.png", (20, 10))):
-        found.add(name, size, [Raw("", (1, 1, 5, 5), 0)])
-    loader = scenes_in_order(DetectionDataset(found, 32, training=False), batch_size=2)
-    loader.bad.max_bad = 1.0
+    for name in ("good.png", "bad.png", "resized.png", "later.png"):
+        Image.new("RGB", (20, 10)).save(tmp_path / name)
+    (tmp_path / "bad.png").write_bytes(b"nothing")
+    for name in ("good.png", "bad.png", "resized.png", "later.png"):
+        found.add(name, (20, 20) if name == "resized.png" else (10, 20), lambda _: [Raw("", (1, 1, 5, 5), 0)])
+    assert found.unreadable["resized.png"] == "20 x 10 pixels, annotated as 20 x 20"
+    assert set(found.unreadable) == {"bad.png", "resized.png"}
+    Image.new("RGB", (10, 20)).save(tmp_path / "later.png")
+    dataset = DetectionDataset(found, 32, training=False)
+    loader = scenes_in_order(dataset, batch_size=1, max_bad=0.5)
     assert [[s.index for s in scenes] for scenes in loader] == [[0], []]
-    assert loader.bad.files["turned.png"] == "20 x 10 pixels, annotated as 10 x 20"
-    assert set(loader.bad.files) == {"bad.png", "turned.png"}
+    assert loader.bad.files == {"later.png": "10 x 20 pixels, annotated as 20 x 10"}
+    with pytest.raises(RunFailed, match="or raise --max-bad"):
+        list(scenes_in_order(dataset, batch_size=1))

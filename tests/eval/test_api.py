@@ -17,7 +17,7 @@ from torchvision.datasets import FakeData, ImageFolder
 from ssl_vit.backbones.registry import create_backbone
 from ssl_vit.cli import main
 from ssl_vit.errors import UserError
-from ssl_vit.eval.api import evaluate
+from ssl_vit.eval.api import evaluate, outcome_of
 from ssl_vit.eval.embed import embed
 from ssl_vit.eval.weights import load_backbone
 from tests.eval.conftest import MEAN, STD, folder_of
@@ -146,6 +146,41 @@ def test_images_that_cannot_be_scored(run, images, tmp_path):
         evaluate("knn", run, train=single, val=val)
     with pytest.raises(UserError, match="does not exist"):
         evaluate("knn", run, train=train, val=val, json=tmp_path / "no" / "knn.json")
+
+
+@pytest.mark.parametrize("kind", ["knn", "linear"])
+def test_a_class_that_val_lacks_is_said_and_the_rest_scored(kind, run, images, tmp_path, caplog):
+    """The same answers for the images that are there, whichever class is missing."""
+    whole = outcome_of(kind, run, train=images / "train", val=images / "val")[0].correct.reshape(3, 15)
+    for lacks, name in enumerate(("ash", "birch", "cedar")):
+        shutil.copytree(images / "val", tmp_path / name)
+        shutil.rmtree(tmp_path / name / name)
+        if name == "birch":  # an empty folder says no more than none
+            (tmp_path / name / name).mkdir()
+        outcome, protocol = outcome_of(kind, run, train=images / "train", val=tmp_path / name)
+        assert f"no images of {name} (1 of 3 classes); the score is over the others" in caplog.text
+        np.testing.assert_array_equal(outcome.correct, np.delete(whole, lacks, 0).ravel())
+        assert (protocol.classes, protocol.images["val"]) == (3, 30)
+
+
+def test_images_beside_the_classes_are_named_and_left_out(run, images, tmp_path, caplog):
+    expected = evaluate("knn", run, train=images / "train", val=images / "val")
+    for side in ("train", "val"):
+        shutil.copytree(images / side, tmp_path / side)
+        shutil.copy(images / side / "ash" / "000.png", tmp_path / side / "cover.png")
+    found = evaluate("knn", run, train=tmp_path / "train", val=tmp_path / "val")
+    assert found["knn"] == expected["knn"]
+    assert "--val " in caplog.text
+    assert "1 of 46 images lie beside the folders of classes and are left out: cover.png" in caplog.text
+    written = np.load(embed(run, tmp_path / "val", tmp_path / "features.npz"))
+    assert dict(zip(written["files"], written["labels"], strict=True))["cover.png"] == ""
+    assert sorted(written["labels"])[1:] == ["ash"] * 15 + ["birch"] * 15 + ["cedar"] * 15
+    assert "1 images beside the folders of classes get no label: cover.png" in caplog.text
+
+
+def test_embed_says_that_there_are_no_labels(run, images, tmp_path, caplog):
+    assert set(np.load(embed(run, images / "val" / "ash", tmp_path / "features.npz"))["labels"]) == {""}
+    assert "no labels are written: the images are not in two or more folders of classes" in caplog.text
 
 
 @pytest.mark.fault

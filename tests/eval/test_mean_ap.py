@@ -99,6 +99,22 @@ def test_a_box_half_right_counts_up_to_its_overlap():
     assert np.isnan(scores.small)
 
 
+@pytest.mark.parametrize(("right", "points"), [(6, 61), (7, 70), (8, 81)])
+def test_a_recall_on_a_threshold_counts_as_cocos_own(right, points):
+    """Of ten objects so many are found, and nothing else: precision 1 at so many of COCO's 101 points.
+
+    In float64, as COCO has them, the point 0.7 lies a little above the recall 7/10; 0.6 and 0.8 don't.
+    """
+    boxes, one = np.array([[0, 0, 50, 50]], np.float32), np.ones(1, np.float32)
+    truth = Objects(boxes, np.zeros(1, np.int64), np.zeros(1, bool), 2500 * one, (None,))
+    labels = torch.zeros(1, dtype=torch.int64)
+    hit = [Detections(torch.from_numpy(boxes), torch.tensor([0.9 - i / 100]), labels) for i in range(right)]
+    miss = Detections(torch.empty(0, 4), torch.empty(0), labels[:0])
+    scores = mean_average_precision([*hit, *[miss] * (10 - right)], [truth] * 10)
+    expected = 100 * points / 101
+    assert (scores.map, scores.map50, scores.map75) == pytest.approx((expected,) * 3, abs=1e-5)
+
+
 def test_one_object_of_two_found():
     """Precision 1 up to a recall of one half: 51 of COCO's 101 points."""
     scores = _one([[0.0, 0.0, 50.0, 50.0]], [0.9], [[0, 0, 50, 50], [60, 60, 90, 90]])

@@ -9,7 +9,8 @@ from PIL import Image
 from sklearn.metrics import jaccard_score
 
 from ssl_vit.cli import main
-from ssl_vit.data.segmentation import Segmented, find_pairs
+from ssl_vit.data.decode import decode
+from ssl_vit.data.segmentation import SegmentationDataset, Segmented, find_pairs
 from ssl_vit.errors import UserError
 from ssl_vit.eval.api import evaluate
 from ssl_vit.eval.segmentation import confusion, iou_summary, patch_labels
@@ -90,6 +91,42 @@ def test_ade20ks_parts_are_told_apart_by_the_flag(tmp_path):
             shutil.copytree(tmp_path / part / name, tmp_path / "ade" / target / part)
     assert len(find_pairs(tmp_path / "ade", "train")) == 3
     assert len(find_pairs(tmp_path / "ade", "val")) == 2
+
+
+def two_valued(folder, values, seed=0):
+    """Scenes whose masks have these numbers in place of 0, 3 and 7, and nothing that is ignored by its border."""
+    scenes(folder, 4, seed)
+    for file in (folder / "masks").iterdir():
+        mask = np.array(Image.open(file))
+        mask[0] = 0
+        Image.fromarray(np.array(values, np.uint8)[np.searchsorted([0, 3, 7], mask)]).save(file)
+    return folder
+
+
+def test_what_is_ignored_is_said_and_can_be_counted(run, tmp_path, caplog):
+    """Masks of 0 and 255, as drawing programs write two classes, and of 0, 127 and 255."""
+    two = {side: two_valued(tmp_path / side, (0, 255, 255), i) for i, side in enumerate(("train", "val"))}
+    with pytest.raises(UserError, match=r"hold 1 class: 0; 255 \(.* %.*\) does not count, --ignore '' counts it; segm"):
+        evaluate("segmentation", run, **two)
+    assert evaluate("segmentation", run, **two, ignore="")["protocol"]["classes"] == 2
+    three = {side: two_valued(tmp_path / f"{side}3", (0, 127, 255), i) for i, side in enumerate(("train", "val"))}
+    caplog.clear()
+    assert evaluate("segmentation", run, **three)["protocol"]["classes"] == 2
+    assert "the masks hold 2 classes: 0, 127; 255 (" in caplog.text
+    assert "--ignore '' counts it" in caplog.text
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_masks_of_a_turned_photo_fit_either_way(turned, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    pixels, mask, exif = np.zeros((24, 40, 3), np.uint8), np.zeros((24, 40), np.uint8), Image.Exif()
+    pixels[3:9, 4:30], mask[3:9, 4:30], exif[0x0112] = 255, 1, 6
+    Image.fromarray(pixels).save(tmp_path / "images" / "a.png", exif=exif)
+    picture = Image.fromarray(mask)
+    (picture.transpose(Image.Transpose.ROTATE_270) if turned else picture).save(tmp_path / "masks" / "a.png")
+    sample = SegmentationDataset(find_pairs(tmp_path, "train"), 32)[0]
+    assert (sample.mask == (decode(str(tmp_path / "images" / "a.png"))[..., 0] > 0)).all()
 
 
 def test_mistakes_are_one_clear_line(run, tmp_path, caplog):

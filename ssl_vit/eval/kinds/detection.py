@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from ssl_vit.data.bad import MAX_BAD
 from ssl_vit.detectors.table import DetectorName
 from ssl_vit.eval.kind import AtLeastOne, Number, ScoreKind, Seed
 from ssl_vit.eval.kinds import register_kind
-from ssl_vit.settings import Count, Positive
+from ssl_vit.settings import Count, Fraction, Positive
 
 if TYPE_CHECKING:
     from ssl_vit.eval.job import Job, Outcome
@@ -65,6 +66,9 @@ class Detection(ScoreKind):
     """Folder of the images of a COCO .json given as --train; auto: that of the file."""
     val_images: Text = "auto"
     """Likewise, of --val."""
+    max_bad: Number[Fraction] = MAX_BAD
+    """Share of the annotated images that may be missing or unreadable, and of the objects that may lack an outline
+    where the detector needs one; they are named and left out."""
 
     def score(self, job: Job) -> Outcome:
         """mAP from scratch, from the weights, and the difference, by share."""

@@ -27,7 +27,8 @@ class Segmentation(FeatureKind):
     }
 
     ignore: Several[ClassNumber] = (255,)
-    """Numbers in the masks whose pixels don't count (Pascal VOC: 255)."""
+    """Numbers in the masks whose pixels don't count (Pascal VOC: 255); an empty text where all count, as in masks of 0
+    and 255."""
 
     def score(self, job: Job) -> Outcome:
         """mIoU and pixel accuracy in percent, of both classifiers."""
