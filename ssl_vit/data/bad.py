@@ -50,7 +50,7 @@ class BadList:
             share = len(self.files) / self.total
             raise self.failure(
                 f"{len(self.files)} of {self.total} images ({share:.1%}) could not be read, "
-                f"more than the {self.max_bad:.1%} that {self.setting} allows"
+                f"more than the {self.max_bad:.1%} that max_bad allows"
             )
 
     def failure(self, problem: str) -> RunFailed:
@@ -75,7 +75,7 @@ def note_damage(source: Source, max_bad: float) -> None:
     if source.lost > max_bad:
         raise RunFailed(
             f"{source.root}: {source.lost:.1%} of the archives can't be read, more than the {max_bad:.1%} that max_bad "
-            f"allows: {printable('; '.join(source.damage[:_SHOWN]))}; mend or remove them, or raise max_bad"
+            f"allows: {printable('; '.join(source.damage[:_SHOWN]))}; mend or remove them, or raise data.max_bad"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,20 +13,21 @@ from ssl_vit.data.source import Source
 _FEW = 0.5  # share of the images that may lie beside folders of classes; where more do these are no classes
 
 
-def beside_classes(source: Source) -> list[int]:
-    """The images of a folder that lie beside two or more folders of classes; none where most images lie there."""
+def in_class_folders(source: Source, known: Collection[str] = ()) -> tuple[Source, list[str]]:
+    """The images of a folder that lie in folders of classes, labelled by them, and the names of those beside them.
+
+    Two or more folders are classes, where not most images lie beside them, and so is a single one that is `known` as
+    a class. A source that has labels, or no such folders, comes back as it is.
+    """
     if source.classes or type(source) is not Source:  # rows and archives have labels of their own
-        return []
+        return source, []
     folders = [_folder(source.name(index)) for index in range(len(source))]
     beside = [index for index, folder in enumerate(folders) if folder is None]
     classes = {folder for folder in folders if folder is not None}
-    return beside if len(beside) < _FEW * len(folders) and len(classes) > 1 and not classes & {"", ".", ".."} else []
-
-
-def in_class_folders(source: Source) -> Source:
-    """The source without the images that lie beside its folders of classes, labelled by them."""
-    beside = beside_classes(source)
-    return _labelled(source, beside) if beside else source
+    enough = len(classes) > 1 or (len(classes) == 1 and classes <= set(known))
+    if not enough or len(beside) >= _FEW * len(folders) or classes & {"", ".", ".."}:
+        return source, []
+    return _labelled(source, beside), [source.name(index) for index in beside]
 
 
 def _folder(name: str) -> str | None:

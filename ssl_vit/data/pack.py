@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from ssl_vit.data.bad import BadFiles, BadList
-from ssl_vit.data.decode import BadImage, Member, Place, decode, header, image_type, read_bytes
+from ssl_vit.data.bad import MAX_BAD, BadFiles, BadList
+from ssl_vit.data.decode import BadImage, Member, Place, Row, decode, header, image_type, read_bytes
 from ssl_vit.data.manifest import FORMAT, MANIFEST
 from ssl_vit.data.source import Source, extension, has_own_extension
 from ssl_vit.errors import UserError
@@ -34,7 +34,7 @@ QUALITY = 95  # of JPEG, where an image is made smaller
 _PLAN = "pack.json"
 
 
-def pack(source: Source, out: Path, size: int | None = None, max_bad: float = 0.05) -> dict[str, Any]:
+def pack(source: Source, out: Path, size: int | None = None, max_bad: float = MAX_BAD) -> dict[str, Any]:
     """Write the archives and ``manifest.json`` (images, bytes, SHA-256 of each) to a new folder `out`; the manifest.
 
     size: images whose short side is longer become JPEG of quality 95 with a short side of so many pixels; all others,
@@ -45,7 +45,7 @@ def pack(source: Source, out: Path, size: int | None = None, max_bad: float = 0.
     folder = out.with_name(f"{out.name}.partial")
     per = max(1, min(MOST, int(ARCHIVE * len(source) / max(int(source.fingerprint.get("bytes", 0)), 1))))
     _begin(folder, {"format": FORMAT, "source": source.fingerprint, "size": size, "images_each": per})
-    keys, bad = _keys(source), BadList(len(source), max_bad, consequence="it is left out")
+    keys, bad = _keys(source), BadList(len(source), max_bad, consequence="it is left out", setting="--max-bad")
     shards = []
     with contextlib.ExitStack() as stack:
         advance = stack.enter_context(progress("packing", len(source)))

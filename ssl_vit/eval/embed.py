@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from ssl_vit.data.bad import printable
-from ssl_vit.data.class_folders import beside_classes
+from ssl_vit.data.class_folders import in_class_folders
 from ssl_vit.data.dataset_name import Images
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
@@ -76,13 +76,13 @@ def _labels(source: Source, found: FeatureSet) -> list[str]:
     """The class of each image, empty where it has none; which ones have none is said."""
     if source.classes:
         return [source.classes[label] for label in found.labels]
-    beside = {source.name(index) for index in beside_classes(source)}
-    if not beside:
+    labelled, beside = in_class_folders(source)
+    if not labelled.classes:
         log.warning("%s: no labels are written: the images are not in two or more folders of classes", source.root)
         return [""] * len(found.files)
-    shown = ", ".join(printable(name) for name in sorted(beside)[:_SHOWN])
-    log.warning("%s: %d images beside the folders of classes get no label: %s", source.root, len(beside), shown)
-    return ["" if name in beside else name.split("/", 1)[0] for name in found.files]
+    shown = ", ".join(printable(name) for name in beside[:_SHOWN]) + " …" * (len(beside) > _SHOWN)
+    log.warning("%s: %d images beside the class folders get no label: %s", source.root, len(beside), shown)
+    return [name.split("/", 1)[0] if "/" in name else "" for name in found.files]
 
 
 def _check_out(out: Path) -> None:

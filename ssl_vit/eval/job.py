@@ -92,7 +92,8 @@ class Job:
 
     def labelled(self) -> tuple[Source, Source]:
         """Open ``train`` and ``val``, of classes that train has; UserError for anything that can't be scored."""
-        train, val = (open_labelled(self.folders[side], side, self.outside_links) for side in ("train", "val"))
+        train = open_labelled(self.folders["train"], "train", self.outside_links)
+        val = open_labelled(self.folders["val"], "val", self.outside_links, train.classes)
         self.classes = len(train.classes)
         val = with_classes_of(train, val)
         pixels = self.pixels_of(train, val)

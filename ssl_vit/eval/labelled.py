@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssl_vit.data.bad import printable
-from ssl_vit.data.class_folders import beside_classes, in_class_folders
+from ssl_vit.data.class_folders import in_class_folders
 from ssl_vit.data.dataset_name import Images, images_name
 from ssl_vit.data.folder import LINKS_HINT, OUTSIDE
 from ssl_vit.data.left_out import note_left_out
@@ -25,11 +25,13 @@ log = logging.getLogger("ssl_vit")
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test"})
 
 
-def open_labelled(images: Images, side: str, outside_links: bool = False) -> Source:
+def open_labelled(
+    images: Images, side: str, outside_links: bool = False, known: Collection[str] = ()
+) -> Source:
     """Open a folder with a sub-folder for each class, or a dataset with labels; `side` is the flag that named it.
 
-    Images beside the sub-folders are left out, and so are sub-folders without images of what is only scored; both are
-    said.
+    known: classes, of which a single one may be all that is there. Images beside the sub-folders are left out, and so
+    are sub-folders without images of what is only scored; both are said.
 
     Raises:
         UserError: no labels, labels one level further down, a single image, or an empty class to learn from.
@@ -38,7 +40,7 @@ def open_labelled(images: Images, side: str, outside_links: bool = False) -> Sou
     note_left_out(source)
     if len(source) < 2:
         raise UserError(f"--{side} {path}: a single image; a score needs several of each class")
-    source = without_strays(source, f"--{side} {path}")
+    source = without_strays(source, f"--{side} {path}", known)
     if not source.classes:
         raise UserError(f"--{side} {path}: no labels; expected {LABELS}")
     splits = sorted(_SPLITS & {name.lower() for name in source.classes})
@@ -55,18 +57,16 @@ def open_labelled(images: Images, side: str, outside_links: bool = False) -> Sou
     return source
 
 
-def without_strays(source: Source, where: str) -> Source:
-    """The source without images beside its folders of classes, which are named in the log."""
-    beside = [source.name(index) for index in beside_classes(source)]
+def without_strays(source: Source, where: str, known: Collection[str] = ()) -> Source:
+    """The source without images beside its folders of classes, which are named in the log.
+
+    known: classes, of which a single folder may be all that is there.
+    """
+    found, beside = in_class_folders(source, known)
     if beside:
-        log.warning(
-            "%s: %d of %d images lie beside the folders of classes and are left out: %s",
-            where,
-            len(beside),
-            len(source),
-            _first(beside),
-        )
-    return in_class_folders(source)
+        count = f"{len(beside)} of {len(source)}"
+        log.warning("%s: %s images lie beside the class folders and are left out: %s", where, count, _first(beside))
+    return found
 
 
 def with_classes_of(train: Source, val: Source) -> Source:

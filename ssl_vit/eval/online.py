@@ -27,7 +27,7 @@ class OnlineScore:
     """
 
     def __init__(self, train: Source, val: Source, readout: Readout, role: str = "unknown") -> None:
-        train, val = in_class_folders(train), without_strays(val, f"--val {val.root}")
+        train, val = in_class_folders(train)[0], without_strays(val, f"--val {val.root}")
         if not val.classes:
             raise UserError(f"--val {val.root}: no labels; expected {LABELS}")
         self._bank = train if train.classes == val.classes else None

@@ -98,6 +98,15 @@ def test_unreadable_images_are_left_out_and_named(folder, tmp_path):
     assert manifest["images"] == len(open_source(tmp_path / "set")) == 13
 
 
+def test_the_flag_that_bears_more_unreadable_images_is_the_one_that_is_advised(folder, tmp_path, capsys):
+    (folder / "a" / "003.png").write_bytes(b"no image")
+    argv = ["pack", str(folder), "--to", str(tmp_path / "set")]
+    assert main(argv) == 1
+    assert "mend or remove them, or raise --max-bad" in capsys.readouterr().err
+    assert main([*argv, "--max-bad", "7%"]) == 2
+    assert main([*argv, "--max-bad", "0.1"]) == 0
+
+
 @pytest.mark.fault
 def test_a_killed_packing_goes_on_and_gives_the_same_bytes(folder, tmp_path):
     pack(open_source(folder), tmp_path / "whole")

@@ -163,6 +163,13 @@ def test_a_class_that_val_lacks_is_said_and_the_rest_scored(kind, run, images, t
         assert (protocol.classes, protocol.images["val"]) == (3, 30)
 
 
+def test_val_may_hold_a_single_class(run, images, tmp_path):
+    shutil.copytree(images / "val" / "cedar", tmp_path / "val" / "cedar")
+    whole = outcome_of("knn", run, train=images / "train", val=images / "val")[0].correct
+    alone = outcome_of("knn", run, train=images / "train", val=tmp_path / "val")[0].correct
+    np.testing.assert_array_equal(alone, whole[30:])
+
+
 def test_images_beside_the_classes_are_named_and_left_out(run, images, tmp_path, caplog):
     expected = evaluate("knn", run, train=images / "train", val=images / "val")
     for side in ("train", "val"):
@@ -171,11 +178,11 @@ def test_images_beside_the_classes_are_named_and_left_out(run, images, tmp_path,
     found = evaluate("knn", run, train=tmp_path / "train", val=tmp_path / "val")
     assert found["knn"] == expected["knn"]
     assert "--val " in caplog.text
-    assert "1 of 46 images lie beside the folders of classes and are left out: cover.png" in caplog.text
+    assert "1 of 46 images lie beside the class folders and are left out: cover.png" in caplog.text
     written = np.load(embed(run, tmp_path / "val", tmp_path / "features.npz"))
     assert dict(zip(written["files"], written["labels"], strict=True))["cover.png"] == ""
     assert sorted(written["labels"])[1:] == ["ash"] * 15 + ["birch"] * 15 + ["cedar"] * 15
-    assert "1 images beside the folders of classes get no label: cover.png" in caplog.text
+    assert "1 images beside the class folders get no label: cover.png" in caplog.text
 
 
 def test_embed_says_that_there_are_no_labels(run, images, tmp_path, caplog):
