@@ -254,9 +254,10 @@ def test_boxes_drawn_before_a_photo_was_turned_are_turned_with_it(tmp_path, orie
     rows, columns = np.nonzero(decode(found.path(place))[..., 0])
     there = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     assert found.objects[place].boxes.tolist() == [there] * 2
-    for outline in found.objects[place].outlines:
-        shown = drawn(outline, 100, found.sizes[place], (1, 1), (0, 0), False)[:, :80]
-        assert (shown == (decode(found.path(place))[..., 0] > 0)).all()
+    white = decode(found.path(place))[..., 0] > 0
+    ring, runs = (drawn(each, 100, (100, 80), (1, 1), (0, 0), False) for each in found.objects[place].outlines)
+    assert (runs[:, :80] == white).all()
+    assert (ring[:, :80] & white).sum() == white.sum() > ring.sum() - 80  # its edges are drawn too
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
