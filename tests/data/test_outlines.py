@@ -39,7 +39,7 @@ def test_a_mask_is_drawn_where_its_polygon_is(flipped, scale):
     mask[20:60, 10:40] = True
     ring = np.array([[10, 20], [40, 20], [40, 60], [10, 60]], np.float32)
     found, expected = (drawn(each, 96, (80, 100), scale, (7, 3), flipped) for each in (run_lengths(mask), (ring,)))
-    assert (found & expected).sum() > 0.9 * found.sum() > 180
+    assert (found & expected).sum() > 0.9 * found.sum() > 40
     for axis in (0, 1):  # Pillow's polygons have the pixels of their edges
         ends = [np.flatnonzero(picture.any(axis))[[0, -1]] for picture in (found, expected)]
         assert np.abs(ends[0] - ends[1]).max() <= 1
