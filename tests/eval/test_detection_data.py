@@ -38,11 +38,12 @@ def test_as_many_images_may_be_missing_as_unreadable(tmp_path, caplog):
     assert len(open_boxes(many(tmp_path / "more", 19, 20), "auto", "val")) == 19
 
 
-def test_the_flag_that_is_advised_is_there(capsys):
+def test_the_flag_that_is_advised_is_there(tmp_path, capsys):
+    here = str(tmp_path)
     with pytest.raises(SystemExit):
         main(["eval", "detection", "--help"])
     assert "--max-bad" in capsys.readouterr().out
-    assert main(["eval", "detection", "x", "--train", "a", "--val", "b", "--max-bad", "2"]) == 2
+    assert main(["eval", "detection", here, "--train", here, "--val", here, "--max-bad", "2"]) == 2
     assert "max_bad: expected a number ≥ 0 and ≤ 1" in capsys.readouterr().err
 
 
