@@ -7,6 +7,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def read(path: Path, images: Path, outlined: bool = False) -> Annotations:
     for name, (size, keys) in _files(path, tables["images"], found.notes).items():
         known.update(keys)
         own = [entry for key in keys for entry in boxes.get(key, [])]
-        found.add(_there(images, name), size, lambda size, own=own, name=name: _raw(name, own, number, size, outlined))
+        found.add(_there(images, name), size, partial(_raw, name, own, number, outlined))
     strangers = sorted(boxes.keys() - known)
     if strangers:
         kind = "of an image that is not listed"
@@ -96,7 +97,7 @@ def _there(images: Path, name: str) -> str:
     return slashed if slashed != name and os.path.isfile(images / slashed) else name
 
 
-def _raw(name: str, entries: Sequence[Entry], number: Mapping[int, int], size: Size, outlined: bool) -> Iterator[Raw]:
+def _raw(name: str, entries: Sequence[Entry], number: Mapping[int, int], outlined: bool, size: Size) -> Iterator[Raw]:
     for entry in entries:
         label, area = _whole(entry.get("category_id")), _real(entry.get("area"))
         crowd = entry.get("iscrowd")

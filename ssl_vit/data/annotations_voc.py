@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path, PurePath
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -46,14 +47,16 @@ def read(path: Path, outlined: bool = False) -> Annotations:
         file = _file(image, stems, folder / "JPEGImages")
         if image.hint and os.path.splitext(image.hint)[0].lower() not in os.path.splitext(file.lower()):
             others.append(f"{image.stem}.xml ({image.hint}, taken: {file})")
-        raw = [
-            Raw(f"{file}, object {i}", corners, number[name], difficult)
-            for i, (name, corners, difficult) in enumerate(image.objects, start=1)
-        ]
-        found.add(file, image.size, lambda _, raw=raw: raw)
+        found.add(file, image.size, partial(_raw, file, image, number))
     if others:
         found.notes.append(f"{len(others)} files name another image than their own: {first_of(others)}")
     return found
+
+
+def _raw(file: str, image: _Image, number: Mapping[str, int], size: Size) -> Iterator[Raw]:
+    """The boxes of an image; they are in pixels, whatever its size is."""
+    for i, (name, corners, difficult) in enumerate(image.objects, start=1):
+        yield Raw(f"{file}, object {i}", corners, number[name], difficult)
 
 
 def _stems(folder: Path) -> Mapping[str, list[str]]:

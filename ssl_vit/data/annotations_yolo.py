@@ -6,6 +6,7 @@ A line is "class x y width height", or "class x1 y1 x2 y2 x3 y3 …" for a polyg
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ def read(path: Path, outlined: bool = False) -> Annotations:
     found = Annotations(str(images), classes, outlined, notes=notes)
     for file, own in rows.items():
         name = str(file.relative_to(images))
-        found.add(name, None, lambda size, own=own, name=name: _raw(name, own, places, size, outlined))
+        found.add(name, None, partial(_raw, name, own, places, outlined))
     found.missing += _alone(labels, set(texts.values()))
     bare = [str(file.relative_to(images)) for file, text in texts.items() if not text.is_file()]
     if 2 * len(bare) > len(files):
@@ -78,7 +79,7 @@ def _alone(labels: Path, known: set[Path]) -> list[str]:
     return [f"that of {file.relative_to(labels)}" for file in texts]
 
 
-def _raw(name: str, rows: Sequence[Row], places: Sequence[int], size: Size, outlined: bool) -> Iterator[Raw]:
+def _raw(name: str, rows: Sequence[Row], places: Sequence[int], outlined: bool, size: Size) -> Iterator[Raw]:
     scale = np.array([size[1], size[0]])
     for index, (label, shares) in enumerate(rows):
         outline, fault = None, None
