@@ -27,7 +27,7 @@ WRONG = {  # a value outside each setting's range
     "augmented": {"epochs": 0, "batch": 2.5, "lr": (0.1, 0)} | FEATURES,
     "clustering": FEATURES,
     "detection": {"detector": "yolo", "seeds": (1, 1), "share": (0, 50), "steps": 0, "size": "large", "batch": 0}
-    | {"lr": 0, "backbone_lr": -1e-3, "train_images": "", "val_images": ""},
+    | {"lr": 0, "backbone_lr": -1e-3, "train_images": "", "val_images": "", "max_bad": 2},
     "fewshot": {"shots": (1, 0), "share": (100,), "draws": 1} | FEATURES,
     "finetune": {"epochs": 0, "batch": 3, "lr": 0, "layer_decay": 1.5, "mixup": -0.1, "cutmix": math.inf} | FEATURES,
     "grid": {"depths": ()} | FEATURES,
