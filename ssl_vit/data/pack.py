@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from ssl_vit.data.bad import MAX_BAD, BadFiles, BadList
-from ssl_vit.data.decode import BadImage, Member, Place, Row, decode, header, image_type, read_bytes
+from ssl_vit.data.decode import BadImage, Member, Place, decode, header, image_type, read_bytes
 from ssl_vit.data.manifest import FORMAT, MANIFEST
 from ssl_vit.data.source import Source, extension, has_own_extension
 from ssl_vit.errors import UserError

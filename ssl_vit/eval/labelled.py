@@ -25,9 +25,7 @@ log = logging.getLogger("ssl_vit")
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test"})
 
 
-def open_labelled(
-    images: Images, side: str, outside_links: bool = False, known: Collection[str] = ()
-) -> Source:
+def open_labelled(images: Images, side: str, outside_links: bool = False, known: Collection[str] = ()) -> Source:
     """Open a folder with a sub-folder for each class, or a dataset with labels; `side` is the flag that named it.
 
     known: classes, of which a single one may be all that is there. Images beside the sub-folders are left out, and so
