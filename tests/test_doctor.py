@@ -193,6 +193,9 @@ def test_a_folder_as_people_have_it(photos: Path, tmp_path: Path) -> None:
     assert of(iter(found), "values").level == "will hurt", "of two kinds"
     assert "1 images lie beside the sub-folders" in of(iter(found), "classes").found
     assert ".txt" in of(iter(found), "left out").found
+    assert "--outside-links" in of(iter(found), "left out").found
+    followed = of(iter(list(examine_images(str(photos), outside_links=True))), "left out")
+    assert "link" not in followed.found
 
 
 def test_a_photo_that_breaks_off_inside_is_found_though_its_header_is_whole(photos: Path) -> None:

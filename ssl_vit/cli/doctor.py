@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ssl_vit.cli.parser import Parser, images, new_file, say
+from ssl_vit.cli.parser import Parser, add_outside_links, images, new_file, say
 from ssl_vit.errors import RunFailed
 from ssl_vit.files import write_atomically
 
@@ -17,10 +17,11 @@ def doctor(argv: list[str]) -> None:
     parser.add_argument("data", metavar="DATA", type=images, nargs="?", help="images, as for pretrain")
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path(), help="where runs will be kept (here)")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the findings there too")
+    add_outside_links(parser)
     args = parser.parse(argv)
     from ssl_vit import doctor as script
 
-    found = script.doctor(args.data, args.out)
+    found = script.doctor(args.data, args.out, outside_links="outside_links" in args)
     if args.json is not None:
         text = json.dumps([finding._asdict() for finding in found], indent=2) + "\n"
         write_atomically(args.json, lambda path: path.write_text(text, encoding="utf-8"))

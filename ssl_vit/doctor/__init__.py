@@ -16,16 +16,17 @@ from ssl_vit.doctor.machine import examine_machine
 __all__ = ["Finding", "doctor"]
 
 
-def doctor(data: Images | None = None, out: Path | str = ".") -> list[Finding]:
+def doctor(data: Images | None = None, out: Path | str = ".", *, outside_links: bool = False) -> list[Finding]:
     """Look at the installation, the machine, the folder for runs and the images, and say what would hurt a run.
 
     data: images as for :func:`ssl_vit.pretrain`; without any nothing is said of them. out: where runs are going to be
-    kept; a file of 64 MB is written there to see how quick it is, and deleted. Nothing else is changed.
+    kept; a file of 64 MB is written there to see how quick it is, and deleted. Nothing else is changed. outside_links:
+    whether links that lead out of a folder are followed.
     """
-    return list(_findings(data, Path(out)))
+    return list(_findings(data, Path(out), outside_links))
 
 
-def _findings(data: Images | None, out: Path) -> Iterator[Finding]:
+def _findings(data: Images | None, out: Path, outside_links: bool) -> Iterator[Finding]:
     sound = True
     for finding in examine_install():
         sound &= finding.level != "stops a run"
@@ -37,4 +38,4 @@ def _findings(data: Images | None, out: Path) -> Iterator[Finding]:
     if data is None:
         yield fine("images", "none named, so not looked at: ssl-vit doctor DATA")
     elif sound:
-        yield from examine_images(data)
+        yield from examine_images(data, outside_links)

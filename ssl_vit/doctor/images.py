@@ -32,10 +32,10 @@ _SHOWN = 3
 _NO_IMAGES = {f".{kind} files" for kind in ("txt", "json", "csv", "xml", "md", "yaml", "html")} | {"hidden entries"}
 
 
-def examine_images(data: Images) -> Iterator[Finding]:
+def examine_images(data: Images, outside_links: bool = False) -> Iterator[Finding]:
     """Look at the images; one finding says all where there are none."""
     try:
-        source = open_source(data)
+        source = open_source(data, outside_links)
     except UserError as error:
         yield stops("images", str(error), "ssl-vit doctor DATA with the right place")
         return
