@@ -25,6 +25,8 @@ AUTO: Any = "auto"
 Auto: TypeAlias = Annotated[T, MayBeAuto()]
 """A setting that is decided once, before the run, from the architecture, the data and the devices; a T from then on."""
 
+MAX_BAD = 0.05  # of the images may be unreadable, where nothing else is asked for
+
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]

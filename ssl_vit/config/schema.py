@@ -31,6 +31,7 @@ from ssl_vit.methods.base_config import (
     Positive,
     Section,
 )
+from ssl_vit.settings import MAX_BAD
 
 DEFAULT_METHOD = "dino"
 
@@ -71,7 +72,7 @@ class DataConfig(Section):
     """Processes that decode images, per device; 0 = none beside the training process."""
     timeout: Positive = 600.0
     """Seconds without a batch after which the processes that decode images are taken for hung and started anew."""
-    max_bad: Fraction = 0.05
+    max_bad: Fraction = MAX_BAD
     """Share of unreadable images, 0 to 1, above which the run stops."""
     mean: Auto[Colour] = AUTO
     """Mean of red, green and blue, of images in [0, 1], that is subtracted."""

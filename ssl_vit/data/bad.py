@@ -12,7 +12,6 @@ from ssl_vit.errors import RunFailed, UserError
 BadFiles = list[tuple[str, str]]  # (name in the source, reason)
 
 _log = logging.getLogger("ssl_vit.data")
-MAX_BAD = 0.05  # of the images may be unreadable, where nothing else is asked for
 _SHOWN = 5  # names in an error
 _REPLACED = "another image takes its place"
 

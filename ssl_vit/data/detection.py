@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ssl_vit.data.annotations import Annotations
-from ssl_vit.data.bad import MAX_BAD, BadFiles, BadList
+from ssl_vit.data.bad import BadFiles, BadList
 from ssl_vit.data.crops import Box, resize, sample_rng
 from ssl_vit.data.decode import BadImage, decode
 from ssl_vit.data.loader import Item, StepSampler
 from ssl_vit.data.outlines import Outline, drawn
 from ssl_vit.data.readers import TIMEOUT, watched, worker_options
 from ssl_vit.data.values import ORDINARY, Pixels
+from ssl_vit.settings import MAX_BAD
 
 _SUBSET_STREAM, _JITTER_STREAM = 3, 4  # of sample_rng
 JITTER = (0.5, 1.5)  # of the image's scale; large-scale jitter (arXiv 2012.07177) has 0.1 to 2 for very long training

@@ -20,13 +20,14 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from ssl_vit.data.bad import MAX_BAD, BadFiles, BadList
+from ssl_vit.data.bad import BadFiles, BadList
 from ssl_vit.data.decode import BadImage, Member, Place, decode, header, image_type, read_bytes
 from ssl_vit.data.manifest import FORMAT, MANIFEST
 from ssl_vit.data.source import Source, extension, has_own_extension
 from ssl_vit.errors import UserError
 from ssl_vit.files import write_whole
 from ssl_vit.progress import Advance, progress
+from ssl_vit.settings import MAX_BAD
 
 ARCHIVE = 256e6  # bytes that an archive has about, of files as they are
 MOST = 10_000  # images in one

@@ -12,8 +12,8 @@ import numpy as np
 
 from ssl_vit.backbones.backbone import BackboneInfo
 from ssl_vit.data.annotations import BAD_OUTLINE, NO_OUTLINE, Annotations, first_of, open_annotations
-from ssl_vit.data.bad import MAX_BAD
 from ssl_vit.errors import UserError
+from ssl_vit.settings import MAX_BAD
 
 MOST = 640  # pixels a side where nothing is asked for
 COARSEST = 32  # stride of the coarsest map of a pyramid network

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ssl_vit.data.bad import MAX_BAD
 from ssl_vit.data.detection import DetectionDataset, Scene, training_scenes
 from ssl_vit.data.readers import worker_count
 from ssl_vit.detectors.finder import Finder
@@ -20,6 +19,7 @@ from ssl_vit.errors import RunFailed
 from ssl_vit.files import write_whole
 from ssl_vit.progress import progress
 from ssl_vit.schedules import noise_seed, warmup_cosine
+from ssl_vit.settings import MAX_BAD
 
 WEIGHT_DECAY, CLIP = 0.05, 1.0  # of AdamW, for weights but not for biases and norms; largest norm of the gradients
 WARMUP = 0.1  # of the steps; at most LONGEST_WARMUP of them

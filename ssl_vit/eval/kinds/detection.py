@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from ssl_vit.data.bad import MAX_BAD
 from ssl_vit.detectors.table import DetectorName
 from ssl_vit.eval.kind import AtLeastOne, Number, ScoreKind, Seed
 from ssl_vit.eval.kinds import register_kind
-from ssl_vit.settings import Count, Fraction, Positive
+from ssl_vit.settings import MAX_BAD, Count, Fraction, Positive
 
 if TYPE_CHECKING:
     from ssl_vit.eval.job import Job, Outcome
