@@ -12,6 +12,7 @@ from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.checkpoints.description import OURS
 from ssl_vit.checkpoints.load import backbone_of_file
 from ssl_vit.checkpoints.reader import METADATA, files_of, read_document, weights_file
+from ssl_vit.checkpoints.sums import check_sums
 from ssl_vit.data.values import Pixels
 from ssl_vit.export.timm import CONFIG, read_config
 from ssl_vit.files import sha256
@@ -44,6 +45,7 @@ def digest(weights: Path | str) -> str:
 def pixels_of(weights: Path | str) -> Pixels | None:
     """How the values of a run's images became 8 bits; None for weights that are of no run of ours, or don't say."""
     file = weights_file(weights)
+    check_sums(file)
     if (file.parent / CONFIG).is_file():
         config: Any = read_config(file.parent)
     else:
