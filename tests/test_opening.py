@@ -40,7 +40,7 @@ def test_nothing_is_left_out_unsaid(whole_run: Path, tmp_path: Path, caplog: pyt
     (images / "link.png").symlink_to(outside)
     for name in ("notes.txt", "c.dcm", "d.dcm", "README", ".hidden.png"):
         (images / name).write_text("x")
-    sets = ["data.range=[0,4095]"]
+    sets = ["data.range=[0,4095]", "train.batch_size=2"]
     config = ResolvedConfig.model_validate(load_config([whole_run / "config.yaml"], sets).model_dump())
     source = open_source(images)
     with caplog.at_level(logging.INFO, "ssl_vit"):
