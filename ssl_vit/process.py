@@ -29,6 +29,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import Thread
+from types import TracebackType
 
 STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 """The signals that end a run: of schedulers, of Ctrl-C, of a terminal that was closed."""
@@ -101,8 +102,15 @@ def start_worker(main: int, _: int) -> None:
         for number in (*STOPS, *NOTICES):
             signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
+    sys.excepthook = _says
     if wanted("WATCH_MAIN"):
         Thread(target=_end_with, args=(main,), daemon=True).start()
+
+
+def _says(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    """Print an error of a thread that hands images over, unless the main process has gone in the midst of it."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, where)
 
 
 def _end_with(main: int) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssl_vit.cli import main
+from ssl_vit.process import NOTICES, STOPS
 
 _fork = multiprocessing.get_context("forkserver")
 _fork.set_forkserver_preload(["ssl_vit.run.pretrain"])
@@ -87,6 +88,8 @@ def finish(argv: list[str], log: Path, *traps: Trap, **environment: str) -> int 
 def _run(argv: list[str], log: str, traps: tuple[Trap, ...], environment: dict[str, str]) -> None:
     multiprocessing.set_start_method("fork", force=True)  # as in a run of its own: else its workers import all anew
     os.environ |= environment
+    for number in (*STOPS, *NOTICES):  # a shell may have had the tests ignore some
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     os.chdir(os.path.dirname(log))
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):

@@ -331,6 +331,7 @@ def test_ctrl_c_is_one_line(here, calls, capsys, monkeypatch):
 def test_ctrl_c_while_importing_is_one_line(here):
     """A real signal, in the midst of torch's import."""
     argv = [sys.executable, "-m", "ssl_vit", "pretrain", "images", "--out", "run"]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had the tests ignore it
     process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
         time.sleep(0.01)

@@ -40,6 +40,8 @@ print(number.value)
 WORKER = """
 import os, signal, threading, torch
 from ssl_vit.process import start_worker
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    signal.signal(number, signal.SIG_DFL)  # a shell may have had the tests ignore some
 start_worker(os.getppid(), 0)
 left = [signal.getsignal(number) == signal.SIG_IGN for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
 print(os.getpgid(0) == os.getpid(), threading.active_count(), torch.get_num_threads(), all(left), any(left))

@@ -24,6 +24,7 @@ Auto: TypeAlias = Literal["auto"]
 
 SAMPLE = 256  # images of a set whose header is read
 _READ = 64  # of those, how many are read whole where the header does not say it all
+_FEW = 8  # fewer different values say nothing of which of them is far
 _OF_EACH = 2**14  # values of each band of an image, about
 _TAIL = 0.001  # the share of values at either end that may be outliers
 _OPAQUE = 1 / 3  # of the coloured pixels of a set are clear or opaque at least, where a band is opacity
@@ -221,10 +222,11 @@ def _thinned(image: NDArray[Any]) -> NDArray[Any]:
 def robust_range(found: NDArray[np.float64]) -> tuple[float, float, list[float]]:
     """Return the least and the greatest of values, rounded outwards, and those that were taken for markers of no value.
 
-    A single value is such a marker if it lies farther from all others than they are apart (-9999 beside reflectances).
+    A single value is such a marker if it lies farther from all others, eight or more, than they are apart (-9999 beside
+    reflectances).
     What at most a thousandth of the values reach at an end, far beyond the others, are outliers and not counted either.
 
-    >>> robust_range(np.array([0.0, 0.25, 1.0, -9999.0]))
+    >>> robust_range(np.array([*np.linspace(0.0, 1.0, 9), -9999.0]))
     (0.0, 1.0, [-9999.0])
     """
     found, left_out = np.sort(found), list[float]()
@@ -245,7 +247,7 @@ def robust_range(found: NDArray[np.float64]) -> tuple[float, float, list[float]]
 def _marker(found: NDArray[np.float64]) -> float | None:
     """The value at an end of sorted ones that is farther from the others than they are apart."""
     for end, rest in ((found[0], found[found != found[0]]), (found[-1], found[found != found[-1]])):
-        if len(rest) and rest[-1] > rest[0]:
+        if len(rest) and rest[-1] > rest[0] and len(np.unique(rest)) >= _FEW:
             gap = min(abs(end - rest[0]), abs(end - rest[-1]))
             if gap > rest[-1] - rest[0]:
                 return float(end)

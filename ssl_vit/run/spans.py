@@ -37,7 +37,7 @@ def remarks_on_spans(config: RunConfig, steps: int) -> Iterator[str]:
         if span > LARGE * epochs:
             yield f"{key}: {span:g} of {epochs} epochs, {span / epochs:.0%} of the run; {_shorter(key, epochs)}"
     momentum = config.method.teacher_momentum()
-    if momentum is not None and (kept := kept_share(momentum, steps)) > KEPT:
+    if steps and momentum is not None and (kept := kept_share(momentum, steps)) > KEPT:
         yield (
             f"method.momentum: at {momentum:g} a run of {steps} steps leaves {kept:.0%} of the teacher as it began; "
             f"set at most {max(0.0, 1 - 6 / steps):.4g}, or train longer"

@@ -66,7 +66,7 @@ def test_fine_tuning_learns_and_leaves_the_weights_and_the_generators_alone(run,
     options = {"batch": 24, "lr": 0.02, "mixup": 0.1, "cutmix": 0.0}
     np.random.seed(5)
     drawn, weights = np.random.get_state()[1].copy(), (run / "export" / "model.safetensors").read_bytes()
-    outcome, protocol = outcome_of("finetune", run, **sides, epochs=12, layer_decay=0.9, **options)
+    outcome, protocol = outcome_of("finetune", run, **sides, epochs=24, layer_decay=0.9, **options)
     assert outcome.scores["top1"] > 40  # chance is 33, and the weights start at random
     assert outcome.correct.shape == (45,)
     assert (run / "export" / "model.safetensors").read_bytes() == weights
