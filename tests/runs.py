@@ -6,12 +6,15 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from ssl_vit.cli import main
 from ssl_vit.process import NOTICES, STOPS
@@ -85,9 +88,28 @@ def finish(argv: list[str], log: Path, *traps: Trap, **environment: str) -> int 
     return process.exitcode
 
 
+def finish_two(argv: list[str], log: Path) -> list[int | None]:
+    """Run the command in two processes, started as by torchrun and without a start-up of each; their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+    common |= {"NODE_RANK": "0", "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    line = [*argv, "--devices", "2"]
+    two = [start(line, log, **common, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
+    try:
+        for process in two:
+            process.join()
+    finally:
+        for process in two:
+            process.kill()
+    return [process.exitcode for process in two]
+
+
 def _run(argv: list[str], log: str, traps: tuple[Trap, ...], environment: dict[str, str]) -> None:
     multiprocessing.set_start_method("fork", force=True)  # as in a run of its own: else its workers import all anew
     os.environ |= environment
+    rank_zero_only.rank = int(environment.get("RANK", 0))  # which Lightning has read while it was imported
     for number in (*STOPS, *NOTICES):  # a shell may have had the tests ignore some
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     os.chdir(os.path.dirname(log))

@@ -28,8 +28,13 @@ from tests.methods.settings import SMALL
 IMAGES, MOMENTUM = 4, 0.9
 STEP = {"optim.optimizer": "adamw", "optim.lr": 1e-3, "optim.warmup_epochs": 0.0, "optim.clip": 3.0}
 FACTS = {"images": 1000, "colours": lambda: ((0.5,) * 3, (0.2,) * 3), "gpus": 0, "cpus": 1, "bfloat16": False}
-# One of each kind; with DINO all families but the heavy ones are quick enough for every run of the tests.
+# One of each kind; with DINO all families are quick enough for every run of the tests but these and the heavy ones.
 QUICK = {"vision_transformer", "deit", "swin_transformer", "resnet", "convnext", "mlp_mixer", "pvt_v2", "cswin", "volo"}
+SLOW = HEAVY | {
+    *("coat", "cotnet", "crossvit", "csatv2", "densenet", "dpn", "efficientformer", "focal", "hat_net", "inception_v3"),
+    *("lg_transformer", "linmapper", "lowformer", "nextvit", "rams_trans", "rdnet", "refiner", "regionvit", "repghost"),
+    *("sequencer", "shuffle", "tresnet"),
+}
 
 
 def small(family: str) -> tuple[str, int, dict[str, Any]]:
@@ -75,7 +80,7 @@ def cases() -> list[object]:
             method,
             family,
             id=f"{method}-{family}",
-            marks=[] if family in QUICK or (method == "dino" and family not in HEAVY) else [pytest.mark.slow],
+            marks=[] if family in QUICK or (method == "dino" and family not in SLOW) else [pytest.mark.slow],
         )
         for method in list_methods()
         for family in sorted(cheapest())
