@@ -31,6 +31,10 @@ PAGES = Path(__file__).parent / "backbones"
 # side. What is drawn is the block that makes the family what it is.
 BLOCKS: dict[str, tuple[str, ...]] = {
     "augvit": ("+ layer norm > attention | learned shortcut 1 | learned shortcut 2", "+ layer norm > MLP"),
+    "autoformer": (
+        "+ layer norm > attention with relative positions in keys and values, heads found for the block",
+        "+ layer norm > MLP, width found for the block",
+    ),
     "cat": (
         "+ layer norm > attention inside 7 × 7 windows",
         "+ layer norm > MLP",
@@ -49,6 +53,10 @@ BLOCKS: dict[str, tuple[str, ...]] = {
     ),
     "focal": (
         "+ layer norm > own window | ring of 3 around it | pooled windows around it > attention",
+        "+ layer norm > MLP",
+    ),
+    "glit": (
+        "+ layer norm > some channels: attention | the others: gated convolution along the tokens > joined",
         "+ layer norm > MLP",
     ),
     "hat_net": (
@@ -88,6 +96,7 @@ BLOCKS: dict[str, tuple[str, ...]] = {
         "+ layer norm > logits to a reduced map > heads mixed by 1 × 1 > softmax, instance norm > values",
         "+ layer norm > MLP",
     ),
+    "scaling_vit": ("plain ViT blocks > a learned query attends to all patches > MLP with a shortcut",),
     "shuffle": (
         "+ batch norm > attention in windows, of neighbours or spread",
         "+ batch norm > depthwise 7 × 7",

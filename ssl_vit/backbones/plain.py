@@ -94,6 +94,10 @@ class WiredViT(PlainViT):
         """Yield the tokens [B, N, D] after each level of depth, as many as ``feature_info`` has."""
         raise NotImplementedError
 
+    def walk_map(self, x: Tensor, size: Size) -> Iterator[Tensor]:
+        """As :meth:`walk`, which a family defines instead whose blocks need to know the map of patches (H, W)."""
+        return self.walk(x)
+
     def run(self, block: nn.Module, *args: Any) -> Any:
         """``block(*args)``, recomputed in the backward pass where gradient checkpointing is on."""
         return checkpoint(block, *args) if self.grad_checkpointing else block(*args)
@@ -107,7 +111,8 @@ class WiredViT(PlainViT):
         """Map [B, C, H, W] to [B, N, D], normed."""
         if attn_mask is not None or is_causal:
             raise ValueError(f"{type(self).__name__} takes no attention mask")
-        for level in self.walk(self.embed(x)):
+        size = self.patch_embed.dynamic_feat_size((x.shape[-2], x.shape[-1]))
+        for level in self.walk_map(self.embed(x), size):
             x = level
         x = self.norm(x)
         return x
@@ -131,7 +136,7 @@ class WiredViT(PlainViT):
         size = self.patch_embed.dynamic_feat_size((x.shape[-2], x.shape[-1]))
         wanted, last = feature_take_indices(len(self.feature_info), indices)
         levels: list[Any] = []
-        for i, x in enumerate(self.walk(self.embed(x))):  # noqa: B020  after the loop x is the last level
+        for i, x in enumerate(self.walk_map(self.embed(x), size)):  # noqa: B020  after the loop x is the last level
             if i in wanted:
                 levels.append(self.norm(x) if norm else x)
             if stop_early and i == last:

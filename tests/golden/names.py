@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ssl_vit.backbones import families
 from ssl_vit.methods.heads import DINOHead
 from ssl_vit.tokenizers import dalle
-from tests.golden import beit, detectors, moby
+from tests.golden import autoformer, beit, detectors, moby
 
 Builder = Callable[[], nn.Module]
 Found = re.Match[str]
@@ -60,6 +60,7 @@ def _yolos(found: Found) -> Builder:
 
 RULES: dict[str, tuple[Rule, ...]] = {
     "augvit": ((r"augvit_\w+", r"\g<0>"),),
+    "autoformer": ((r"autoformer_super_([TSB])", lambda m: partial(autoformer.Supernet, m[1])),),
     "beit": (
         (r"finetune_(beit_\w+_patch16_\d+)", r"\1"),
         (r"pretrain_(?:beit_)?(?P<size>base|large)(?:_patch16_224_8k_vocab|_abspos)", _pretrained_beit),
@@ -93,6 +94,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         (r"(focal(?:v2)?_[a-z]+)_conv", r"\1_useconv_patch4_window7_224"),
         (r"focal(?:v2)?_[a-z]+", r"\g<0>_patch4_window7_224"),
     ),
+    "glit": ((r"glit_\w+", r"\g<0>"),),
     "hatnet": ((r"HAT_Net_\w+", r"\g<0>"),),
     "moby": (
         (r"MoBYMLP_(\d+)", lambda m: partial(moby.Head, int(m[1]))),

@@ -26,7 +26,8 @@ from ssl_vit.backbones.attention import (
 from tests.backbones.families.compiled import check_compiled
 from tests.golden.verify import fill_official, image_input
 
-for family in ("t2t_vit", "augvit", "refiner", "rams_trans", "vision_xformer", "multi_stream"):
+OURS = ("t2t_vit", "augvit", "refiner", "rams_trans", "vision_xformer", "multi_stream", "autoformer", "glit")
+for family in (*OURS, "scaling_vit"):
     importlib.import_module(f"ssl_vit.backbones.families.{family}")
 
 MODELS: dict[str, dict[str, Any]] = {  # name -> arguments that make it quick
@@ -42,6 +43,8 @@ MODELS: dict[str, dict[str, Any]] = {  # name -> arguments that make it quick
     "vit_tiny_fnet_patch16_224": {"depth": 2},
     "vit_tiny_nystrom_hybrid_patch16_224": {"depth": 2},
     "multi_stream_vit_tiny_patch16_224": {"depth": 6},
+    "autoformer_tiny": {"depth": 2},
+    "glit_tiny_patch16_224": {"depth": 3},
 }
 
 DEIT = {"tiny": 5_717_416, "small": 22_050_664, "base": 86_567_656}  # 1000 classes
@@ -52,6 +55,13 @@ FNET = {size: DEIT[size] - 12 * 4 * (dim * dim + dim) for size, dim in WIDTH.ite
 PLAIN = {"performer": DEIT, "linformer": LINFORMER, "nystrom": NYSTROM, "fnet": FNET}
 STEM = {size: (27 + 1) * 32 + (9 * 32 + 1) * 64 + (16 * 64 + 1) * dim for size, dim in WIDTH.items()}
 PATCHES = {size: (768 + 1) * dim for size, dim in WIDTH.items()}
+SCALED = {  # the paper's count is of blocks, patches and positions; then pooling and the classifier
+    name: alone + (1 + 3) * dim + 4 * (dim + 1) * dim + (2 * dim + 1) * mlp + 1000 * (dim + 1)
+    for name, alone, dim, mlp in (
+        ("vit_giant_patch14_map_224", 1_011_199_616, 1408, 6144),
+        ("vit_gigantic_patch14_map_224", 1_842_772_352, 1664, 8192),
+    )
+}
 PARAMETERS = {  # of the authors' code where there is one, as it is built there
     "t2t_vit_7": 4_310_222,
     "t2t_vit_10": 5_889_230,  # published 5.9 M
@@ -73,6 +83,11 @@ PARAMETERS = {  # of the authors' code where there is one, as it is built there
     "refiner_vit_m": 55_450_932,
     "refiner_vit_l": 81_150_192,
     "rams_trans_base_patch32_448": 87_723_464,
+    "autoformer_tiny": 5_867_944,
+    "autoformer_small": 22_891_432,
+    "autoformer_base": 53_691_688,
+    "glit_tiny_patch16_224": 7_264_456,
+    **SCALED,
     **{f"multi_stream_vit_{size}_patch16_224": count for size, count in DEIT.items()},
     **{f"vit_{size}_{kind}_patch16_224": counts[size] for kind, counts in PLAIN.items() for size in DEIT},
     **{
@@ -156,7 +171,8 @@ def test_every_way_to_features_agrees(name):
     assert torch.equal(first[0][0], levels[0])
     assert first[0][1].shape == (2, prefix, model.num_features)
     assert torch.equal(headless, pooled)
-    assert torch.equal(pooled, features[:, 0])
+    averaged = model.global_pool == "avg"
+    assert torch.allclose(pooled, features[:, prefix:].mean(1) if averaged else features[:, 0], rtol=1e-6, atol=0)
     assert logits.shape[1] in (200, 1000)
     assert all(torch.equal(a, b) for a, b in zip(pruned, levels[:2], strict=True))
 
@@ -426,3 +442,70 @@ def test_rams_looks_twice():
     assert ((boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= 223).all()).item()
     (whole.square().mean() + region.square().mean()).backward()
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+def test_autoformer_positions_are_vectors_of_distances():
+    """Keys and values with a vector for every pair of tokens, as the authors compute it, on a map that isn't square."""
+    family = importlib.import_module("ssl_vit.backbones.families.autoformer")
+    layer = family.Attention(192, 3, qkv_bias=True, attn_drop=0.0, proj_drop=0.0).double()
+    for table in (p for name, p in layer.named_parameters() if "_distances." in name):
+        nn.init.normal_(table)
+    height, width = 2, 17  # farther apart than the longest distance
+    x = torch.randn(2, 1 + height * width, 192, dtype=torch.float64)
+    rows, columns = torch.arange(height * width) // width, torch.arange(height * width) % width
+
+    def pairs(table, places):
+        index = torch.zeros(1 + height * width, 1 + height * width, dtype=torch.long)
+        index[1:, 1:] = (places - places[:, None]).clamp(-14, 14) + 15
+        return table[index]
+
+    q, k, v = layer.qkv(x).reshape(2, -1, 3, 3, 64).permute(2, 0, 3, 1, 4)
+    keys, values = (
+        pairs(part.rows, rows) + pairs(part.columns, columns) for part in (layer.key_distances, layer.value_distances)
+    )
+    maps = ((torch.einsum("bhid,bhjd->bhij", q, k) + torch.einsum("bhid,ijd->bhij", q, keys)) / 8).softmax(-1)
+    seen = torch.einsum("bhij,bhjd->bhid", maps, v) + torch.einsum("bhij,ijd->bhid", maps, values)
+    expected = layer.proj(seen.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(layer(x, (height, width)), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("autoformer_tiny", 13), ("glit_tiny_patch16_224", 12)])
+def test_searched_networks_have_no_more_blocks_than_were_found(name, blocks):
+    with pytest.raises(ValueError, match=f"depth is 14, but {blocks} blocks were found"):
+        timm.create_model(name, depth=14)
+
+
+def test_autoformer_knows_a_supernet_by_its_width():
+    family = importlib.import_module("ssl_vit.backbones.families.autoformer")
+    with pytest.raises(ValueError, match="a supernet 300 wide; the published ones are 256, 448, 640 wide"):
+        family.load_official({"patch_embed_super.proj.weight": torch.zeros(300, 3, 16, 16)})
+
+
+def test_glit_splits_channels_between_attention_and_convolution():
+    """The convolution's part of what comes out depends on its part of what goes in alone."""
+    family = importlib.import_module("ssl_vit.backbones.families.glit")
+    layer = family.GlobalLocal(48, family.Found(1, ratio=4, inner=2, kernel=3), True, 0.0, 0.0).eval()
+    x, other = torch.randn(2, 1, 9, 48)
+    other[..., 16:] = x[..., 16:]
+    assert torch.equal(layer(x)[..., 16:], layer(other)[..., 16:])
+    assert not torch.allclose(layer(x)[..., :16], layer(other)[..., :16])
+    other[:, 5:] += 1  # two tokens away from the fourth
+    assert torch.equal(layer(x)[:, 3, 16:], layer(other)[:, 3, 16:])
+    assert not torch.allclose(layer(x)[:, 4, 16:], layer(other)[:, 4, 16:])
+
+
+def test_scaled_vit_pools_by_attention_without_a_class_token():
+    small = {"embed_dim": 64, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
+    model = build("vit_giant_patch14_map_224", **small)
+    x = image_input((2, 3, 84, 84))[:, :, :56]
+    with torch.inference_mode():
+        tokens = model.forward_features(x)
+        pooled = model.forward_head(tokens, pre_logits=True)
+        pool = model.attn_pool
+        query, key, value = pool.q(pool.latent), *pool.kv(tokens).chunk(2, dim=-1)
+        heads = [part.reshape(len(part), -1, 2, 32).transpose(1, 2) for part in (query, key, value)]
+        seen = ((heads[0] @ heads[1].mT) / math.sqrt(32)).softmax(-1) @ heads[2]
+        seen = pool.proj(seen.transpose(1, 2).flatten(2))
+        expected = (seen + pool.mlp(pool.norm(seen)))[:, 0]
+    assert tokens.shape == (2, 4 * 6, 64)
+    torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-5)
