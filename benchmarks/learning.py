@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,9 @@ def one(flags: dict[str, Any], budget: float, more: list[str]) -> dict[str, Any]
 
         loop.take_step = timed  # type: ignore[attr-defined]  # for the time of the trial
         before = time.process_time()
-        try:
-            pretrain(
-                load_config([], more, flags | {"train.epochs": 100, "health.knn_every": 100.0}), Path(scratch) / "trial"
-            )
-        except Enough:
-            pass
+        trial = load_config([], more, flags | {"train.epochs": 100, "health.knn_every": 100.0})
+        with suppress(Enough):
+            pretrain(trial, Path(scratch) / "trial")
         loop.take_step = take  # type: ignore[attr-defined]  # as it was
         opening, per_step = taken[0] - before, (taken[-1] - taken[2]) / (len(taken) - 3)
         images = sum(1 for each in Path(flags["data.path"]).rglob("*") if each.is_file())

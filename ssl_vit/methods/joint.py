@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.plan import ViewPlan
-from ssl_vit.methods.joint_config import JointConfig
+from ssl_vit.methods.joint_settings import JointConfig
 from ssl_vit.methods.method import Method, Progress, Step
 from ssl_vit.methods.siamese import Encoder
 from ssl_vit.methods.targets import exact

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from ssl_vit.methods.base_config import Choices, Fraction, Situation, optimiser_choices
-from ssl_vit.methods.joint_config import MultiCropConfig
+from ssl_vit.methods.joint_settings import MultiCropConfig
 from ssl_vit.registry import register_method
 
 
-@register_method("sigreg", loss="ssl_vit.methods.gaussian:SIGReg")
+@register_method("sigreg", loss="ssl_vit.methods.sigreg:SIGReg")
 class Config(MultiCropConfig):
     """Views that agree, with projections whose characteristic function is a normal distribution's (LeJEPA)."""
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from ssl_vit.data.plan import ViewPlan
 from ssl_vit.methods.base_config import AUTO, SMALL, Auto, Choices, Positive, Situation, optimiser_choices
-from ssl_vit.methods.joint_config import JointConfig, contrast_view
+from ssl_vit.methods.joint_settings import JointConfig, contrast_view
 from ssl_vit.registry import register_method
 
 

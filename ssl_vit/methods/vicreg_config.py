@@ -16,7 +16,7 @@ from ssl_vit.methods.base_config import (
     optimiser_choices,
     two_views,
 )
-from ssl_vit.methods.joint_config import JointConfig
+from ssl_vit.methods.joint_settings import JointConfig
 from ssl_vit.registry import register_method
 
 

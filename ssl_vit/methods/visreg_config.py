@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from ssl_vit.methods.base_config import AUTO, SMALL, Auto, Choices, Fraction, Situation, optimiser_choices
-from ssl_vit.methods.joint_config import MultiCropConfig
+from ssl_vit.methods.joint_settings import MultiCropConfig
 from ssl_vit.registry import register_method
 
 
-@register_method("visreg", loss="ssl_vit.methods.gaussian:VISReg")
+@register_method("visreg", loss="ssl_vit.methods.visreg:VISReg")
 class Config(MultiCropConfig):
     """Views that agree, with projections of mean 0, deviation 1 and a normal distribution's shape."""
 

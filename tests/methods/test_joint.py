@@ -19,9 +19,11 @@ from torch.multiprocessing import start_processes
 from ssl_vit.backbones import create_backbone
 from ssl_vit.errors import UserError
 from ssl_vit.methods import config_class, method_class
-from ssl_vit.methods.gaussian import collapsed, directions, sigreg, visreg
+from ssl_vit.methods.gaussian import directions
 from ssl_vit.methods.joint import JointEmbedding
 from ssl_vit.methods.method import Progress, Step
+from ssl_vit.methods.sigreg import collapsed, sigreg
+from ssl_vit.methods.visreg import visreg
 from ssl_vit.training.health import Vitals, diagnose, feature_std, rank_me
 from tests.methods.siamese import HIDDEN, OUT, SITUATION, SIZE, TOTAL, Tiny, array
 from tests.methods.small import REAL, slope
