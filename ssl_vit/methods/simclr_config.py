@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import ClassVar, Literal
 
 from ssl_vit.data.plan import ViewPlan
-from ssl_vit.methods.base_config import AUTO, SMALL, Auto, Choices, Positive, Situation, optimiser_choices
+from ssl_vit.methods.base_config import AUTO, SMALL, Auto, Choices, Fraction, Positive, Situation, optimiser_choices
 from ssl_vit.methods.joint_settings import JointConfig, contrast_view
 from ssl_vit.registry import register_method
 
@@ -27,9 +27,15 @@ class Config(JointConfig):
     temperature: Auto[Positive] = AUTO
     """Temperature of the contrast (paper: 0.1 for large batches and long runs)."""
 
+    colour_strength: Auto[Fraction] = AUTO
+    """How far colours change: 1 is the paper's, with brightness, contrast and saturation by up to 80 %."""
+
     def choose(self, given: Situation) -> Choices:
         """The paper's head and temperature; its optimiser, LARS, is not here, so that its successors' stands in."""
-        choices = self.crop_choices(given, 0.08, "paper") | {"method.temperature": (0.1, "paper")}
+        choices = self.crop_choices(given, 0.08, "paper") | {
+            "method.temperature": (0.1, "paper"),
+            "method.colour_strength": (1.0, "paper"),
+        }
         if given.images < SMALL:
             choices["method.temperature"] = (0.2, "small set: batches are small, and their images alike")
         if given.kind == "convolutional" and given.images >= SMALL:
@@ -43,4 +49,5 @@ class Config(JointConfig):
     def views(self, image_size: int) -> ViewPlan:
         """Two crops of ``image_size`` pixels with the paper's strong colours."""
         view = contrast_view("global", image_size, self.scale, self.flip)
-        return ViewPlan((replace(view, jitter=(0.8, 0.8, 0.8, 0.2)),))
+        brightness, hue = 0.8 * self.colour_strength, 0.2 * self.colour_strength
+        return ViewPlan((replace(view, jitter=(brightness, brightness, brightness, hue)),))

@@ -31,7 +31,7 @@ from tests.methods.small import REAL, slope
 IMAGES, SLICES, WORLD = 6, 7, 2
 CROPS = {"local_crops": 3, "local_size": 4, "slices": SLICES}
 OWN: dict[str, dict[str, Any]] = {
-    "simclr": {"temperature": 0.3},
+    "simclr": {"temperature": 0.3, "colour_strength": 1.0},
     "vicreg": {},
     "visreg": CROPS | {"weight": 0.6},
     "sigreg": CROPS | {"weight": 0.05},
