@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from ssl_vit.methods.method import Progress
 from ssl_vit.methods.sigreg_config import Config
 
 KNOTS, END = 17, 3.0  # where characteristic functions are compared (LeJEPA): as many points of [0, END]
+SPACING = END / (KNOTS - 1)
 
 
 class SIGReg(Gaussian):
@@ -45,15 +47,47 @@ def sigreg(projections: Tensor, slices: int, step: int) -> Tensor:
     It is about 1.05 for normal numbers, of any N, and 0.402 N where all projections are nothing.
     """
     along = projections @ directions(projections.shape[2], slices, step, projections)  # [V, N, slices]
-    spacing = END / (KNOTS - 1)
-    total = along.new_zeros(len(along), slices)
-    for knot in range(KNOTS):
-        at = knot * spacing
-        normal = math.exp(-(at**2) / 2)  # of its characteristic function, and of the weight
-        real, imaginary = (at * along).cos().mean(dim=1), (at * along).sin().mean(dim=1)
-        width = spacing if knot in (0, KNOTS - 1) else 2 * spacing  # of a trapezoid, for both signs
-        total = total + width * normal * ((real - normal).square() + imaginary.square())
-    return total.mean() * projections.shape[1]
+    statistic: Tensor = _Statistic.apply(along)
+    return statistic.mean() * projections.shape[1]
+
+
+class _Statistic(torch.autograd.Function):
+    """The weighted squared distance of characteristic functions, of numbers [V, N, M] over N: [V, M].
+
+    The function at each knot is a power of the one at the first, so that each number has one sine and one cosine.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, numbers: Tensor) -> Tensor:
+        """[V, N, M] to [V, M]."""
+        first = torch.polar(torch.ones_like(numbers), SPACING * numbers)
+        power, total = torch.ones_like(first), torch.zeros_like(numbers[:, 0])
+        away = []  # of the function from a normal distribution's, [V, M] at each knot
+        for knot, (weight, normal) in enumerate(_knots()):
+            if knot > 0:
+                power = power.mul_(first)
+            away.append(power.mean(dim=1) - normal)
+            total += weight * away[-1].abs().square()
+        ctx.save_for_backward(first, *away)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """[V, M] to [V, N, M]; a polynomial in the conjugate of the first knot's value, from its highest term."""
+        first, *away = ctx.saved_tensors
+        back, terms = first.conj().resolve_conj(), list(enumerate(zip(_knots(), away, strict=True)))
+        total = torch.zeros_like(first)
+        for knot, ((weight, _), distance) in reversed(terms):
+            scale = 2 * weight * knot * SPACING / first.shape[1]
+            total = total.mul_(back).add_(scale * distance[:, None])
+        return total.imag * gradient[:, None]
+
+
+def _knots() -> list[tuple[float, float]]:
+    """Weight in the integral, for both signs, and characteristic function of a normal distribution at each knot."""
+    normals = [math.exp(-((knot * SPACING) ** 2) / 2) for knot in range(KNOTS)]
+    ends = (0, KNOTS - 1)  # of trapezoids
+    return [(normal * SPACING * (1 if knot in ends else 2), normal) for knot, normal in enumerate(normals)]
 
 
 def collapsed(images: int) -> float:
