@@ -51,6 +51,7 @@ BLOCKS: dict[str, tuple[str, ...]] = {
         "+ layer norm > half the heads: stripes of rows | half the heads: stripes of columns > linear",
         "+ layer norm > MLP",
     ),
+    "dynamicvit": ("plain ViT blocks > a predictor scores the patches > the best are kept > plain ViT blocks",),
     "focal": (
         "+ layer norm > own window | ring of 3 around it | pooled windows around it > attention",
         "+ layer norm > MLP",
@@ -107,6 +108,14 @@ BLOCKS: dict[str, tuple[str, ...]] = {
         "plain ViT blocks",
     ),
     "vision_xformer": ("+ layer norm > Performer, Linformer, Nyström or Fourier mixing", "+ layer norm > MLP"),
+    "vmoe": (
+        "+ layer norm > attention",
+        "+ layer norm > router > MLP 1 | MLP 2 | … | MLP 8 > weighted sum of the two chosen",
+    ),
+    "widenet": (
+        "+ layer norm of this depth > the one attention",
+        "+ layer norm of this depth > the one router > MLP 1 | MLP 2 | MLP 3 | MLP 4 > weighted sum of the two chosen",
+    ),
     "vit_early_conv": ("3 × 3 convolutions with batch norm and ReLU, strides to 16 > 1 × 1", "plain ViT blocks"),
 }
 

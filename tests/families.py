@@ -118,6 +118,7 @@ _TABLE: dict[str, tuple[str, int, dict[str, Any]]] = {
     "cmt": ("cmt_ti", 64, {}),
     "cotnet": ("cotnet50", 64, {}),
     "cswin": ("cswin_tiny_224", 64, {}),
+    "dynamicvit": ("dynamicvit_deit_small_patch16_224", 32, {**_TINY, "stages": (1,)}),
     "focal": ("focal_tiny_patch4_window7_224", 64, {}),
     "glit": ("glit_tiny_patch16_224", 32, {"depth": 3}),
     "hat_net": ("hat_net_tiny", 64, {}),
@@ -136,6 +137,12 @@ _TABLE: dict[str, tuple[str, int, dict[str, Any]]] = {
     "t2t_vit": ("t2t_vit_7", 32, {}),
     "vision_xformer": ("vit_tiny_linformer_patch16_224", 32, {}),
     "vit_early_conv": ("vit_c_1gf", 32, {}),
+    "vmoe": (
+        "vmoe_small_patch32_last2_e8_224",
+        32,
+        {**_TINY, "patch_size": 16, "layers": (1,), "experts": 4},
+    ),
+    "widenet": ("widenet_base_patch16_224", 32, _TINY),
 }
 
 

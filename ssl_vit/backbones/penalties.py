@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +17,21 @@ from torch.utils.hooks import RemovableHandle
 
 from ssl_vit.backbones.backbone import Backbone, Features
 
-Penalties = dict[str, Tensor]
-"""Name to a scalar [], with gradient, as it is added to the loss: already weighted."""
+
+class Noted(NamedTuple):
+    """A count of what happened in a step, and what a check says of it."""
+
+    counts: Tensor
+    say: Callable[[Tensor], str]
+
+
+class Penalties(dict[str, Tensor]):
+    """Name to a scalar [], with gradient, as it is added to the loss: already weighted; and counts beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: dict[str, Noted] = {}
+
 
 _collected: ContextVar[Penalties | None] = ContextVar("penalties", default=None)
 
@@ -38,10 +52,22 @@ def penalise(name: str, value: Tensor) -> None:
         found[name] = found[name] + value if name in found else value
 
 
+def note(name: str, counts: Tensor, say: Callable[[Tensor], str]) -> None:
+    """Have the next check on the run's health say ``say(counts)``, of all steps since the one before.
+
+    name: as metrics.jsonl will call it, after "noted/". counts: of any shape; what comes several times under a name is
+    summed. Nothing happens where :func:`penalise` does nothing.
+    """
+    found = _collected.get()
+    if found is not None and torch.is_grad_enabled():
+        before = found.noted.get(name)
+        found.noted[name] = Noted(counts.detach() if before is None else before.counts + counts.detach(), say)
+
+
 @contextmanager
 def collecting() -> Iterator[Penalties]:
     """Inside, what :func:`penalise` is given ends up in this dictionary."""
-    found: Penalties = {}
+    found = Penalties()
     token = _collected.set(found)
     try:
         yield found

@@ -148,3 +148,32 @@ class WiredViT(PlainViT):
         if return_prefix_tokens:
             levels = list(zip(levels, prefix, strict=True))
         return levels if intermediates_only else (self.norm(x), levels)
+
+
+class DenseHeadViT(WiredViT):
+    """Beside the classifier of the class token, a dense one adds half of its largest logit over the patches."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.aux_head = self._dense_head()
+
+    def _dense_head(self) -> nn.Module:
+        if not self.num_classes:
+            return nn.Identity()
+        head = nn.Linear(self.embed_dim, self.num_classes)
+        trunc_normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
+        return head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """New heads for `num_classes`; 0 for none."""
+        super().reset_classifier(num_classes, global_pool)
+        self.aux_head = self._dense_head().to(self.cls_token)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """[B, N, D] -> logits [B, K] of both heads together, or the pooled [B, D] with `pre_logits` or no classes."""
+        pooled = super().forward_head(x, pre_logits=pre_logits)
+        if pre_logits or not self.num_classes:
+            return pooled
+        dense: Tensor = self.aux_head(x[:, self.num_prefix_tokens :])
+        return pooled + 0.5 * dense.amax(1)

@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from ssl_vit.backbones.penalties import Penalties, collecting
+from ssl_vit.backbones.penalties import Noted, Penalties, collecting
 from ssl_vit.config import ResolvedConfig
 from ssl_vit.data.batch import Batch, to_views
 from ssl_vit.methods.method import Method, Progress, Step
@@ -66,6 +67,7 @@ class Outcome(NamedTuple):
     lr: float
     taken: bool  # False where the loss or the gradient was not finite, and nothing has changed
     lost: Batch | ReadyViews | None = None  # what this rank read for a step that was not taken
+    noted: Mapping[str, Noted] = MappingProxyType({})  # counts of what happened in the network; of this rank
 
 
 class Learner:
@@ -154,7 +156,8 @@ def take_step(learner: Learner, batch: Batch | ReadyViews, step: int, clock: Clo
         grad_norm, taken = _update(learner, progress, losses)
         if not taken:
             learner.buffers.put_back()
-    return Outcome(progress, float(losses[0]), whole, added, grad_norm, lr, taken, None if taken else batch)
+    lost = None if taken else batch
+    return Outcome(progress, float(losses[0]), whole, added, grad_norm, lr, taken, lost, sum_noted(extra))
 
 
 def _forward(learner: Learner, batch: Batch | ReadyViews, progress: Progress, clock: Clock) -> tuple[Step, Penalties]:
@@ -190,7 +193,7 @@ def _update(learner: Learner, progress: Progress, losses: Tensor) -> tuple[float
     return grad_norm, finite
 
 
-def mean_over_ranks(fabric: Fabric, loss: Tensor, penalties: Penalties) -> Tensor:
+def mean_over_ranks(fabric: Fabric, loss: Tensor, penalties: Mapping[str, Tensor]) -> Tensor:
     """Average over all ranks [2]: the method's loss [], and the same with the penalties, which is what is minimised."""
     both = torch.stack([loss, sum((each.to(loss) for each in penalties.values()), loss)])
     mean = fabric.all_reduce(both, reduce_op="mean")
@@ -203,3 +206,11 @@ def mean_penalties(extra: list[Penalties]) -> dict[str, Tensor]:
     names = dict.fromkeys(name for penalties in extra for name in penalties)
     found = {name: [each[name].detach() for each in extra if name in each] for name in names}
     return {name: torch.stack(values).sum() / len(extra) for name, values in found.items()}
+
+
+def sum_noted(extra: list[Penalties]) -> dict[str, Noted]:
+    """Add up counts over the parts of a step."""
+    found: dict[str, Noted] = {}
+    for name, (counts, say) in (item for penalties in extra for item in penalties.noted.items()):
+        found[name] = Noted(found[name].counts + counts if name in found else counts, say)
+    return found

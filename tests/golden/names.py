@@ -58,6 +58,16 @@ def _yolos(found: Found) -> Builder:
     return partial(detectors.yolos, found[1])
 
 
+def _dynamic(kind: str) -> Callable[[Found], Builder]:
+    """With the share of patches that is kept at each stage, which is part of the official name."""
+
+    def build(found: Found) -> Builder:
+        size = {**SIZES, "m": "medium", "256": "256"}[found[1]]
+        return partial(timm.create_model, f"dynamicvit_{kind}_{size}_patch16_224", keep_ratio=int(found[2]) / 10)
+
+    return build
+
+
 RULES: dict[str, tuple[Rule, ...]] = {
     "augvit": ((r"augvit_\w+", r"\g<0>"),),
     "autoformer": ((r"autoformer_super_([TSB])", lambda m: partial(autoformer.Supernet, m[1])),),
@@ -88,6 +98,10 @@ RULES: dict[str, tuple[Rule, ...]] = {
         (r"(xcit_\w+_p\d+)", lambda m: _features(f"{m[1]}_224")),
         (r"resnet\d+", lambda m: _features(m[0])),
         (r"DINOHead_(\d+)_(\d+)", lambda m: partial(DINOHead, int(m[1]), int(m[2]))),
+    ),
+    "dynamicvit": (
+        (r"dyvit_deit_(256|[sb])_0\.(\d)", _dynamic("deit")),
+        (r"dyvit_lvvit_([sm])_0\.(\d)", _dynamic("lvvit")),
     ),
     "esvit": ((r"swin_([a-z]+)_patch4_window(\d+)_(\d+)", _esvit),),
     "focal": (

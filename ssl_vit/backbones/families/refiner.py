@@ -18,11 +18,10 @@ from timm.layers.conv_bn_act import ConvNormAct
 from timm.layers.drop import DropPath
 from timm.layers.layer_scale import LayerScale
 from timm.layers.mlp import Mlp
-from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from ssl_vit.backbones.layers import merge_heads, register_variants, rename_keys, split_heads
-from ssl_vit.backbones.plain import WiredViT, stem_embed
+from ssl_vit.backbones.plain import DenseHeadViT, stem_embed
 
 STRIDE = 16
 EXPANSION = 3  # channels per head while a map is refined
@@ -118,25 +117,11 @@ def stem(in_chans: int, embed_dim: int) -> nn.Module:
     )
 
 
-class Refiner(WiredViT):
+class Refiner(DenseHeadViT):
     """A plain ViT with a convolutional stem, refined attention and a dense second head."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(embed_layer=stem_embed(stem, STRIDE), block_fn=Block, mlp_ratio=3.0, **kwargs)
-        self.aux_head = self._dense_head()
-
-    def _dense_head(self) -> nn.Module:
-        if not self.num_classes:
-            return nn.Identity()
-        head = nn.Linear(self.embed_dim, self.num_classes)
-        trunc_normal_(head.weight, std=0.02)
-        nn.init.zeros_(head.bias)
-        return head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """New heads for `num_classes`; 0 for none."""
-        super().reset_classifier(num_classes, global_pool)
-        self.aux_head = self._dense_head().to(self.cls_token)
 
     def walk(self, x: Tensor) -> Iterator[Tensor]:
         """The tokens [B, N, D] after each block; attention maps travel beside them."""
@@ -144,14 +129,6 @@ class Refiner(WiredViT):
         for block in self.blocks:
             x, maps = self.run(block, x, maps)
             yield x
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """[B, N, D] -> logits [B, K] of both heads together, or the pooled [B, D] with `pre_logits` or no classes."""
-        pooled = super().forward_head(x, pre_logits=pre_logits)
-        if pre_logits or not self.num_classes:
-            return pooled
-        dense: Tensor = self.aux_head(x[:, self.num_prefix_tokens :])
-        return pooled + 0.5 * dense.amax(1)
 
 
 OFFICIAL = (  # pattern of official names -> ours

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from statistics import fmean as mean
 from typing import Any
@@ -36,6 +36,8 @@ class Checkup(Look):
         self._seen = torch.empty(0)  # [N, D] features of the newest images
         self._losses: list[float] = []  # since the last check
         self._parts: dict[str, list[float]] = {}  # likewise
+        self._noted: dict[str, Tensor] = {}  # likewise, counts
+        self._say: dict[str, Callable[[Tensor], str]] = {}  # what is said of them
         self.history: list[Vitals] = []
         self.verdict: Verdict | None = None
 
@@ -55,6 +57,8 @@ class Checkup(Look):
             self._losses.append(outcome.loss)
             for name, value in given.parts.items():
                 self._parts.setdefault(name, []).append(float(value))
+            for name, (counts, self._say[name]) in outcome.noted.items():
+                self._noted[name] = self._noted[name].to(counts.device) + counts if name in self._noted else counts
         if done % self._every == 0 or done == outcome.progress.total:
             self._check(done)
 
@@ -62,12 +66,14 @@ class Checkup(Look):
         """Kept in the checkpoint, so that a resumed run comes to the same verdicts."""
         history = [asdict(vitals) for vitals in self.history]
         state = {"seen": self._seen, "losses": self._losses, "parts": self._parts, "history": history}
+        state |= {"noted": dict(self._noted)} if self._noted else {}
         return state if self._start is None else state | {"start": self._start}
 
     def restore_state(self, state: dict[str, Any]) -> None:
         """Go on where the checkpoint was written."""
         self._seen, self._losses, self._parts = (state[key] for key in ("seen", "losses", "parts"))
         self._start = state.get("start")  # older checkpoints have none
+        self._noted = state.get("noted", {})
         self.history = [Vitals(**vitals) for vitals in state["history"]]
         self.verdict = diagnose(self.history, self._advice) if self.history else None
 
@@ -75,6 +81,7 @@ class Checkup(Look):
         self.history.append(self._vitals(step, self._method))
         self._losses.clear()
         self._parts.clear()
+        self._noted.clear()
         before, self.verdict = self.verdict, diagnose(self.history, self._advice)
         if self._metrics is None:
             return
@@ -106,6 +113,10 @@ class Checkup(Look):
         )
         return {"views": views, "own_view": own_view_share(now)} | then
 
+    def _told(self) -> list[str]:
+        """What the network's counts say."""
+        return [self._say[name](counts) for name, counts in self._noted.items() if name in self._say]
+
     def _vitals(self, step: int, method: Method) -> Vitals:
         """What was measured since the check before."""
         parts = {name: mean(values) for name, values in self._parts.items()}
@@ -120,6 +131,6 @@ class Checkup(Look):
             method.prototypes,
             {name: (parts[f"{name}_loss"], parts[f"{name}_entropy"]) for name in heads},
             parts.get("blind_loss", None if method.heads else method.uniform_loss),
-            method.remark(parts) if parts else "",
+            " ".join(said for said in ((method.remark(parts) if parts else ""), *self._told()) if said),
             **self._separation(),
         )

@@ -22,6 +22,7 @@ log = logging.getLogger("ssl_vit")
 
 KNN = "knn/"  # what stands before k in a line of scores
 PENALTY = "penalty/"  # what stands before a penalty's name in the line of a step
+NOTED = "noted/"  # likewise before the name of counts
 
 
 class Metrics(Look):
@@ -42,9 +43,10 @@ class Metrics(Look):
 
     def after_step(self, outcome: Outcome) -> None:
         """One line a step."""
-        row = {"loss": outcome.loss, "lr": outcome.lr, "grad_norm": outcome.grad_norm}
+        row: dict[str, Any] = {"loss": outcome.loss, "lr": outcome.lr, "grad_norm": outcome.grad_norm}
         row |= {name: float(value) for name, value in outcome.given.parts.items()}
         row |= {PENALTY + name: float(value) for name, value in outcome.penalties.items()}
+        row |= {NOTED + name: noted.counts.tolist() for name, noted in outcome.noted.items()}
         self.write(outcome.progress.step, row)
 
     def write(self, step: int, row: dict[str, Any]) -> None:

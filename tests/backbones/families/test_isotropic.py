@@ -55,6 +55,21 @@ FNET = {size: DEIT[size] - 12 * 4 * (dim * dim + dim) for size, dim in WIDTH.ite
 PLAIN = {"performer": DEIT, "linformer": LINFORMER, "nystrom": NYSTROM, "fnet": FNET}
 STEM = {size: (27 + 1) * 32 + (9 * 32 + 1) * 64 + (16 * 64 + 1) * dim for size, dim in WIDTH.items()}
 PATCHES = {size: (768 + 1) * dim for size, dim in WIDTH.items()}
+VMOE = {  # a plain ViT with, in some blocks, a router and an MLP for each further expert
+    f"vmoe_{size}_patch{patch}_{where}_e{experts}_224": (3 * patch**2 + 1 + 1 + (224 // patch) ** 2 + 1) * dim
+    + depth * (12 * dim**2 + 13 * dim)
+    + layers * (experts * dim + (experts - 1) * (8 * dim**2 + 5 * dim))
+    + 2 * dim
+    + 1000 * (dim + 1)
+    for size, patch, where, experts, dim, depth, layers in (
+        ("small", 32, "last2", 8, 512, 8, 2),
+        ("small", 32, "every2", 32, 512, 8, 4),
+        ("base", 32, "every2", 32, 768, 12, 6),
+        ("base", 16, "every2", 8, 768, 12, 6),
+        ("base", 16, "every2", 32, 768, 12, 6),
+        ("large", 16, "every2", 32, 1024, 24, 12),
+    )
+}
 SCALED = {  # the paper's count is of blocks, patches and positions; then pooling and the classifier
     name: alone + (1 + 3) * dim + 4 * (dim + 1) * dim + (2 * dim + 1) * mlp + 1000 * (dim + 1)
     for name, alone, dim, mlp in (
@@ -88,6 +103,15 @@ PARAMETERS = {  # of the authors' code where there is one, as it is built there
     "autoformer_base": 53_691_688,
     "glit_tiny_patch16_224": 7_264_456,
     **SCALED,
+    **VMOE,
+    "dynamicvit_deit_256_patch16_224": 10_304_942,
+    "dynamicvit_deit_small_patch16_224": 22_774_414,
+    "dynamicvit_deit_base_patch16_224": 89_452_846,
+    "dynamicvit_lvvit_small_patch16_224": 26_875_574,
+    "dynamicvit_lvvit_medium_patch16_224": 57_115_030,
+    "widenet_base_patch16_224": 29_100_008,
+    "widenet_large_patch16_224": 39_891_944,
+    "widenet_huge_patch14_224": 61_548_520,
     **{f"multi_stream_vit_{size}_patch16_224": count for size, count in DEIT.items()},
     **{f"vit_{size}_{kind}_patch16_224": counts[size] for kind, counts in PLAIN.items() for size in DEIT},
     **{
