@@ -51,6 +51,10 @@ BLOCKS: dict[str, tuple[str, ...]] = {
         "+ layer norm > half the heads: stripes of rows | half the heads: stripes of columns > linear",
         "+ layer norm > MLP",
     ),
+    "dvt": (
+        "+ layer norm > attention, its logits added to those of the network before, mixed and resized",
+        "+ layer norm of tokens beside those of the network before > MLP",
+    ),
     "dynamicvit": ("plain ViT blocks > a predictor scores the patches > the best are kept > plain ViT blocks",),
     "focal": (
         "+ layer norm > own window | ring of 3 around it | pooled windows around it > attention",

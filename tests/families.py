@@ -118,6 +118,7 @@ _TABLE: dict[str, tuple[str, int, dict[str, Any]]] = {
     "cmt": ("cmt_ti", 64, {}),
     "cotnet": ("cotnet50", 64, {}),
     "cswin": ("cswin_tiny_224", 64, {}),
+    "dvt": ("dvt_t2t_vit_12", 32, {"depth": 2}),
     "dynamicvit": ("dynamicvit_deit_small_patch16_224", 32, {**_TINY, "stages": (1,)}),
     "focal": ("focal_tiny_patch4_window7_224", 64, {}),
     "glit": ("glit_tiny_patch16_224", 32, {"depth": 3}),

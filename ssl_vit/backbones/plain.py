@@ -44,11 +44,12 @@ class StemEmbed(nn.Module):
         stem: [B, C, H, W] -> [B, D, H/s, W/s] for sides that are multiples of s; others are padded with zeros.
         img_size: (height, width) in pixels, that positions are built for.
         stride: s, pixels per token.
+        padded: whether other sides are padded; a stem that isn't gives H / s and W / s, rounded up, for any.
     """
 
-    def __init__(self, stem: nn.Module, img_size: int | Size, stride: int) -> None:
+    def __init__(self, stem: nn.Module, img_size: int | Size, stride: int, padded: bool = True) -> None:
         super().__init__()
-        self.stem = stem
+        self.stem, self.padded = stem, padded
         self.patch_size = (stride, stride)
         self.set_input_size(img_size)
 
@@ -72,15 +73,15 @@ class StemEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed [B, C, H, W] as [B, H/s, W/s, D]."""
-        x = self.stem(pad_to_multiple(x, self.feat_ratio()))
+        x = self.stem(pad_to_multiple(x, self.feat_ratio()) if self.padded else x)
         return x.permute(0, 2, 3, 1)
 
 
-def stem_embed(stem: Callable[[int, int], nn.Module], stride: int) -> Callable[..., StemEmbed]:
+def stem_embed(stem: Callable[[int, int], nn.Module], stride: int, padded: bool = True) -> Callable[..., StemEmbed]:
     """Make the ``embed_layer`` of a :class:`PlainViT`: a :class:`StemEmbed` around ``stem(in_chans, embed_dim)``."""
 
     def embed(img_size: int | Size, patch_size: int | Size, in_chans: int, embed_dim: int, **_: Any) -> StemEmbed:
-        layer = StemEmbed(stem(in_chans, embed_dim), img_size, stride)
+        layer = StemEmbed(stem(in_chans, embed_dim), img_size, stride, padded)
         layer.set_input_size(patch_size=patch_size)  # refuses another one
         return layer
 
@@ -94,9 +95,9 @@ class WiredViT(PlainViT):
         """Yield the tokens [B, N, D] after each level of depth, as many as ``feature_info`` has."""
         raise NotImplementedError
 
-    def walk_map(self, x: Tensor, size: Size) -> Iterator[Tensor]:
-        """As :meth:`walk`, which a family defines instead whose blocks need to know the map of patches (H, W)."""
-        return self.walk(x)
+    def levels(self, images: Tensor) -> Iterator[Tensor]:
+        """As :meth:`walk`, from images [B, C, H, W]: what a family defines instead whose blocks need more of them."""
+        return self.walk(self.embed(images))
 
     def run(self, block: nn.Module, *args: Any) -> Any:
         """``block(*args)``, recomputed in the backward pass where gradient checkpointing is on."""
@@ -111,8 +112,7 @@ class WiredViT(PlainViT):
         """Map [B, C, H, W] to [B, N, D], normed."""
         if attn_mask is not None or is_causal:
             raise ValueError(f"{type(self).__name__} takes no attention mask")
-        size = self.patch_embed.dynamic_feat_size((x.shape[-2], x.shape[-1]))
-        for level in self.walk_map(self.embed(x), size):
+        for level in self.levels(x):
             x = level
         x = self.norm(x)
         return x
@@ -136,7 +136,7 @@ class WiredViT(PlainViT):
         size = self.patch_embed.dynamic_feat_size((x.shape[-2], x.shape[-1]))
         wanted, last = feature_take_indices(len(self.feature_info), indices)
         levels: list[Any] = []
-        for i, x in enumerate(self.walk_map(self.embed(x), size)):  # noqa: B020  after the loop x is the last level
+        for i, x in enumerate(self.levels(x)):  # noqa: B020  after the loop x is the last level
             if i in wanted:
                 levels.append(self.norm(x) if norm else x)
             if stop_early and i == last:

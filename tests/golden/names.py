@@ -18,6 +18,7 @@ import timm
 from torch import Tensor, nn
 
 from ssl_vit.backbones import families
+from ssl_vit.backbones.families import dvt
 from ssl_vit.methods.heads import DINOHead
 from ssl_vit.tokenizers import dalle
 from tests.golden import autoformer, beit, detectors, moby
@@ -68,6 +69,18 @@ def _dynamic(kind: str) -> Callable[[Found], Builder]:
     return build
 
 
+def _coarse(found: Found) -> Builder:
+    """A network of a DVT by itself."""
+    window = dvt.WINDOWS[0 if found[2] == "less_less" else 1]
+    return partial(timm.create_model, f"t2t_vit_{found[1]}", window=window)
+
+
+def _first_exit(model: nn.Module, images: Tensor) -> Tensor:
+    """The official DVT gives the logits of all of its networks."""
+    logits: Tensor = model.exits(images)[0] if isinstance(model, dvt.DVT) else model(images)
+    return logits
+
+
 RULES: dict[str, tuple[Rule, ...]] = {
     "augvit": ((r"augvit_\w+", r"\g<0>"),),
     "autoformer": ((r"autoformer_super_([TSB])", lambda m: partial(autoformer.Supernet, m[1])),),
@@ -99,6 +112,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
         (r"resnet\d+", lambda m: _features(m[0])),
         (r"DINOHead_(\d+)_(\d+)", lambda m: partial(DINOHead, int(m[1]), int(m[2]))),
     ),
+    "dvt": (
+        (r"DVT_T2t_vit_(\d+)_model", r"dvt_t2t_vit_\1"),
+        (r"T2t_vit_(\d+)_noreuse", r"t2t_vit_\1"),
+        (r"T2t_vit_(\d+)_(less(?:_less)?)_token_noreuse", _coarse),
+    ),
+    "dvt_exit3": ((r"DVT_T2t_vit_(\d+)_model_lastexit", r"dvt_t2t_vit_\1"),),
     "dynamicvit": (
         (r"dyvit_deit_(256|[sb])_0\.(\d)", _dynamic("deit")),
         (r"dyvit_lvvit_([sm])_0\.(\d)", _dynamic("lvvit")),
@@ -142,6 +161,7 @@ def _pooled(model: nn.Module, images: Tensor) -> Tensor:
 
 # What a golden holds of models whose official forward gives something else than ours does: case -> our counterpart.
 OUTPUTS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "dvt": _first_exit,
     "rams": _pooled,
     "detr": detectors.logits,
     "detreg": detectors.first_logits,

@@ -134,8 +134,9 @@ class AutoFormer(WiredViT):
         if self.num_prefix_tokens != 1 or not self.has_class_token:
             raise ValueError("AutoFormer's positions are those of one class token and a map of patches; leave both so")
 
-    def walk_map(self, x: Tensor, size: Size) -> Iterator[Tensor]:
-        """The tokens [B, N, D] after each block; size: the map of patches (H, W)."""
+    def levels(self, images: Tensor) -> Iterator[Tensor]:
+        """The tokens [B, N, D] after each block; images: [B, C, H, W]."""
+        x, size = self.embed(images), self.patch_embed.dynamic_feat_size((images.shape[-2], images.shape[-1]))
         for block in self.blocks:
             x = self.run(block, x, size)
             yield x

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ssl_vit.backbones.layers import no_autocast, register_variants, to_map
 from ssl_vit.backbones.plain import PlainViT, stem_embed
 
-STRIDE = 16  # pixels per token: 4 * 2 * 2
+WINDOW = (7, 4, 2)  # the first one's side, stride and padding, pixels; 16 pixels per token: 4 * 2 * 2
 TOKEN_DIM = 64
 
 
@@ -91,21 +91,25 @@ class TokenTransformer(nn.Module):
 
 
 class TokensToTokens(nn.Module):
-    """The stem: [B, C, H, W] -> [B, D, H/16, W/16]."""
+    """The stem: [B, C, H, W] -> [B, D, H/16, W/16] with the usual first window; (side, stride, padding) in pixels."""
 
-    def __init__(self, in_chans: int, embed_dim: int, mixer: type[nn.Module]) -> None:
+    def __init__(
+        self, in_chans: int, embed_dim: int, mixer: type[nn.Module], window: tuple[int, int, int] = WINDOW
+    ) -> None:
         super().__init__()
-        self.attention1 = mixer(in_chans * 7 * 7, TOKEN_DIM)
+        self.window = window
+        self.attention1 = mixer(in_chans * window[0] ** 2, TOKEN_DIM)
         self.attention2 = mixer(TOKEN_DIM * 3 * 3, TOKEN_DIM)
         self.project = nn.Conv2d(TOKEN_DIM, embed_dim, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, D, H/16, W/16]."""
-        height, width = x.shape[-2:]
-        x = self.attention1(F.unfold(x, 7, stride=4, padding=2).transpose(1, 2))
-        x = to_map(x, (height // 4, width // 4))
+        side, stride, padding = self.window
+        height, width = ((length + 2 * padding - side) // stride + 1 for length in x.shape[-2:])
+        x = self.attention1(F.unfold(x, side, stride=stride, padding=padding).transpose(1, 2))
+        x = to_map(x, (height, width))
         x = self.attention2(F.unfold(x, 3, stride=2, padding=1).transpose(1, 2))
-        x = self.project(to_map(x, (height // 8, width // 8)))
+        x = self.project(to_map(x, ((height + 1) // 2, (width + 1) // 2)))
         return x
 
 
@@ -119,9 +123,12 @@ def sinusoids(count: int, dim: int) -> Tensor:
 class T2TViT(PlainViT):
     """A plain ViT on tokens made by :class:`TokensToTokens`."""
 
-    def __init__(self, mixer: type[nn.Module], **kwargs: Any) -> None:
-        embed = stem_embed(partial(TokensToTokens, mixer=mixer), STRIDE)
-        super().__init__(embed_layer=embed, qkv_bias=False, norm_layer=nn.LayerNorm, **kwargs)
+    def __init__(self, mixer: type[nn.Module], window: tuple[int, int, int] = WINDOW, **kwargs: Any) -> None:
+        side, stride, padding = window
+        padded = side - 2 * padding != 1  # else the window has H / stride places, rounded up, for any H
+        embed = stem_embed(partial(TokensToTokens, mixer=mixer, window=window), 4 * stride, padded)
+        fixed: dict[str, Any] = {"patch_size": 4 * stride, "qkv_bias": False, "norm_layer": nn.LayerNorm}
+        super().__init__(embed_layer=embed, **{**fixed, **kwargs})
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
         """timm's initialisation, the official one of the embedding, and the fixed positions."""

@@ -104,6 +104,8 @@ PARAMETERS = {  # of the authors' code where there is one, as it is built there
     "glit_tiny_patch16_224": 7_264_456,
     **SCALED,
     **VMOE,
+    "dvt_t2t_vit_12": 22_461_516,
+    "dvt_t2t_vit_14": 67_881_836,
     "dynamicvit_deit_256_patch16_224": 10_304_942,
     "dynamicvit_deit_small_patch16_224": 22_774_414,
     "dynamicvit_deit_base_patch16_224": 89_452_846,
