@@ -49,13 +49,13 @@ def route(gates: Tensor, chosen: int, prioritised: bool) -> Routes:
     turns = turn[..., None].expand_as(experts)
     queue = experts.gather(1, turns).transpose(1, 2).flatten(1)  # [G, K * S]
     chose = nn.functional.one_hot(queue, gates.shape[-1])
-    places = ((chose.cumsum(1) - 1) * chose).sum(-1).reshape(len(gates), chosen, -1).transpose(1, 2)
+    places = ((chose.cumsum(1) - 1) * chose).sum(-1).reshape(gates.shape[0], chosen, -1).transpose(1, 2)
     return Routes(experts, weights, torch.empty_like(experts).scatter(1, turns, places))
 
 
 def slots(routes: Routes, experts: int, capacity: int) -> Tensor:
     """The places in one table [E, G, C] of all buffers, int64 [G, S, K]; E * G * C where there is no room."""
-    groups = len(routes.experts)
+    groups = routes.experts.shape[0]  # len() would fix the number when traced
     group = torch.arange(groups, device=routes.experts.device)[:, None, None]
     taken = (routes.experts * groups + group) * capacity + routes.places
     return torch.where(routes.places < capacity, taken, experts * groups * capacity)

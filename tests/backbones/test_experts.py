@@ -231,6 +231,25 @@ def test_the_verdict_tells_of_experts(pictures: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(again._noted["experts"], 2 * outcome.noted["experts"].counts)
 
 
+@pytest.mark.parametrize("name", [VMOE, WIDENET])
+def test_activations_may_be_computed_again(name: str) -> None:
+    """Noise, routes, penalties and gradients stay what they are."""
+    args = SMALL | {"experts": 4, "patch_size": 16} | ({"layers": (1,)} if name == VMOE else {})
+    torch.manual_seed(0)
+    model = timm.create_model(name, img_size=32, **args).train()
+    images, results = torch.randn(2, 3, 32, 32), []
+    for again in (False, True):
+        model.set_grad_checkpointing(again)
+        model.zero_grad()
+        torch.manual_seed(1)
+        with penalties.collecting() as found:
+            loss = model(images).square().mean()
+        sum(found.values(), loss).backward()
+        grads = {key: p.grad for key, p in model.named_parameters()}
+        results.append((dict(found), found.noted["experts"].counts, grads))
+    torch.testing.assert_close(results[1], results[0])
+
+
 @pytest.mark.slow  # seconds, and a break costs speed alone
 @pytest.mark.parametrize("training", [False, True])
 def test_compiles_as_one_graph(training: bool) -> None:

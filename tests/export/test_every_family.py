@@ -17,7 +17,7 @@ from tests.conftest import EXPORTS
 from tests.families import cheapest
 
 OURS = [family for family, (name, _) in cheapest().items() if "ssl_vit" in model_entrypoint(name).__module__]
-QUICK = {"pvt", "rest", "t2t_vit", "augvit"}  # tokens with and without a class token, in stages and in one scale
+QUICK = {"pvt", "rest", "t2t_vit", "augvit", "vmoe"}  # tokens with and without a class token, in stages and in one scale
 
 
 PLAIN = {"augvit", "multi_stream", "rams_trans", "refiner", "t2t_vit", "vision_xformer", "vit_early_conv"}
@@ -27,8 +27,8 @@ def shallow(family: str) -> TimmBackbone:
     """With few blocks: writing a graph takes time for each, and the others are the same again."""
     torch.manual_seed(0)
     name, kwargs = cheapest()[family]
-    depth = {"depth": 4} if family in PLAIN else {"depths": (1, 1, 2, 1)}
-    return create_backbone(name, image_size=kwargs["image_size"], model_args=depth).eval()
+    small = kwargs["model_args"] or ({"depth": 4} if family in PLAIN else {"depths": (1, 1, 2, 1)})
+    return create_backbone(name, image_size=kwargs["image_size"], model_args=small).eval()
 
 
 @pytest.mark.parametrize(
