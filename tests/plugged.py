@@ -16,7 +16,7 @@ from ssl_vit.registry import register_method
 class Config(MethodConfig):
     """Variance, invariance and covariance of two views (arXiv 2105.04906)."""
 
-    name: Literal["vicreg"] = "vicreg"
+    name: Literal["varcov"] = "varcov"
     """Name of the method."""
 
     idea: ClassVar[str] = "Two views of an image agree while the outputs keep their spread."
@@ -43,7 +43,7 @@ from ssl_vit.methods.heads import mlp
 from ssl_vit.methods.method import Method, Progress, Step
 
 
-class VICReg(Method):
+class VarCov(Method):
     def __init__(self, config, backbone, image_size):
         super().__init__()
         self.config, self.backbone, self.image_size = config, backbone, image_size
@@ -63,17 +63,17 @@ class VICReg(Method):
         return self.backbone
 """
 
-METHOD = CONFIG + LOSS.replace("class VICReg", '@register_method("vicreg", config=Config)\nclass VICReg')
+METHOD = CONFIG + LOSS.replace("class VarCov", '@register_method("varcov", config=Config)\nclass VarCov')
 TWO_FILES = {
-    "two_files.py": CONFIG.replace("vicreg", "twofold").replace(
-        "class Config", '@register_method("twofold", loss="two_files_loss:VICReg")\nclass Config'
+    "two_files.py": CONFIG.replace("varcov", "twofold").replace(
+        "class Config", '@register_method("twofold", loss="two_files_loss:VarCov")\nclass Config'
     ),
     "two_files_loss.py": LOSS,
 }
 
 
 def _mine(old: str, new: str) -> str:
-    mine = METHOD.replace("vicreg", "mine")
+    mine = METHOD.replace("varcov", "mine")
     assert old in mine
     return mine.replace(old, new)
 
@@ -81,7 +81,7 @@ def _mine(old: str, new: str) -> str:
 _NAME = 'name: Literal["mine"] = "mine"'
 _NAMED = f"write {_NAME} in Config"
 _BASE = "ssl_vit.methods.base_config.MethodConfig"
-_NOWHERE = '@register_method("mine", loss="nosuch:VICReg")\nclass Config'
+_NOWHERE = '@register_method("mine", loss="nosuch:VarCov")\nclass Config'
 
 BROKEN = {  # what is wrong with a file: the file, and what is said of it
     "raises": (
@@ -109,8 +109,8 @@ BROKEN = {  # what is wrong with a file: the file, and what is said of it
         f"expected a class of {_BASE}",
     ),
     "has no loss": (
-        CONFIG.replace("vicreg", "mine").replace("class Config", _NOWHERE),
-        "loss='nosuch:VICReg': no such module beside it",
+        CONFIG.replace("varcov", "mine").replace("class Config", _NOWHERE),
+        "loss='nosuch:VarCov': no such module beside it",
     ),
 }
 

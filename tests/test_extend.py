@@ -128,7 +128,7 @@ def small(line: str) -> str:
     """A command with settings that make its run short, where it begins one."""
     if " pretrain " not in line or "--resume" in line:
         return line
-    settings = SMALL | ({"method.width": "16"} if "vicreg" in line else {"method.hidden_dim": "32"})
+    settings = SMALL | ({"method.width": "16"} if "varcov" in line else {"method.hidden_dim": "32"})
     if "--backbone" not in line:
         settings |= NARROW
     return shlex.join([*shlex.split(line), *(word for pair in settings.items() for word in ("--set", "=".join(pair)))])
@@ -173,11 +173,11 @@ def outside(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 def test_a_method_of_ones_own_is_like_ours(outside: tuple[Path, str]) -> None:
     folder, said = outside
     assert "Two views of an image get the same vector" in said
-    assert f"plugin {folder / 'my_vicreg.py'} (sha256 " in said
-    assert (folder / "runs" / "vicreg" / "COMPLETE").exists()
-    assert re.search(r"runs/vicreg/export-safetensors: verified in safetensors [\d.]+, outputs within", said)
-    assert "my_vicreg.py" in (folder / "runs" / "vicreg" / "config.yaml").read_text()
-    assert all(np.isfinite(losses(folder / "runs" / "vicreg")))
+    assert f"plugin {folder / 'my_varcov.py'} (sha256 " in said
+    assert (folder / "runs" / "varcov" / "COMPLETE").exists()
+    assert re.search(r"runs/varcov/export-safetensors: verified in safetensors [\d.]+, outputs within", said)
+    assert "my_varcov.py" in (folder / "runs" / "varcov" / "config.yaml").read_text()
+    assert all(np.isfinite(losses(folder / "runs" / "varcov")))
 
 
 def test_a_backbone_of_ones_own_is_like_ours(outside: tuple[Path, str]) -> None:
@@ -194,7 +194,7 @@ def test_in_python_they_need_no_names(outside: tuple[Path, str]) -> None:
     settings = {key: yaml.safe_load(value) for key, value in SMALL.items()} | {"method.width": 16}
     execute(PYTHON, settings, folder, folder, ROOT)
     kept = yaml.safe_load((folder / "runs" / "python" / "config.yaml").read_text())
-    assert (kept["method"]["name"], kept["backbone"]["name"]) == ("vicreg", "Depthwise")
+    assert (kept["method"]["name"], kept["backbone"]["name"]) == ("varcov", "Depthwise")
     assert (folder / "runs" / "python" / "COMPLETE").exists()
 
 
@@ -208,8 +208,8 @@ def test_an_installed_package_needs_no_plugin(tmp_path: Path, outside: tuple[Pat
         for group, places in settings["entry-points"].items()
     ]
     (info / "entry_points.txt").write_text("\n".join(points))
-    shutil.copy(outside[0] / "my_vicreg.py", tmp_path)
-    assert "Two views of an image get the same vector" in run(["ssl-vit list methods vicreg"], tmp_path, ROOT, tmp_path)
+    shutil.copy(outside[0] / "my_varcov.py", tmp_path)
+    assert "Two views of an image get the same vector" in run(["ssl-vit list methods varcov"], tmp_path, ROOT, tmp_path)
 
 
 def test_all_of_it_moves_into_the_package(tmp_path: Path, pictures: Path, outside: tuple[Path, str]) -> None:
@@ -219,16 +219,16 @@ def test_all_of_it_moves_into_the_package(tmp_path: Path, pictures: Path, outsid
     assert subprocess.run(style, capture_output=True).returncode == 0, "ruff check"
     said = run(map(small, commands("in this package")), folder, folder)
     assert "plugin" not in said
-    assert losses(folder / "runs" / "vicreg") == losses(outside[0] / "runs" / "vicreg")
+    assert losses(folder / "runs" / "varcov") == losses(outside[0] / "runs" / "varcov")
     assert "top1" in said
-    assert re.search(r"runs/vicreg/export-npz: verified in numpy [\d.]+, outputs within 0", said)
+    assert re.search(r"runs/varcov/export-npz: verified in numpy [\d.]+, outputs within 0", said)
     assert "tiny" in (folder / "runs" / "tiny" / "config.yaml").read_text()
 
 
 NO_TORCH = """
 import sys
 from ssl_vit.methods import config_class
-config_class("vicreg")()
+config_class("varcov")()
 print("torch" in sys.modules)
 """
 
@@ -247,7 +247,7 @@ def test_tests_over_all_methods_take_it_in(tmp_path: Path) -> None:
     add_lines(tmp_path, "tests/")
     call = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/training/test_every_method.py"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([*call, "-k", "vicreg"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run([*call, "-k", "varcov"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert re.search(r"^[1-9]\d* passed", done.stdout, re.MULTILINE), done.stdout
 
@@ -261,10 +261,10 @@ def test_its_files_to_touch_are_there() -> None:
 
 
 @pytest.fixture(scope="module")
-def vicreg(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def varcov(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The page's method as a module; its name is free again afterwards."""
-    file = tmp_path_factory.mktemp("vicreg") / "the_pages_vicreg.py"
-    file.write_text(next(block.code for block in blocks("file") if block.place == "my_vicreg.py"))
+    file = tmp_path_factory.mktemp("varcov") / "the_pages_varcov.py"
+    file.write_text(next(block.code for block in blocks("file") if block.place == "my_varcov.py"))
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None
@@ -272,11 +272,11 @@ def vicreg(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     sys.modules[file.stem] = module
     spec.loader.exec_module(module)
     yield module
-    METHODS.entries.pop("vicreg", None)
+    METHODS.entries.pop("varcov", None)
     del sys.modules[file.stem]
 
 
-def test_its_vicreg_is_vicreg(vicreg: Any) -> None:
+def test_its_varcov_is_varcov(varcov: Any) -> None:
     """Against the paper's formulas in numpy; the variance counts half for each view, as in the authors' code."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(0, 0.7, (6, 4)), rng.normal(0.2, 0.9, (6, 4))
@@ -287,7 +287,7 @@ def test_its_vicreg_is_vicreg(vicreg: Any) -> None:
         def forward(self, view: torch.Tensor) -> SimpleNamespace:
             return SimpleNamespace(pooled=view)
 
-    method = vicreg.VICReg(vicreg.Config(width=4), Given(), 32)
+    method = varcov.VarCov(varcov.Config(width=4), Given(), 32)
     method.expander = nn.Identity()
     step = method([torch.from_numpy(x).float(), torch.from_numpy(y).float()], Progress(0, 10, 5))
 
@@ -299,5 +299,5 @@ def test_its_vicreg_is_vicreg(vicreg: Any) -> None:
     variance = sum(np.maximum(0, 1 - np.sqrt(z.var(0, ddof=1) + 1e-4)).mean() / 2 for z in (x, y))
     wanted = 25 * ((x - y) ** 2).mean() + 25 * variance + covariance(x) + covariance(y)
     assert float(step.loss) == pytest.approx(wanted, rel=1e-5)
-    assert float(vicreg.narrowness(torch.zeros(8, 3))) == pytest.approx(0.99)  # 1 - sqrt(1e-4): one and the same vector
-    assert float(vicreg.redundancy(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))) == pytest.approx(4.0)
+    assert float(varcov.narrowness(torch.zeros(8, 3))) == pytest.approx(0.99)  # 1 - sqrt(1e-4): one and the same vector
+    assert float(varcov.redundancy(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))) == pytest.approx(4.0)

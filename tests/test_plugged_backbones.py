@@ -49,10 +49,10 @@ def pretrain(pictures: Path, out: Path, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("name", NETS)
 def test_a_strangers_method_and_network_go_all_the_way(name, pictures, tmp_path, capsys):
-    method, network = write(tmp_path / f"vicreg_{name}.py", METHOD), write(tmp_path / f"{name}.py", NETS[name])
+    method, network = write(tmp_path / f"varcov_{name}.py", METHOD), write(tmp_path / f"{name}.py", NETS[name])
     out, said = tmp_path / "run", tmp_path / "said"
     both = ["--plugin", method, "--plugin", network]
-    begin = pretrain(pictures, out, "--method", "vicreg", "--backbone", name, *both)
+    begin = pretrain(pictures, out, "--method", "varcov", "--backbone", name, *both)
     assert finish(begin, said, Trap(signal.SIGTERM, step=7)) == 143, said.read_text()
     told = said.read_text()
     assert f"plugin {network} (sha256 " in told
@@ -235,7 +235,7 @@ def test_a_module_of_ones_own_is_pretrained_from_its_weights(pictures, tmp_path)
     backbone = as_backbone(module, kind="convolutional", dim=8, stride=8, image_size=32)
     assert backbone_name(backbone) == "Bare"
     settings = CHOSEN | {"train.epochs": 1, "optim.lr": 1e-30}
-    plugin = write(tmp_path / "vicreg_in_python.py", METHOD)
+    plugin = write(tmp_path / "varcov_in_python.py", METHOD)
     plugins.load_plugin(plugin)
     from ssl_vit.methods import method_class
 
@@ -243,7 +243,7 @@ def test_a_module_of_ones_own_is_pretrained_from_its_weights(pictures, tmp_path)
         pictures / "train",
         tmp_path / "run",
         settings,
-        method=method_class("vicreg"),
+        method=method_class("varcov"),
         backbone=backbone,
         plugins=[plugin],
     )

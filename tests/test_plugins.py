@@ -58,15 +58,15 @@ def light(*argv: str, path: str = "") -> tuple[int, str, set[str]]:
 
 
 def test_a_method_in_one_file_is_a_method_like_ours(tmp_path, capsys):
-    file = write(tmp_path / "my_vicreg.py", METHOD)
-    assert "vicreg" not in list_methods()
-    assert main(["list", "methods", "vic*", "--plugin", file]) == 0
+    file = write(tmp_path / "my_varcov.py", METHOD)
+    assert "varcov" not in list_methods()
+    assert main(["list", "methods", "varc*", "--plugin", file]) == 0
     assert "the outputs keep their spread" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        main(["pretrain", "--help", "--method", "vicreg", "--plugin", file])
+        main(["pretrain", "--help", "--method", "varcov", "--plugin", file])
     help_text = capsys.readouterr().out
     assert "method.spread: a number ≥ 0 (25.0)\n      Weight of the variance term (paper: 25)." in help_text
-    assert "vicreg" not in list_methods()  # of the commands before, and of no other
+    assert "varcov" not in list_methods()  # of the commands before, and of no other
 
 
 def test_a_file_is_imported_once_and_noted_in_the_configuration(tmp_path, caplog):
@@ -76,15 +76,15 @@ def test_a_file_is_imported_once_and_noted_in_the_configuration(tmp_path, caplog
     for _ in range(2):
         with plugins.withdrawn_after():
             plugins.use([file])
-            config = load_config(flags={"data.path": "images", "method.name": "vicreg", "method.spread": 1.0})
+            config = load_config(flags={"data.path": "images", "method.name": "varcov", "method.spread": 1.0})
             with caplog.at_level("INFO", "ssl_vit"):
                 plugins.announce()
     digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     assert config.plugins == {file: digest}
     assert sys.modules["counted"].builtins.count == 1
-    assert caplog.messages[0] == f"plugin {file} (sha256 {digest[:12]}): method vicreg"
+    assert caplog.messages[0] == f"plugin {file} (sha256 {digest[:12]}): method varcov"
     plugins.use([file])
-    assert method_class("vicreg").__module__ == "counted"
+    assert method_class("varcov").__module__ == "counted"
     assert type(config) is type(load_config(flags={"data.path": "images"}))
 
 
@@ -114,22 +114,22 @@ def test_in_two_files_the_configuration_needs_no_torch(tmp_path):
         ["pretrain", "--help"],
         ["list", "--help"],
         ["pretrain", "--help", "--method", "dino"],
-        ["pretrain", ".", "--out", "x", "--method", "vicreg", "--set", "train.epocs=3"],
+        ["pretrain", ".", "--out", "x", "--method", "varcov", "--set", "train.epocs=3"],
         ["pretrain", ".", "--out", "x", "--set", "train.epocs=3"],
     ],
 )
 def test_a_file_with_torch_is_not_imported_before_its_names_are_needed(tmp_path, argv):
-    file = write(tmp_path / "my_vicreg.py", METHOD)
+    file = write(tmp_path / "my_varcov.py", METHOD)
     code, said, heavy = light(*argv, "--plugin", file)
     assert (code, heavy) == (0 if "--help" in argv else 2, set()), said
-    assert "vicreg" not in said.replace("my_vicreg.py", "") or "train.epocs" in said
+    assert "varcov" not in said.replace("my_varcov.py", "") or "train.epocs" in said
 
 
 # --- by entry point -------------------------------------------------------------------------------------------------
 
 
 def test_an_installed_package_is_known_by_its_metadata_and_imported_when_its_name_is_used(tmp_path):
-    site = package(tmp_path, "strange", {"ssl_vit.methods": {"vicreg": "strange.vicreg"}}, {"vicreg.py": METHOD})
+    site = package(tmp_path, "strange", {"ssl_vit.methods": {"varcov": "strange.varcov"}}, {"varcov.py": METHOD})
     for argv in (
         ["--help"],
         ["list", "methods"],
@@ -139,11 +139,11 @@ def test_an_installed_package_is_known_by_its_metadata_and_imported_when_its_nam
         code, said, heavy = light(*argv, path=site)
         assert (code, heavy) == (2 if "--set" in argv else 0, set()), said
     said = light("list", "methods", path=site)[1]
-    assert "of the package strange 1.5 (entry point strange.vicreg); ssl-vit list methods vicreg says more" in said
-    code, said, _ = light("list", "methods", "vicreg", path=site)
+    assert "of the package strange 1.5 (entry point strange.varcov); ssl-vit list methods varcov says more" in said
+    code, said, _ = light("list", "methods", "varcov", path=site)
     assert code == 0
     assert "the outputs keep their spread" in said
-    assert "did you mean vicreg?" in light("pretrain", ".", "--method", "vicrag", "--out", "x", path=site)[1]
+    assert "did you mean varcov?" in light("pretrain", ".", "--method", "varcof", "--out", "x", path=site)[1]
 
 
 @pytest.mark.parametrize(
@@ -211,15 +211,15 @@ def test_names_of_files_that_are_not_there(tmp_path, capsys):
 def test_two_files_with_one_name_are_both_named(tmp_path, capsys):
     files = [write(tmp_path / f"{name}.py", METHOD) for name in ("first", "second")]
     said = error_of(capsys, "list", "methods", *(f"--plugin={file}" for file in files))
-    assert "the method 'vicreg' is taken" in said
+    assert "the method 'varcov' is taken" in said
     assert all(f"{file} line" in said for file in files)
 
 
 def test_a_configuration_alone_imports_nothing(tmp_path, capsys):
-    file = write(tmp_path / "my_vicreg.py", METHOD)
+    file = write(tmp_path / "my_varcov.py", METHOD)
     with plugins.withdrawn_after():
         plugins.use([file])
-        config = load_config(flags={"data.path": str(tmp_path), "method.name": "vicreg"})
+        config = load_config(flags={"data.path": str(tmp_path), "method.name": "varcov"})
     run = tmp_path / "run"
     run.mkdir()
     write(run / "config.yaml", ssl_vit.config.dump(config))
@@ -230,7 +230,7 @@ def test_a_configuration_alone_imports_nothing(tmp_path, capsys):
     assert said.startswith(f"plugins: {file} is needed")
     assert said.endswith(f"add --plugin {file} (in Python: plugins=['{file}']) {where}")
     assert error_of(capsys, "bench", str(tmp_path), "--config", str(run / "config.yaml")) == said
-    write(tmp_path / "other.py", METHOD.replace("vicreg", "other"))
+    write(tmp_path / "other.py", METHOD.replace("varcov", "other"))
     assert error_of(capsys, *resume, "--plugin", str(tmp_path / "other.py")) == said
     write(Path(file), METHOD + "\n# changed\n")
     said = error_of(capsys, *resume, "--plugin", file)
@@ -247,7 +247,7 @@ def test_a_configuration_alone_imports_nothing(tmp_path, capsys):
 
 
 def test_what_is_imported_by_hand_needs_no_flag_and_is_noted_too(tmp_path, monkeypatch):
-    write(tmp_path / "by_hand.py", METHOD.replace("vicreg", "by_hand"))
+    write(tmp_path / "by_hand.py", METHOD.replace("varcov", "by_hand"))
     monkeypatch.syspath_prepend(tmp_path)
     import by_hand  # type: ignore[import-not-found]
 
@@ -259,9 +259,9 @@ def test_what_is_imported_by_hand_needs_no_flag_and_is_noted_too(tmp_path, monke
     assert load_config([tmp_path / "config.yaml"]) == config
     with plugins.withdrawn_after():
         plugins.use([str(tmp_path / "by_hand.py")])
-        assert method_class("by_hand") is by_hand.VICReg  # not imported twice
+        assert method_class("by_hand") is by_hand.VarCov  # not imported twice
         assert load_config([tmp_path / "config.yaml"]) == config
-    assert method_class("by_hand") is by_hand.VICReg  # hers, not the plugin's
+    assert method_class("by_hand") is by_hand.VarCov  # hers, not the plugin's
     METHODS.entries.pop("by_hand")
 
 
@@ -300,7 +300,7 @@ def test_a_cell_may_be_run_again_and_a_name_is_not_given_twice():
     ],
 )
 def test_a_recipe_that_forgets_or_misspells_a_key_is_one_line(tmp_path, capsys, end, expected):
-    recipe = METHOD.replace("vicreg", "forgetful").replace("return optimiser_choices(", "found = optimiser_choices(")
+    recipe = METHOD.replace("varcov", "forgetful").replace("return optimiser_choices(", "found = optimiser_choices(")
     file = write(
         tmp_path / "f.py", recipe.replace("epochs=10.0)", f"epochs=10.0)\n        {end}\n        return found")
     )

@@ -38,6 +38,7 @@ class Config(JointConfig):
         }
         if given.images < SMALL:
             choices["method.temperature"] = (0.2, "small set: batches are small, and their images alike")
+            choices["method.colour_strength"] = (0.4, "small set: what the paper's colours teach takes longer")
         if given.kind == "convolutional" and given.images >= SMALL:
             why = "SimSiam's SGD for a ResNet-50 (2011.10566), as the paper's LARS is not here"
             return choices | optimiser_choices(
