@@ -86,12 +86,12 @@ class WindowAttention(nn.Module):
 class MapBlock(nn.Module):
     """The block gives x + attn(norm(x)), then x + mlp(norm(x)), over maps [B, H, W, D]; `attn` is what mixes tokens."""
 
-    def __init__(self, dim: int, attn: nn.Module, drop_path: float) -> None:
+    def __init__(self, dim: int, attn: nn.Module, drop_path: float, mlp_ratio: float = 4) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
         self.attn = attn
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, 4 * dim)
+        self.mlp = Mlp(dim, int(mlp_ratio * dim))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -82,6 +82,7 @@ def _first_exit(model: nn.Module, images: Tensor) -> Tensor:
 
 
 RULES: dict[str, tuple[Rule, ...]] = {
+    "asmlp": ((r"asmlp_\w+", r"\g<0>"),),
     "augvit": ((r"augvit_\w+", r"\g<0>"),),
     "autoformer": ((r"autoformer_super_([TSB])", lambda m: partial(autoformer.Supernet, m[1])),),
     "beit": (
@@ -97,6 +98,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "cmt": ((r"cmt_\w+", r"\g<0>"),),
     "cotnet": ((r"\w+", r"\g<0>"),),
     "cswin": ((r"CSWin_\d+_\d+_([a-z]+_\d+)", r"cswin_\1"),),
+    "cyclemlp": ((r"CycleMLP_B\d", r"\g<0>"),),
     "dalle": (
         ("dalle_encoder", lambda _: dalle.DalleEncoder),
         ("dalle_decoder", lambda _: dalle.DalleDecoder),
@@ -128,6 +130,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         (r"focal(?:v2)?_[a-z]+", r"\g<0>_patch4_window7_224"),
     ),
     "glit": ((r"glit_\w+", r"\g<0>"),),
+    "gfnet": ((r"gfnet_\w+", r"\g<0>"),),
     "hatnet": ((r"HAT_Net_\w+", r"\g<0>"),),
     "moby": (
         (r"MoBYMLP_(\d+)", lambda m: partial(moby.Head, int(m[1]))),
@@ -141,11 +144,13 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "regionvit": ((r"regionvit_\w+", r"\g<0>"),),
     "resmlp": ((r"resmlp_(\d+)", r"resmlp_\1_224"), (r"resmlpB_(\d+)", r"resmlp_big_\1_224")),
     "rest": ((r"rest_\w+", r"\g<0>"),),
+    "s2mlp": ((r"s2mlp_\w+", r"\g<0>"),),
     "shuffle": ((r"shuffle_([a-z]+)", r"shuffle_vit_\1_patch4_window7_224"),),
     "swin": ((r"swin_([tsbl])", lambda m: f"swin_{SIZES[m[1]]}_patch4_window7_224"),),
     "t2t": ((r"t2t_vit_\w+", r"\g<0>"),),
     "timm": ((r"\w+", r"\g<0>"),),
     "transcnn": ((r"TransCNN_\w+", r"\g<0>"),),
+    "vip": ((r"vip_[sml]\d+", r"\g<0>"),),
     "vision_xformers": ((r"(?P<hybrid>Hybrid)?(?P<kind>FNet|Linformer|Performer|Nystrom)", _xformer),),
     "vitc": ((r"ViT_[CP]_\d+GF", r"\g<0>"),),
     "volo": ((r"volo_d\d", r"\g<0>_224"), (r"volo_d\d_\d{3}", r"\g<0>")),
