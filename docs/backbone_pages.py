@@ -30,6 +30,10 @@ PAGES = Path(__file__).parent / "backbones"
 # A block of each family, one line a branch: "+" for one with a shortcut around it, ">" from step to step, "|" side by
 # side. What is drawn is the block that makes the family what it is.
 BLOCKS: dict[str, tuple[str, ...]] = {
+    "as_mlp": (
+        "+ norm > 1 × 1 > groups moved along rows: 1 × 1 | groups moved along columns: 1 × 1 > norm > 1 × 1",
+        "+ norm > MLP",
+    ),
     "augvit": ("+ layer norm > attention | learned shortcut 1 | learned shortcut 2", "+ layer norm > MLP"),
     "autoformer": (
         "+ layer norm > attention with relative positions in keys and values, heads found for the block",
@@ -56,6 +60,10 @@ BLOCKS: dict[str, tuple[str, ...]] = {
         "+ layer norm of tokens beside those of the network before > MLP",
     ),
     "dynamicvit": ("plain ViT blocks > a predictor scores the patches > the best are kept > plain ViT blocks",),
+    "cyclemlp": (
+        "+ layer norm > linear, channels look along rows | linear, channels look along columns | linear > weighed sum",
+        "+ layer norm > MLP",
+    ),
     "focal": (
         "+ layer norm > own window | ring of 3 around it | pooled windows around it > attention",
         "+ layer norm > MLP",
@@ -64,6 +72,7 @@ BLOCKS: dict[str, tuple[str, ...]] = {
         "+ layer norm > some channels: attention | the others: gated convolution along the tokens > joined",
         "+ layer norm > MLP",
     ),
+    "gfnet": ("+ layer norm > to frequencies > a filter for each channel > back > layer norm > MLP",),
     "hat_net": (
         "+ norm > attention inside grid cells > attention to averages of cells > 1 × 1",
         "+ 1 × 1 up > depthwise 3 × 3 > 1 × 1 down",
@@ -102,6 +111,7 @@ BLOCKS: dict[str, tuple[str, ...]] = {
         "+ layer norm > MLP",
     ),
     "scaling_vit": ("plain ViT blocks > a learned query attends to all patches > MLP with a shortcut",),
+    "s2_mlp": ("+ layer norm > linear > quarters of the channels moved four ways > linear", "+ layer norm > MLP"),
     "shuffle": (
         "+ batch norm > attention in windows, of neighbours or spread",
         "+ batch norm > depthwise 7 × 7",
@@ -110,6 +120,10 @@ BLOCKS: dict[str, tuple[str, ...]] = {
     "t2t_vit": (
         "unfold 7 × 7, stride 4 > token mixer > unfold 3 × 3, stride 2 > token mixer > project 3 × 3, stride 2",
         "plain ViT blocks",
+    ),
+    "vip": (
+        "+ layer norm > columns, segment by segment | rows, segment by segment | channels > weighed sum > linear",
+        "+ layer norm > MLP",
     ),
     "vision_xformer": ("+ layer norm > Performer, Linformer, Nyström or Fourier mixing", "+ layer norm > MLP"),
     "vmoe": (

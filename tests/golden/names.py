@@ -13,12 +13,16 @@ import re
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
+from unittest import mock
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from ssl_vit.backbones import families
 from ssl_vit.backbones.families import dvt
+from ssl_vit.backbones.families import s2_mlp
+from ssl_vit.backbones.mixing import shift_quarters
 from ssl_vit.methods.heads import DINOHead
 from ssl_vit.tokenizers import dalle
 from tests.golden import autoformer, beit, detectors, moby
@@ -164,10 +168,27 @@ def _pooled(model: nn.Module, images: Tensor) -> Tensor:
     return pooled
 
 
+def _overwriting(model: nn.Module, images: Tensor) -> Tensor:
+    """The public S²-MLP shifts in place: down and right, a place is written over before the next one reads it.
+
+    So the first is everywhere, which the paper doesn't mean; all else is held to that code.
+    """
+
+    def shift(x: Tensor) -> Tensor:
+        down, up, right, left = shift_quarters(x).chunk(4, dim=-1)
+        down, right = down[:, :1].expand_as(down), right[:, :, :1].expand_as(right)
+        return torch.cat([down, up, right, left], dim=-1)
+
+    with mock.patch.object(s2_mlp, "shift_quarters", shift):
+        output: Tensor = model(images)
+        return output
+
+
 # What a golden holds of models whose official forward gives something else than ours does: case -> our counterpart.
 OUTPUTS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "dvt": _first_exit,
     "rams": _pooled,
+    "s2mlp": _overwriting,
     "detr": detectors.logits,
     "detreg": detectors.first_logits,
 }

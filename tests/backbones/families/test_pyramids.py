@@ -26,6 +26,12 @@ BUILDS = {  # variant -> the least depth that has every kind of block
     "cotnext50_2x48d": {"depths": (1, 1, 1, 1)},
     "se_cotnetd_50": {"depths": (1, 1, 2, 1)},
     "se_cotnetd_152": {"depths": (1, 1, 2, 1)},
+    "cyclemlp_b1": {"depths": (1, 1, 1, 1)},
+    "gfnet_ti": {"depths": (2,)},
+    "gfnet_h_ti": {"depths": (1, 1, 1, 1)},
+    "asmlp_tiny": {"depths": (1, 1, 1, 1)},
+    "s2mlp_deep": {"depth": 2},
+    "vip_s7": {"depths": (1, 1), "patch_size": 8},
 }
 
 PARAMETERS = {  # of the authors' code, with 1000 classes
@@ -69,11 +75,33 @@ PARAMETERS = {  # of the authors' code, with 1000 classes
     "se_cotnetd_50": 23_107_784,
     "se_cotnetd_101": 40_912_392,
     "se_cotnetd_152": 55_783_688,
+    "cyclemlp_b1": 15_155_400,
+    "cyclemlp_b2": 26_802_504,
+    "cyclemlp_b3": 38_385_720,
+    "cyclemlp_b4": 51_796_552,
+    "cyclemlp_b5": 75_747_280,
+    "gfnet_ti": 7_511_784,
+    "gfnet_xs": 15_985_768,
+    "gfnet_s": 24_869_608,
+    "gfnet_b": 43_120_616,
+    "gfnet_h_ti": 15_085_096,
+    "gfnet_h_s": 32_162_632,
+    "gfnet_h_b": 53_744_200,
+    "asmlp_tiny": 28_282_696,
+    "asmlp_small": 49_594_696,
+    "asmlp_base": 87_752_808,
+    "s2mlp_wide": 72_239_848,
+    "s2mlp_deep": 53_916_520,
+    "vip_s7": 25_114_984,
+    "vip_s14": 29_892_904,
+    "vip_m7": 55_272_488,
+    "vip_l7": 87_784_936,
 }
 
 NO_GRADIENT = ("attn.k.bias", "transform_conv.bias")  # shift a whole row of logits, which softmax ignores
 
-for family in ("pvt", "cmt", "rest", "p2t", "hat_net", "vit_early_conv", "cotnet"):
+MIXERS = ("cyclemlp", "gfnet", "as_mlp", "s2_mlp", "vip")
+for family in ("pvt", "cmt", "rest", "p2t", "hat_net", "vit_early_conv", "cotnet", *MIXERS):
     importlib.import_module(f"ssl_vit.backbones.families.{family}")
 
 families = pytest.mark.parametrize("name", BUILDS)
@@ -109,10 +137,11 @@ def test_any_size(name, size):
 def test_every_way_to_features_agrees(name):
     model = build(name)
     x = image_input((2, 3, 128, 128))[:, :, :96]
+    levels = list(range(min(2, len(model.feature_info))))
     with torch.inference_mode():
         logits, features = model(x), model.forward_features(x)
         final, maps = model.forward_intermediates(x)
-        first_two = model.forward_intermediates(x, indices=[0, 1], stop_early=True, intermediates_only=True)
+        first_two = model.forward_intermediates(x, indices=levels, stop_early=True, intermediates_only=True)
         (last,) = model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)
         pyramid = timm.create_model(name, features_only=True, **BUILDS[name])
         pyramid.model.load_state_dict(model.state_dict(), strict=False)
