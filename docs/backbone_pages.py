@@ -45,6 +45,7 @@ BLOCKS: dict[str, tuple[str, ...]] = {
         "+ layer norm > attention across windows, each channel by itself",
         "+ layer norm > MLP",
     ),
+    "ccs_mlp": ("+ layer norm > a cyclic convolution over all tokens, by group of channels", "+ layer norm > MLP"),
     "cmt": (
         "+ depthwise 3 × 3",
         "+ layer norm > attention to a reduced map, with a learned bias",

@@ -116,6 +116,7 @@ _TABLE: dict[str, tuple[str, int, dict[str, Any]]] = {
     "augvit": ("augvit_small", 32, {}),
     "autoformer": ("autoformer_tiny", 32, {"depth": 2}),
     "cat": ("cat_tiny", 64, {}),
+    "ccs_mlp": ("ccs_mlp_s16", 32, {"depth": 2, "embed_dim": 48}),
     "cmt": ("cmt_ti", 64, {}),
     "cotnet": ("cotnet50", 64, {}),
     "cswin": ("cswin_tiny_224", 64, {}),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -48,14 +47,14 @@ def shift_groups(x: Tensor, groups: int, dim: int) -> Tensor:
     """
     reach, side = groups // 2, x.shape[dim]
     padding = (0, 0, reach, reach) if dim == 2 else (reach, reach, 0, 0)
-    parts = F.pad(x, padding).split(math.ceil(x.shape[1] / groups), dim=1)
+    parts = F.pad(x, padding).chunk(groups, dim=1)
     return torch.cat([part.narrow(dim, 2 * reach - i, side) for i, part in enumerate(parts)], dim=1)
 
 
 def shift_quarters(x: Tensor) -> Tensor:
     """Move the quarters of the channels of [B, H, W, D] a place down, up, right and left; the border keeps its own."""
     quarter = x.shape[-1] // 4
-    down, up, right, left = x.split([quarter, quarter, quarter, x.shape[-1] - 3 * quarter], dim=-1)
+    down, up, right, left = x.tensor_split((quarter, 2 * quarter, 3 * quarter), dim=-1)
     down = torch.cat([down[:, :1], down[:, :-1]], dim=1)
     up = torch.cat([up[:, 1:], up[:, -1:]], dim=1)
     right = torch.cat([right[:, :, :1], right[:, :, :-1]], dim=2)

@@ -51,7 +51,8 @@ class GlobalFilter(nn.Module):
         with no_autocast(x):
             spectrum = torch.fft.rfft2(x.to(dtype), dim=(1, 2), norm="ortho")
             spectrum = spectrum * torch.view_as_complex(self.sized(size, dtype).contiguous())
-            return torch.fft.irfft2(spectrum, s=size, dim=(1, 2), norm="ortho").to(x.dtype)
+            filtered: Tensor = torch.fft.irfft2(spectrum, s=size, dim=(1, 2), norm="ortho")
+        return filtered.to(x.dtype)
 
 
 class Block(nn.Module):

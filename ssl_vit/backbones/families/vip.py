@@ -4,7 +4,7 @@ Channels are cut into segments. One branch mixes the places of a column together
 places of a row, one the channels alone; the image weighs the three. So places keep their two coordinates.
 
 The matrices of rows and columns are learned for one grid, which ties the segments to it. For another they are
-interpolated along the axis in both directions, and scaled so that the sum over an axis keeps its size. That costs
+interpolated along the axis, where they read and where they write, so that a constant map passes as before. That costs
 precision at other sizes than the trained one, more the further they are, and the smaller the map the fewer places a
 matrix tells apart; the channels of a segment are left as they are. At the size that a network is built for nothing is
 interpolated.
@@ -48,9 +48,9 @@ class PermuteMLP(ThreeWays):
         batch, width, places, dim = x.shape
         x = x.reshape(batch, width, places, dim // self.share, self.share).transpose(2, 3).flatten(3)
         if places != built:
-            along = axis_resampling(built, places, weight)
+            out, into = axis_resampling(built, places, weight), axis_resampling(places, built, weight)
             weight = weight.reshape(built, self.share, built, self.share)
-            weight = torch.einsum("ah,bg,hsgt->asbt", along, along, weight) * (built / places)
+            weight = torch.einsum("ah,gb,hsgt->asbt", out, into, weight)
             weight = weight.reshape(places * self.share, places * self.share)
         x = nn.functional.linear(x, weight)
         return x.reshape(batch, width, dim // self.share, places, self.share).transpose(2, 3).flatten(3)

@@ -31,6 +31,7 @@ BUILDS = {  # variant -> the least depth that has every kind of block
     "gfnet_h_ti": {"depths": (1, 1, 1, 1)},
     "asmlp_tiny": {"depths": (1, 1, 1, 1)},
     "s2mlp_deep": {"depth": 2},
+    "ccs_mlp_s16": {"depth": 2},
     "vip_s7": {"depths": (1, 1), "patch_size": 8},
 }
 
@@ -92,6 +93,8 @@ PARAMETERS = {  # of the authors' code, with 1000 classes
     "asmlp_base": 87_752_808,
     "s2mlp_wide": 72_239_848,
     "s2mlp_deep": 53_916_520,
+    "ccs_mlp_s16": 393_728 + 8 * (2_099_712 + 2_048 + 8 * 196) + 1_024 + 513_000,  # by hand: no code is public
+    "ccs_mlp_b16": 590_592 + 12 * (4_722_432 + 3_072 + 8 * 196) + 1_536 + 769_000,
     "vip_s7": 25_114_984,
     "vip_s14": 29_892_904,
     "vip_m7": 55_272_488,
@@ -100,7 +103,7 @@ PARAMETERS = {  # of the authors' code, with 1000 classes
 
 NO_GRADIENT = ("attn.k.bias", "transform_conv.bias")  # shift a whole row of logits, which softmax ignores
 
-MIXERS = ("cyclemlp", "gfnet", "as_mlp", "s2_mlp", "vip")
+MIXERS = ("cyclemlp", "gfnet", "as_mlp", "s2_mlp", "vip", "ccs_mlp")
 for family in ("pvt", "cmt", "rest", "p2t", "hat_net", "vit_early_conv", "cotnet", *MIXERS):
     importlib.import_module(f"ssl_vit.backbones.families.{family}")
 
