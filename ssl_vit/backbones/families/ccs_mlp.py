@@ -53,8 +53,8 @@ class CirculantMixing(nn.Module):
         with no_autocast(x):
             tokens = x.to(dtype).flatten(1, 2)
             count = tokens.shape[1]
-            kernels = torch.fft.rfft(self.sized(size, dtype), dim=1).mT
-            kernels = kernels.repeat_interleave(x.shape[-1] // kernels.shape[1], dim=1)
+            kernels = self.sized(size, dtype).mT  # repeated as real numbers: ONNX repeats no complex ones
+            kernels = torch.fft.rfft(kernels.repeat_interleave(x.shape[-1] // kernels.shape[1], dim=1), dim=0)
             mixed: Tensor = torch.fft.irfft(torch.fft.rfft(tokens, dim=1) * kernels, n=count, dim=1)
         return mixed.reshape(x.shape).to(x.dtype)
 
