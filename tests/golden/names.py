@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_vit.backbones import families
-from ssl_vit.backbones.families import dvt
-from ssl_vit.backbones.families import s2_mlp
+from ssl_vit.backbones.families import dvt, s2_mlp
 from ssl_vit.backbones.mixing import shift_quarters
 from ssl_vit.methods.heads import DINOHead
 from ssl_vit.tokenizers import dalle
