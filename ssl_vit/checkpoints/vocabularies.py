@@ -140,7 +140,7 @@ VOCABULARIES = (
     Vocabulary("OpenMMLab", r"^layers\.0\.1\.0\.attn\.attn\.", openmmlab.MAPS["pvt_v2"].restore),
     Vocabulary("Swin's paper", r"^layers\.0\.downsample\.reduction\.", _official_swin),
     Vocabulary("BEiT's paper", r"^rel_pos_bias\.relative_position_bias_table$", _shared_bias),
-    Vocabulary("DINOv2, in chunks", r"^blocks\.0\.0\.norm1\.", _dinov2),
+    Vocabulary("DINOv2, in chunks", r"^blocks\.0\.0\.ls1\.gamma$", _dinov2),
     Vocabulary("DINOv2", r"^register_tokens$|^blocks\.0\.mlp\.w12\.", _dinov2),
     Vocabulary("DINOv3", r"^storage_tokens$", _dinov3),
     Vocabulary("ConvNeXt's paper", r"^downsample_layers\.0\.0\.weight$", _official_convnext),

@@ -227,6 +227,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dvt_t2t_vit_14": {"embed_dim": 384, "depth": 14, "num_heads": 6, "mlp_ratio": 3.0},
 }
 
+# An earlier exit's norm is its classifier's alone.
+CLASSIFIER = ("head", *(f"earlier.{number}.{part}" for number in range(len(WINDOWS)) for part in ("norm", "head")))
+
 register_variants(
-    __name__, DVT, VARIANTS, kind="transformer", out_indices=3, paper_ids="arXiv:2105.15075", classifier="head"
+    __name__, DVT, VARIANTS, kind="transformer", out_indices=3, paper_ids="arXiv:2105.15075", classifier=CLASSIFIER
 )
