@@ -29,11 +29,13 @@ IMAGES, MOMENTUM = 4, 0.9
 STEP = {"optim.optimizer": "adamw", "optim.lr": 1e-3, "optim.warmup_epochs": 0.0, "optim.clip": 3.0}
 FACTS = {"images": 1000, "colours": lambda: ((0.5,) * 3, (0.2,) * 3), "gpus": 0, "cpus": 1, "bfloat16": False}
 # One of each kind; with DINO all families are quick enough for every run of the tests but these and the heavy ones.
-QUICK = {"vision_transformer", "deit", "swin_transformer", "resnet", "convnext", "mlp_mixer", "pvt_v2", "cswin", "volo"}
+QUICK = {"vision_transformer", "deit", "swin_transformer", "resnet", "convnext", "mlp_mixer", "pvt_v2", "volo"}
 SLOW = HEAVY | {
     *("coat", "cotnet", "crossvit", "csatv2", "densenet", "dpn", "efficientformer", "focal", "hat_net", "inception_v3"),
     *("lg_transformer", "linmapper", "lowformer", "nextvit", "rams_trans", "rdnet", "refiner", "regionvit", "repghost"),
-    *("sequencer", "shuffle", "tresnet"),
+    *("cat", "cmt", "dvt", "efficientvit_msra", "fastvit", "focalnet", "hrnet", "metaformer", "res2net", "rexnet"),
+    *("selecsls", "sequencer", "shuffle", "shvit", "swiftformer", "swin_transformer_v2", "swin_transformer_v2_cr"),
+    *("tiny_vit", "tresnet"),
 }
 
 
