@@ -22,6 +22,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 SETS = ("digits", "icons")
 NETWORKS: dict[str, dict[str, Any]] = {  # about a million parameters each; the first is what a run without flags has
@@ -59,14 +60,14 @@ def flags_of(folder: Path, data: str, network: str, method: str, seed: int) -> d
 def one(flags: dict[str, Any], budget: float, more: list[str]) -> dict[str, Any]:
     """A trial that is thrown away, then the run; in this process."""
     import torch
+    import yaml
 
     from ssl_vit.config import load_config
     from ssl_vit.run.pretrain import pretrain
-    from ssl_vit.training import step as steps
+    from ssl_vit.training.step import take_step
 
     torch.set_num_threads(1)
     taken: list[float] = []
-    take = steps.take_step
 
     class Enough(Exception):  # no error
         """The trial has seen its steps."""
@@ -75,22 +76,16 @@ def one(flags: dict[str, Any], budget: float, more: list[str]) -> dict[str, Any]
         taken.append(time.process_time())
         if len(taken) > TRIAL:
             raise Enough
-        return take(*args, **kwargs)
+        return take_step(*args, **kwargs)
 
     with tempfile.TemporaryDirectory() as scratch:
-        from ssl_vit.training import loop
-
-        loop.take_step = timed  # type: ignore[attr-defined]  # for the time of the trial
-        before = time.process_time()
+        before, out = time.process_time(), Path(scratch) / "trial"
         trial = load_config([], more, flags | {"train.epochs": 100, "health.knn_every": 100.0})
-        with suppress(Enough):
-            pretrain(trial, Path(scratch) / "trial")
-        loop.take_step = take  # type: ignore[attr-defined]  # as it was
+        with patch("ssl_vit.training.loop.take_step", timed), suppress(Enough):
+            pretrain(trial, out)
         opening, per_step = taken[0] - before, (taken[-1] - taken[2]) / (len(taken) - 3)
         images = sum(1 for each in Path(flags["data.path"]).rglob("*") if each.is_file())
-        import yaml
-
-        batch = yaml.safe_load((Path(scratch) / "trial" / "config.yaml").read_text())["train"]["batch_size"]
+        batch = yaml.safe_load((out / "config.yaml").read_text())["train"]["batch_size"]
         epochs = max(1, round(budget / (per_step * (images // batch))))
         before, out = time.process_time(), Path(scratch) / "run"
         done = pretrain(load_config([], more, flags | {"train.epochs": epochs, "health.knn_every": float(epochs)}), out)

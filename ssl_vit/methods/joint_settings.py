@@ -60,7 +60,7 @@ class MultiCropConfig(JointConfig):
     (LeJEPA: 1024; VISReg: 1024 to 4096)."""
 
     def multi_crop_choices(self, given: Situation) -> Choices:
-        """The papers' crops; of few or small images two views alone, of which a minute sees more."""
+        """The papers' crops; of small images the two global views alone."""
         patches = round(given.image_size * 96 / 224 / given.multiple)
         size = max(patches * given.multiple, given.smallest)
         choices = self.crop_choices(given, 0.3, "papers")

@@ -26,7 +26,6 @@ class Config(JointConfig):
 
     temperature: Auto[Positive] = AUTO
     """Temperature of the contrast (paper: 0.1 for large batches and long runs)."""
-
     colour_strength: Auto[Fraction] = AUTO
     """How far colours change: 1 is the paper's, with brightness, contrast and saturation by up to 80 %."""
 
@@ -42,7 +41,7 @@ class Config(JointConfig):
         if given.images < SMALL:
             choices["method.temperature"] = (0.2, "small set: batches are small, and their images alike")
             choices["method.colour_strength"] = (0.4, "small set: less change of colours learns more in the same time")
-        if given.kind == "convolutional" and given.images >= SMALL:
+        if given.kind == "convolutional":
             why = "SimSiam's SGD for a ResNet-50 (2011.10566), as the paper's LARS is not here"
             return choices | optimiser_choices(
                 given, why, optimizer="sgd", lr=(0.05, 256), weight_decay=1e-4, warmup_epochs=10.0

@@ -51,7 +51,7 @@ class Config(JointConfig):
         if given.images < SMALL:
             width = (min(8192, 4 * max(given.dim, 128)), "small set: four times the features, at least 512")
         choices |= {"method.hidden_dim": width, "method.out_dim": width}
-        if given.kind == "convolutional" and given.images >= SMALL:
+        if given.kind == "convolutional":
             why = "SimSiam's SGD for a ResNet-50 (2011.10566), as the paper's LARS is not here"
             return choices | optimiser_choices(
                 given, why, optimizer="sgd", lr=(0.05, 256), weight_decay=1e-4, warmup_epochs=10.0

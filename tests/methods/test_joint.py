@@ -306,8 +306,11 @@ def test_a_single_image_is_refused(name: str) -> None:
 def test_a_recipe_says_what_it_is_for(name: str) -> None:
     large = config_class(name)().choose(SITUATION)
     small = config_class(name)().choose(replace(SITUATION, images=2000, image_size=32, dim=128, batch_size=64))
-    assert large["method.scale"][0][0] <= small["method.scale"][0][0]  # type: ignore[index]
+    assert large["method.scale"][0] == ((0.3, 1.0) if name in ("visreg", "sigreg") else (0.08, 1.0))
+    assert small["method.scale"] == ((0.3, 1.0), "less of so small an image shows nothing")
     assert "small set" in small["optim.lr"][1]
+    convolutional = config_class(name)().choose(replace(SITUATION, images=2000, kind="convolutional"))
+    assert convolutional["optim.optimizer"][0] == ("adamw" if name in ("visreg", "sigreg") else "sgd")
     if name in ("visreg", "sigreg"):
         assert large["method.local_crops"] == (6, "papers")
         assert small["method.local_crops"][0] == 0
