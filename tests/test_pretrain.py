@@ -169,13 +169,13 @@ def test_too_many_bad_files_end_the_run_with_the_list(
     assert not (out / "COMPLETE").exists()
 
 
-MIXER = {"backbone__name": "mixer_s16_224", "backbone__args": "{}", "backbone__image_size": 224}
+ONE_SIZE = {"backbone__name": "pit_ti_224", "backbone__args": "{}", "backbone__image_size": 224}
 
 
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({**MIXER, "method__local_size": 96}, "dino asks for local crops of 96 pixels, and mixer_s16_224 takes 224"),
+        ({**ONE_SIZE, "method__local_size": 96}, "dino asks for local crops of 96 pixels, and pit_ti_224 takes 224"),
         (
             {"method__local_size": 20},
             "dino asks for local crops of 20 pixels, and vit_tiny_patch16_224 takes multiples",
@@ -219,7 +219,7 @@ def never(*_: object, **__: object) -> NoReturn:
 
 
 def test_a_backbone_of_one_size_gets_local_crops_of_that_size(pictures: Path) -> None:
-    flags = {"data.path": str(pictures / "train"), "backbone.name": "mixer_s16_224", "method.local_crops": 2}
+    flags = {"data.path": str(pictures / "train"), "backbone.name": "pit_ti_224", "method.local_crops": 2}
     resolved, _ = plan.resolve(load_config(flags=flags))
     sizes = [view.size for view in resolved.method.views(224).views]
     assert sizes == [224, 224, 224]

@@ -23,6 +23,7 @@ from ssl_vit.backbones.kinds import kind_by_layers, kind_of
 from ssl_vit.backbones.layers import Size
 from ssl_vit.backbones.layout import FeatureLayout, Sight, TimmModel, find_layout
 from ssl_vit.backbones.shapes import ShapesAlone
+from ssl_vit.backbones.timm_mixers import free_sizes
 from ssl_vit.errors import UserError
 from ssl_vit.spelling import did_you_mean
 
@@ -54,10 +55,10 @@ class Anatomy:
 
 
 def build_model(name: str, args: Mapping[str, Argument]) -> TimmModel:
-    """Build the plain timm model without a classifier, on torch's default device; nothing is downloaded."""
+    """Build the timm model without a classifier, on torch's default device, of any size where only code forbids it."""
     settings: dict[str, Any] = dict(args)
     try:
-        return timm.create_model(name, pretrained=False, num_classes=0, **settings)
+        return free_sizes(timm.create_model(name, pretrained=False, num_classes=0, **settings))
     except Exception as error:  # constructors raise what their layers do: of any type, and always about the arguments
         said = " ".join(str(error).split()) or type(error).__name__
         given = ", ".join(f"{key}={value}" for key, value in args.items()) or "its own arguments"
