@@ -129,6 +129,11 @@ class OptimConfig(Section):
     """Epochs in which the learning rate rises linearly from 0."""
     clip: Auto[NonNegative] = AUTO
     """Largest gradient norm, of each tensor or of all together as the method has it; 0 = not clipped."""
+    sam_rho: NonNegative = 0.0
+    """How far from the weights, as a norm over all of them, the loss shall still be low (sharpness-aware minimisation;
+    papers: 0.05 to 0.6): each step then takes its gradient at the worst point so near, in twice the time. 0 = off."""
+    sam_global: bool = False
+    """Of several devices, let all go to the same worst point, that of their mean gradient, and not each to its own."""
 
     @field_validator("min_lr")
     @classmethod

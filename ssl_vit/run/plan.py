@@ -22,6 +22,7 @@ from ssl_vit.methods import check_recipe
 from ssl_vit.methods.base_config import Situation
 from ssl_vit.run.facts import IMAGENET_MEAN, IMAGENET_STD, Facts, gather_facts
 from ssl_vit.run.spans import check_spans
+from ssl_vit.run.techniques import check_techniques
 from ssl_vit.training.compiler import PAYS
 
 WIDE = 48  # characters of a setting in a table; what is longer pushes only its own reason
@@ -80,6 +81,7 @@ def resolve_config(
     _refuse(chosen, info)
     chosen.method.check(given)
     check_spans(chosen, given.steps)
+    check_techniques(chosen)
     if weights is not None:
         with torch.device("meta"):
             backbone = create_backbone(part["name"], image_size=part["image_size"], model_args=part["args"])

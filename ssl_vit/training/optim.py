@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -65,6 +65,21 @@ def set_hyperparameters(optimizer: torch.optim.Optimizer, lr: float, weight_deca
             group["weight_decay"] = weight_decay
 
 
+def local(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Those tensors, or of sharded ones the parts that this process holds."""
+    return [each.to_local() if isinstance(each, DTensor) else each for each in tensors]
+
+
+def norms_of(gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The norm [] of each gradient; of a sharded one, of the whole."""
+    norms: tuple[Tensor, ...] = torch._foreach_norm(local(gradients))
+    if any(isinstance(each, DTensor) for each in gradients):  # then all are
+        squares = torch.stack(norms).square()
+        torch.distributed.all_reduce(squares)
+        norms = squares.sqrt().unbind()
+    return norms
+
+
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, per_tensor: bool) -> Tensor:
     """Scale gradients whose norm is above ``limit`` (0: none) in place; the total norm before, [].
@@ -73,12 +88,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, per_tensor:
     over processes counts, and is scaled, as a whole.
     """
     found = [p.grad for p in parameters if p.grad is not None]
-    gradients = [each.to_local() if isinstance(each, DTensor) else each for each in found]
-    norms: tuple[Tensor, ...] = torch._foreach_norm(gradients)
-    if any(isinstance(each, DTensor) for each in found):  # then all are
-        squares = torch.stack(norms).square()
-        torch.distributed.all_reduce(squares)
-        norms = squares.sqrt().unbind()
+    gradients, norms = local(found), norms_of(found)
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms).float())
     if limit > 0 and per_tensor:
         torch._foreach_add_(norms, 1e-6)

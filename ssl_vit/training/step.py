@@ -27,6 +27,7 @@ from ssl_vit.training.buffers import Buffers
 from ssl_vit.training.cpu.bfloat16 import lean_bfloat16
 from ssl_vit.training.finite import all_finite
 from ssl_vit.training.optim import clip_gradients, make_optimizer, set_hyperparameters
+from ssl_vit.training.sam import ascended
 from ssl_vit.training.sharding import fill_whole, is_sharded
 from ssl_vit.training.speed import wants_channels_last
 
@@ -80,7 +81,7 @@ class Learner:
         self.channels_last = wants_channels_last(method.exported().info)
         self._copy = deepcopy(method) if is_sharded(fabric) else None  # of a sharded one, which no process has whole
         self.model = fabric.setup_module(method)
-        self.buffers = Buffers(method)
+        self.buffers, self.ascent = Buffers(method), Buffers(method)
         self.infinite = {name for name, each in method.named_buffers() if not all_finite([each])}  # by design: masks
         optim = config.optim
         self.optimizer = make_optimizer(method, optim.optimizer, optim.lr, optim.beta2)
@@ -131,33 +132,56 @@ def take_step(learner: Learner, batch: Batch | ReadyViews, step: int, clock: Clo
     """Learn from a batch, ``step`` steps after the start; everything that depends on the step is set from it alone.
 
     A step whose loss or gradient is not finite is not taken, on all ranks together: nothing of a method changes.
+    With ``optim.sam_rho`` a first pass tells where the loss is highest nearby, and a second one takes the gradient
+    there, of the same views with the same noise.
     """
-    fabric, method, accumulate = learner.fabric, learner.method, learner.config.train.accumulate
+    fabric, method, optim = learner.fabric, learner.method, learner.config.optim
     progress, lr = learner.progress(step), learner.learning_rate(step)
     set_hyperparameters(learner.optimizer, lr, learner.weight_decay(step))
-    torch.manual_seed(noise_seed(learner.config.train.seed, step, fabric.global_rank))
     learner.buffers.keep()
     with clock("transfer"):
         moved = batch.to(fabric.device)
+    sharp = optim.sam_rho > 0
+    told = _backward(learner, moved, progress, clock, alone=sharp and not optim.sam_global)
+    if sharp:  # the gradient there is what counts; all else was said at the weights themselves
+        with ascended(method, progress, optim.sam_rho, learner.ascent):
+            _backward(learner, moved, progress, clock)
+    method.seen = told.seen
+    with clock("optimiser"):
+        losses = mean_over_ranks(fabric, told.given.loss.detach(), told.penalties)
+        grad_norm, taken = _update(learner, progress, losses)
+        if not taken:
+            learner.buffers.put_back()
+    lost = None if taken else batch
+    return Outcome(progress, float(losses[0]), told.given, told.penalties, grad_norm, lr, taken, lost, told.noted)
+
+
+class Pass(NamedTuple):
+    """What a forward and a backward pass over all parts of a batch say, beside the gradient that they leave."""
+
+    given: Step
+    seen: Mapping[str, Tensor]  # of the method
+    penalties: dict[str, Tensor]
+    noted: Mapping[str, Noted]
+
+
+def _backward(
+    learner: Learner, moved: Batch | ReadyViews, progress: Progress, clock: Clock, alone: bool = False
+) -> Pass:
+    """Leave the weights the batch's mean gradient, over all ranks or of this one ``alone``; noise is the step's own."""
+    fabric, method, accumulate = learner.fabric, learner.method, learner.config.train.accumulate
+    torch.manual_seed(noise_seed(learner.config.train.seed, progress.step, fabric.global_rank))
     given, seen, extra = list[Step](), list[Mapping[str, Tensor]](), list[Penalties]()
     for part in moved.divided(accumulate):
         last = len(given) == accumulate - 1
-        with fabric.no_backward_sync(learner.model, enabled=not last):
+        with fabric.no_backward_sync(learner.model, enabled=alone or not last):
             found, penalties = _forward(learner, part, progress, clock)
             with clock("backward"):
                 fabric.backward(sum(penalties.values(), found.loss) / accumulate)
         given.append(found)
         seen.append(method.seen)
         extra.append(penalties)
-    whole, method.seen = joined(given), joined_rows(seen)
-    added = mean_penalties(extra)
-    with clock("optimiser"):
-        losses = mean_over_ranks(fabric, whole.loss.detach(), added)
-        grad_norm, taken = _update(learner, progress, losses)
-        if not taken:
-            learner.buffers.put_back()
-    lost = None if taken else batch
-    return Outcome(progress, float(losses[0]), whole, added, grad_norm, lr, taken, lost, sum_noted(extra))
+    return Pass(joined(given), joined_rows(seen), mean_penalties(extra), sum_noted(extra))
 
 
 def _forward(learner: Learner, batch: Batch | ReadyViews, progress: Progress, clock: Clock) -> tuple[Step, Penalties]:

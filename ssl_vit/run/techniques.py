@@ -1,0 +1,21 @@
+"""Techniques of training that don't go together, refused before any image is read."""
+
+from __future__ import annotations
+
+from ssl_vit.config import RunConfig
+from ssl_vit.errors import UserError
+
+
+def check_techniques(config: RunConfig) -> None:
+    """UserError where the settings, all resolved, ask for techniques of which one rules out the other."""
+    optim, train = config.optim, config.train
+    if optim.sam_rho > 0 and train.precision == "16-mixed":
+        raise UserError(
+            f"optim.sam_rho: {optim.sam_rho:g}; its two gradients can't share the loss scale of 16-mixed; set "
+            "train.precision=bf16-mixed or 32-true, or optim.sam_rho=0"
+        )
+    if optim.sam_rho > 0 and train.strategy == "fsdp" and not optim.sam_global:
+        raise UserError(
+            f"optim.sam_rho: {optim.sam_rho:g}; with train.strategy=fsdp no device has all weights to move by itself; "
+            "set optim.sam_global=true"
+        )
