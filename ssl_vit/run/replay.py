@@ -9,15 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ssl_vit.config import ResolvedConfig, load_config
-from ssl_vit.data.loader import steps_per_epoch
-from ssl_vit.errors import UserError
-from ssl_vit.run.finish import scanned
-from ssl_vit.run.prepare import new_method
-from ssl_vit.training.checkpoint import go_on_from, newest_checkpoint
-from ssl_vit.training.fabric import new_fabric
+from ssl_vit.run.restored import restored
 from ssl_vit.training.looks.lost import lost_batch
-from ssl_vit.training.step import Learner, take_step
+from ssl_vit.training.step import take_step
 
 
 @dataclass(frozen=True)
@@ -41,17 +35,9 @@ def replay_step(run: Path | str, step: int, rank: int = 0) -> Replay:
         UserError: the step was not kept.
     """
     run = Path(run)
-    tree = load_config([run / "config.yaml"]).model_dump(mode="json")
-    tree["train"] |= {"devices": 1, "nodes": 1, "strategy": "ddp", "compile": False}
-    config = ResolvedConfig.model_validate(tree)
-    if (images := scanned(run).get("images")) is None:
-        raise UserError(f"{run / 'data.json'}: missing or damaged; expected how many images the run has")
-    per_epoch = steps_per_epoch(images, config.train.batch_size)
-    method, fabric = new_method(config, None), new_fabric(config.train)
+    learner, checkpoint = restored(run)
+    method = learner.method
     batch = lost_batch(run, step, rank, method.views())
-    learner = Learner(fabric, method, config, per_epoch, per_epoch * config.train.epochs)
-    if checkpoint := newest_checkpoint(run / "checkpoints"):
-        go_on_from(checkpoint, learner, [])
     with _Witness(method) as witness:
         outcome = take_step(learner, batch, step)
     first = witness.first or ("" if outcome.taken else "the gradient")

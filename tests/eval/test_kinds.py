@@ -40,6 +40,7 @@ WRONG = {  # a value outside each setting's range
     | FEATURES,
     "segmentation": {"ignore": (65536,)} | FEATURES,
     "shapebias": FEATURES,
+    "sharpness": {"images": 0, "iterations": 0, "span": 0, "places": 2, "seed": -1},
 }
 SETTINGS = [(kind, name) for kind in list_kinds() for name in kind_class(kind).settings()]
 

@@ -164,7 +164,7 @@ def test_what_does_not_go_together_is_refused(settings: dict[str, Any], said: st
 
 
 def test_a_negative_rho_is_refused() -> None:
-    with pytest.raises(ConfigError, match="optim.sam_rho: .*-0.1"):
+    with pytest.raises(ConfigError, match=r"optim\.sam_rho"):
         load_config(flags={"data.path": "nowhere", "optim.sam_rho": -0.1})
 
 

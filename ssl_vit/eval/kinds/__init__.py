@@ -13,7 +13,10 @@ from ssl_vit.spelling import did_you_mean
 
 Kind = TypeVar("Kind", bound=type[ScoreKind])
 
-_OURS = frozenset(module.name for module in pkgutil.iter_modules(__path__))  # a file each, imported when asked for
+_ABOVE = {"sharpness": "ssl_vit.run.sharpness"}  # of a run's own loss: in the room that knows its method
+_OURS = _ABOVE.keys() | {
+    module.name for module in pkgutil.iter_modules(__path__)
+}  # a file each, imported when asked for
 _REGISTERED: dict[str, type[ScoreKind]] = {}
 
 
@@ -25,7 +28,7 @@ def register_kind(name: str) -> Callable[[Kind], Kind]:
     """
 
     def register(kind: Kind) -> Kind:
-        here = kind.__module__ == f"{__name__}.{name}"
+        here = kind.__module__ == _home(name)
         if name in _REGISTERED or (name in _OURS and not here):
             raise UserError(f"{kind.__module__}: there is a score {name!r} already; register it by another name")
         _REGISTERED[name] = kind
@@ -51,7 +54,12 @@ def kind_class(name: str) -> type[ScoreKind]:
     (5,)
     """
     if name in _OURS:
-        importlib.import_module(f"{__name__}.{name}")
+        importlib.import_module(_home(name))
     if name not in _REGISTERED:
         raise UserError(f"unknown score {name!r}; {did_you_mean(name, list_kinds())}; see ssl-vit eval --help")
     return _REGISTERED[name]
+
+
+def _home(name: str) -> str:
+    """The module of a kind of ours."""
+    return _ABOVE.get(name, f"{__name__}.{name}")
