@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
 import signal
 import socket
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
@@ -80,7 +82,19 @@ def process_of(target: Callable[..., None], *args: object) -> ForkServerProcess:
 
 def finish(argv: list[str], log: Path, *traps: Trap, **environment: str) -> int | None:
     """Run the command to its end, or to the test's time-out; the exit code, negative for a signal."""
-    process = start(argv, log, *traps, **environment)
+    return ended(start(argv, log, *traps, **environment))
+
+
+def program(code: str, argv: list[str], log: Path, *paths: Path, **environment: str) -> ForkServerProcess:
+    """A process of its own that runs a Python program, in the folder of ``log``; paths: where it finds modules first.
+
+    Without a start-up: the package has been imported already.
+    """
+    return process_of(_interpret, code, argv, str(log), [str(path) for path in paths], environment)
+
+
+def ended(process: ForkServerProcess) -> int | None:
+    """Wait for a process's end, or for the test's time-out; its exit code, negative for a signal."""
     try:
         process.join()
     finally:
@@ -90,23 +104,41 @@ def finish(argv: list[str], log: Path, *traps: Trap, **environment: str) -> int 
 
 def finish_two(argv: list[str], log: Path) -> list[int | None]:
     """Run the command in two processes, started as by torchrun and without a start-up of each; their exit codes."""
+    two = [start(argv, log, **environment) for environment in two_ranks()]
+    try:
+        return [ended(process) for process in two]
+    finally:
+        for process in two:
+            process.kill()
+
+
+def two_ranks() -> list[dict[str, str]]:
+    """What torchrun says to each of two processes, by their environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
     common |= {"NODE_RANK": "0", "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    line = [*argv, "--devices", "2"]
-    two = [start(line, log, **common, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
-    try:
-        for process in two:
-            process.join()
-    finally:
-        for process in two:
-            process.kill()
-    return [process.exitcode for process in two]
+    return [common | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
 
 
 def _run(argv: list[str], log: str, traps: tuple[Trap, ...], environment: dict[str, str]) -> None:
+    _begin(log, environment)
+    for trap in traps:
+        _lay(trap)
+    sys.exit(main(argv))
+
+
+def _interpret(code: str, argv: list[str], log: str, paths: list[str], environment: dict[str, str]) -> None:
+    _begin(log, environment)
+    sys.path[:0] = paths
+    sys.argv[1:] = argv
+    importlib.invalidate_caches()
+    exec(compile(textwrap.dedent(code), "a program", "exec"), {"__name__": "__main__"})
+
+
+def _begin(log: str, environment: dict[str, str]) -> None:
+    """Make the process one of its own."""
     multiprocessing.set_start_method("fork", force=True)  # as in a run of its own: else its workers import all anew
     os.environ |= environment
     rank_zero_only.rank = int(environment.get("RANK", 0))  # which Lightning has read while it was imported
@@ -117,9 +149,6 @@ def _run(argv: list[str], log: str, traps: tuple[Trap, ...], environment: dict[s
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))  # noqa: SIM115
-    for trap in traps:
-        _lay(trap)
-    sys.exit(main(argv))
 
 
 def _lay(trap: Trap) -> None:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import datasets
@@ -16,7 +15,7 @@ from torchvision.datasets import ImageFolder
 
 import ssl_vit
 from ssl_vit.errors import UserError
-from tests.runs import SETTINGS, Trap, command, finish, losses, process_of, weights
+from tests.runs import SETTINGS, Trap, command, ended, finish, losses, process_of, program, two_ranks, weights
 from tests.runs import _lay as lay
 
 CHOSEN = {key: yaml.safe_load(str(value)) for key, value in SETTINGS.items()}  # values instead of a command's words
@@ -88,9 +87,7 @@ def test_a_configuration_leaves_no_room_beside_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("same", [True, False])
 def test_every_process_makes_the_dataset_itself(same: bool, pictures: Path, tmp_path: Path) -> None:
     """Two processes of one program; where the program chooses images by chance, the run ends before its first step."""
-    program = tmp_path / "program.py"
-    program.write_text(
-        textwrap.dedent(f"""
+    code = f"""
         import os, ssl_vit
         from torch.utils.data import Subset
         from torchvision.datasets import ImageFolder
@@ -99,16 +96,16 @@ def test_every_process_makes_the_dataset_itself(same: bool, pictures: Path, tmp_
         images = Subset(ImageFolder({str(pictures / "train")!r}), range(first, first + 40))
         settings = {CHOSEN | {"train.epochs": 1, "train.devices": 2, "data.workers": 0}!r}
         ssl_vit.pretrain(images, {str(tmp_path / "run")!r}, settings)
-        """)
-    )
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(ssl_vit.__file__).parents[1])}
-    done = subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True)
+    """
+    said = tmp_path / "said"
+    two = [program(code, [], said, **environment) for environment in two_ranks()]
+    codes = [ended(process) for process in two]
     if same:
-        assert done.returncode == 0, done.stderr
+        assert codes == [0, 0], said.read_text()
         assert len(losses(tmp_path / "run")) == 5
     else:
-        assert done.returncode == 1
-        assert "RunFailed: the processes of this run have different images (0: {'images': 40" in done.stderr
+        assert codes == [1, 1]
+        assert "RunFailed: the processes of this run have different images (0: {'images': 40" in said.read_text()
         assert not (tmp_path / "run" / "metrics.jsonl").exists(), "no step was taken"
 
 

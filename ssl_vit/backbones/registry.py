@@ -89,6 +89,13 @@ def backbone_info(
     return _anatomy(name, image_size, model_args).info
 
 
+def usual_size(name: str, model_args: Mapping[str, Argument] | None = None) -> int:
+    """The height in pixels that a name was built for; without a look at the network where timm's tables say it."""
+    config = None if _entry(name) or "img_size" in (model_args or {}) else timm.get_pretrained_cfg(name)
+    size: int = config.input_size[1] if config else backbone_info(name, model_args=model_args).size[0]
+    return size
+
+
 def backbone_name(backbone: str | AdaptedBackbone) -> str:
     """The name of a backbone that is given by it, or as :func:`ssl_vit.as_backbone` made it.
 

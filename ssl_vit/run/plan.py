@@ -13,6 +13,7 @@ import torch
 
 from ssl_vit.backbones import backbone_info, create_backbone
 from ssl_vit.backbones.backbone import BackboneInfo
+from ssl_vit.backbones.registry import usual_size
 from ssl_vit.checkpoints.inspection import Inspection
 from ssl_vit.checkpoints.load import fitted_weights, opened
 from ssl_vit.config import ResolvedConfig, RunConfig, check_data
@@ -157,7 +158,7 @@ def _choose_model(resolver: _Resolver, facts: Facts) -> None:
     name, args = resolver.get("backbone.name"), resolver.tree["backbone"]["args"]
     side = _side(args)
     if side is not None or named or facts.side >= SMALL_SIDE:
-        usual = side or backbone_info(name, model_args=args).size[0]
+        usual = side or usual_size(name, args)
         resolver.decide("backbone.image_size", usual, f"what {name} was built for")
     else:
         usual = max(32, facts.side // 16 * 16)

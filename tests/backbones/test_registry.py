@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ssl_vit.backbones import backbone_info, create_backbone, list_backbones
 from ssl_vit.backbones.kinds import kind_by_layers, kind_of
+from ssl_vit.backbones.registry import usual_size
 from ssl_vit.errors import UserError
 
 VIT: dict[str, Any] = {"patch_size": 8, "img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -225,3 +226,10 @@ def test_a_backbone_without_tables_of_biases_begins_as_it_was() -> None:
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     backbone.look_at_neighbours()
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_384", "swin_tiny_patch4_window7_224", "asmlp_tiny"])
+def test_the_usual_size_is_what_a_look_would_find(name: str) -> None:
+    assert usual_size(name) == backbone_info(name).size[0]
+    with pytest.raises(UserError, match="no such backbone"):
+        usual_size(name + "x")

@@ -2,9 +2,6 @@
 
 import hashlib
 import os
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -17,6 +14,7 @@ from ssl_vit.eval.embed import embed
 from ssl_vit.eval.features import Keep, extract
 from ssl_vit.eval.readout import Readout
 from tests.eval.conftest import MEAN, STD
+from tests.runs import finish_two, program
 
 READOUT = Readout(32, MEAN, STD, batch_size=8)
 
@@ -57,15 +55,16 @@ features.extract(backbone, open_source(sys.argv[2]), readout, device="cpu", keep
 def test_a_killed_extraction_goes_on_to_the_same_bytes(run, vit, images, tmp_path):
     source, readout = open_source(images / "train"), READOUT
     extract(vit, source, readout, device="cpu", keep=Keep(tmp_path / "whole"))
-    process = subprocess.Popen([sys.executable, "-c", SLOWLY, str(run), str(images / "train"), str(tmp_path / "cut")])
+    arguments = [str(run), str(images / "train"), str(tmp_path / "cut")]
+    process = program(SLOWLY, arguments, tmp_path / "said")
     state = tmp_path / "cut" / STATE
     deadline = time.monotonic() + 60
     while not (state.exists() and (np.load(state) == 1).sum() >= 16):
         assert time.monotonic() < deadline
-        assert process.poll() is None
+        assert process.exitcode is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     done = int((np.load(state) == 1).sum())
     assert 0 < done < len(source)
     extract(vit, source, readout, device="cpu", keep=Keep(tmp_path / "cut"))
@@ -76,15 +75,13 @@ def test_a_killed_extraction_goes_on_to_the_same_bytes(run, vit, images, tmp_pat
 def test_two_processes_write_the_file_of_one(run, images, tmp_path):
     """120 images and blocks of 64: one block each."""
     embed(run, images / "train", tmp_path / "one.npy")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "ssl_vit"]
-    command += ["embed", str(run), str(images / "train"), "--out", str(tmp_path / "two.npy")]
-    done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
+    command = ["embed", str(run), str(images / "train"), "--out", str(tmp_path / "two.npy")]
+    said = tmp_path / "said" / "two"
+    said.parent.mkdir()
+    assert finish_two(command, said) == [0, 0], said.read_text()
     assert (tmp_path / "two.npy").read_bytes() == (tmp_path / "one.npy").read_bytes()
     assert (tmp_path / "two.json").read_bytes() == (tmp_path / "one.json").read_bytes()
-    assert sorted(os.listdir(tmp_path)) == ["one.json", "one.npy", "two.json", "two.npy"]
+    assert sorted(os.listdir(tmp_path)) == ["one.json", "one.npy", "said", "two.json", "two.npy"]
 
 
 def test_a_folder_of_other_features_is_refused(vit, images, tmp_path):

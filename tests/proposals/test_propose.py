@@ -3,9 +3,6 @@
 import hashlib
 import pickle
 import re
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +12,7 @@ from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.proposals import create_prior
 from ssl_vit.proposals.propose import propose
 from ssl_vit.proposals.store import BOXES, Proposals
+from tests.runs import ended, program, wait_for
 
 # A prior that takes its time and says when it looks, over three blocks of images a row; arguments: images, folder.
 SLOWLY = """
@@ -35,8 +33,12 @@ propose.propose(open_source(sys.argv[1]), random.RandomBoxes(count=4, seed=3), s
 """
 
 
-def start(images, folder):
-    return subprocess.Popen([sys.executable, "-c", SLOWLY, str(images), str(folder)], stdout=subprocess.PIPE, text=True)
+def start(images, folder, said):
+    return program(SLOWLY, [str(images), str(folder)], said)
+
+
+def words(said):
+    return said.read_text().split() if said.exists() else []
 
 
 def digest(folder):
@@ -79,28 +81,25 @@ def test_other_settings_and_other_images_have_their_own_folder(pictures, tmp_pat
 def test_a_killed_process_loses_nothing_that_was_there(pictures, tmp_path):
     images = pictures / "train"
     propose(open_source(images), create_prior("random", count=4, seed=3), tmp_path / "whole", workers=0)
-    killed = start(images, tmp_path / "cut")
-    for line in killed.stdout:
-        if int(line) == 29:
-            break
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed = start(images, tmp_path / "cut", tmp_path / "killed")
+    wait_for(lambda: killed.exitcode is not None or "29" in words(tmp_path / "killed"))
+    killed.kill()
+    killed.join()
     (folder,) = (tmp_path / "cut").glob("random-????????????")
     with pytest.raises(UserError, match="of 48 images have no proposals yet"):
         Proposals(folder)
-    resumed = start(images, tmp_path / "cut")
-    said = resumed.stdout.read().split()
-    assert resumed.wait() == 0
-    assert said == [str(index) for index in range(24, 48)]  # three whole blocks of eight were there
+    assert ended(start(images, tmp_path / "cut", tmp_path / "resumed")) == 0
+    assert words(tmp_path / "resumed") == [
+        str(index) for index in range(24, 48)
+    ]  # three whole blocks of eight were there
     assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
 
 
 @pytest.mark.dist
 def test_a_second_process_waits_and_does_nothing_twice(pictures, tmp_path):
-    both = [start(pictures / "train", tmp_path) for _ in range(2)]
-    said = [process.communicate(timeout=600)[0].split() for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert sorted(map(len, said)) == [0, 48]
+    both = [start(pictures / "train", tmp_path, tmp_path / f"said{number}") for number in range(2)]
+    assert [ended(process) for process in both] == [0, 0]
+    assert sorted(len(words(tmp_path / f"said{number}")) for number in range(2)) == [0, 48]
     (folder,) = tmp_path.glob("random-????????????")
     expected = create_prior("random", count=4, seed=3)
     np.testing.assert_array_equal(Proposals(folder)[47], expected(np.zeros((4, 4, 3), np.uint8), 47))

@@ -18,7 +18,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from ssl_vit.training import ranks
 from tests.methods.settings import COMMON, SMALL
-from tests.runs import command, finish, finish_two, losses, process_of, steps_done, wait_for
+from tests.runs import command, ended, finish, finish_two, losses, process_of, program, steps_done, wait_for
 
 pytestmark = pytest.mark.dist
 
@@ -87,7 +87,7 @@ def test_keys_of_both_processes_are_contrasted(method: str, pictures: Path, tmp_
 
 def equal_losses(lines: list[list[str]], tmp_path: Path) -> None:
     """The first command in one process, the second in two."""
-    assert finish_two(lines[1], tmp_path / "said2") == [0, 0], (tmp_path / "said2").read_text()
+    assert finish_two([*lines[1], "--devices", "2"], tmp_path / "said2") == [0, 0], (tmp_path / "said2").read_text()
     assert finish(lines[0], tmp_path / "said1") == 0, (tmp_path / "said1").read_text()
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == 12
@@ -97,7 +97,7 @@ def equal_losses(lines: list[list[str]], tmp_path: Path) -> None:
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("rank", [pytest.param("0", marks=pytest.mark.slow), "1"])
 def test_a_killed_rank_takes_the_others_with_it(rank: str, pictures: Path, tmp_path: Path, mark: str) -> None:
     out, said = tmp_path / "run", tmp_path / "said"
     run = two_processes(command(pictures / "train", out, train__epochs=500, data__workers=1), said, mark)
@@ -170,13 +170,13 @@ def test_who_gives_no_answer_is_named_by_one(victim: int, tmp_path: Path) -> Non
         assert said[me].startswith(told) if victim == 0 or me == 0 else said[me] == ""
 
 
-def test_a_rank_that_is_lost_is_said_where_the_first_can_not_say_it() -> None:
+def test_a_rank_that_is_lost_is_said_where_the_first_can_not_say_it(tmp_path: Path) -> None:
     """It waits in a call that never comes back, as GPUs' collectives do."""
     script = (
         "import subprocess, sys, time\nfrom ssl_vit.training import ranks\nranks._GRACE = 0.5\n"
         "ranks.watch([subprocess.Popen(['sleep', '99']), subprocess.Popen(['sh', '-c', 'kill -9 $$'])])\ntime.sleep(99)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    said = tmp_path / "said"
+    assert ended(program(script, [], said)) == 1
     told = "ssl-vit: error: another process of this run was lost: rank 2 (killed by SIGKILL); go on with --resume\n"
-    assert done.stderr == told
+    assert said.read_text() == told

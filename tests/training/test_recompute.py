@@ -25,7 +25,7 @@ from tests.families import cheapest
 from tests.runs import Trap, command, finish, losses, weights
 from tests.test_families_train import resolved
 
-QUICK = {"vision_transformer", "swin_transformer", "resnet", "densenet", "convnext", "cswin", "volo", "hrnet"}
+QUICK = {"vision_transformer", "swin_transformer", "resnet", "convnext", "volo"}
 
 
 class Pass(NamedTuple):

@@ -23,7 +23,7 @@ def test_sharded_processes_learn_what_one_does(pictures: Path, tmp_path: Path) -
     val = ("--val", str(pictures / "val"))
     one = command(pictures / "train", tmp_path / "one", *val, **WITHOUT_BATCH_NORM)
     two = command(pictures / "train", tmp_path / "two", *val, **WITHOUT_BATCH_NORM | SHARDED)
-    assert finish_two(two, tmp_path / "said2") == [0, 0], (tmp_path / "said2").read_text()
+    assert finish_two([*two, "--devices", "2"], tmp_path / "said2") == [0, 0], (tmp_path / "said2").read_text()
     assert finish(one, tmp_path / "said1") == 0, (tmp_path / "said1").read_text()
     expected = losses(tmp_path / "one")
     assert max(expected) - min(expected) > 0.01, "nothing is compared where nothing changes"
@@ -48,7 +48,7 @@ def again(out: Path) -> None:
     for path in (out / "checkpoints").glob("step-000000012*"):
         path.rename(out / path.name)  # out of the way
     data = load_config([out / "config.yaml"]).data.path
-    assert finish_two(["pretrain", data, "--out", str(out), "--resume"], out / "said") == [0, 0]
+    assert finish_two(["pretrain", data, "--out", str(out), "--resume", "--devices", "2"], out / "said") == [0, 0]
     assert losses(out)[:8] == before[:8]
     assert (out / "COMPLETE").exists()
 
