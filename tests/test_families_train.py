@@ -35,7 +35,8 @@ SLOW = HEAVY | {
     *("lg_transformer", "linmapper", "lowformer", "nextvit", "rams_trans", "rdnet", "refiner", "regionvit", "repghost"),
     *("cat", "cmt", "dvt", "efficientvit_msra", "fastvit", "focalnet", "hrnet", "metaformer", "res2net", "rexnet"),
     *("selecsls", "sequencer", "shuffle", "shvit", "swiftformer", "swin_transformer_v2", "swin_transformer_v2_cr"),
-    *("tiny_vit", "tresnet"),
+    *("tiny_vit", "tresnet", "augvit", "convmixer", "cswin", "efficientformer_v2", "gcvit", "mvitv2", "nest", "p2t"),
+    *("pgt", "repvit", "xception", "xception_aligned"),
 }
 
 
