@@ -40,6 +40,40 @@ def warmup_cosine(peak: float, end: float, step: int, total: int, warmup: int) -
     return cosine(peak, end, step - warmup, total - warmup)
 
 
+def held(peak: float, end: float, step: int, total: int, warmup: int, cooldown: int) -> float:
+    """Linear from 0 to ``peak`` over ``warmup`` steps, then constant, then linear to ``end`` over the ``cooldown``.
+
+    With a cool-down this is warm-up, stable, decay (2404.06395); without, a constant rate.
+
+    >>> [round(held(1.0, 0.0, s, 110, 10, 20), 3) for s in (0, 9, 50, 90, 100, 110)]
+    [0.0, 1.0, 1.0, 1.0, 0.5, 0.0]
+    """
+    if step < warmup:
+        return linear(0.0, peak, step, warmup)
+    return end + (peak - end) * _left(step, total, cooldown)
+
+
+def rsqrt(peak: float, end: float, step: int, total: int, warmup: int, cooldown: int) -> float:
+    """As :func:`held`, but after the warm-up the rate falls with the root of the step (2106.04560).
+
+    It is ``peak`` at the end of the warm-up, half of that at four times its steps, a third at nine times; so a run can
+    be cooled down anywhere, or be made longer.
+
+    >>> [round(rsqrt(1.0, 0.0, s, 110, 10, 20), 3) for s in (0, 9, 10, 40, 90, 100, 110)]
+    [0.0, 1.0, 1.0, 0.5, 0.333, 0.158, 0.0]
+    """
+    if step < warmup:
+        return linear(0.0, peak, step, warmup)
+    start = max(1, warmup)
+    falling = peak / math.sqrt(1 + (step - warmup) / start)
+    return end + max(0.0, falling - end) * _left(step, total, cooldown)
+
+
+def _left(step: int, total: int, cooldown: int) -> float:
+    """What a cool-down over the last steps leaves of a rate, from 1 to 0."""
+    return min(1.0, max(0, total - step) / cooldown) if cooldown else 1.0
+
+
 def noise_seed(seed: int, step: int, rank: int) -> int:
     """The seed of a step's model noise (drop path, dropout), the same whenever the step is run.
 

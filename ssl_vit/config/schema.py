@@ -110,8 +110,9 @@ class BackboneConfig(Section):
 class OptimConfig(Section):
     """The optimiser and its schedules."""
 
-    optimizer: Auto[Literal["adamw", "sgd"]] = AUTO
-    """The optimiser."""
+    optimizer: Auto[Literal["adamw", "sgd", "adafactor", "lamb", "lars", "lion", "muon"]] = AUTO
+    """The optimiser: torch's AdamW or SGD, or timm's Adafactor (as in Scaling Vision Transformers: a quarter of AdamW's
+    memory), LAMB, LARS, Lion or Muon. Rates are chosen for AdamW or SGD: set optim.lr with the others."""
     lr: Auto[Positive] = AUTO
     """Peak learning rate, as used: already scaled to the batch size."""
     lr_batch: Count | None = None
@@ -120,11 +121,21 @@ class OptimConfig(Section):
     beta2: Auto[Momentum] = AUTO
     """AdamW's share of old squared gradients kept at each step; SGD has none."""
     min_lr: Auto[NonNegative] = AUTO
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end of the cosine, or of the cool-down."""
+    schedule: Literal["cosine", "rsqrt", "wsd", "constant"] = "cosine"
+    """What the learning rate does after its warm-up: cosine /~\\_ falls from the start to the last step; rsqrt /\\._\\
+    falls with the root of the step, then cools down; wsd /--\\ stays, then cools down; constant /--- stays."""
+    cooldown_epochs: Auto[NonNegative] = AUTO
+    """Epochs at the end in which the rate of rsqrt or wsd falls linearly to min_lr; a run can be cooled down from any
+    of their steps."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The learning rate of a layer of the backbone over that of the next; 1 for the same in all."""
     weight_decay: Auto[NonNegative] = AUTO
     """Weight decay at the start."""
     weight_decay_end: Auto[NonNegative] = AUTO
     """Weight decay at the end of its cosine."""
+    head_weight_decay: NonNegative | None = None
+    """Weight decay, constant, of what is trained beside the backbone; null: as the backbone's."""
     warmup_epochs: Auto[NonNegative] = AUTO
     """Epochs in which the learning rate rises linearly from 0."""
     clip: Auto[NonNegative] = AUTO
@@ -183,6 +194,15 @@ class TrainConfig(Section):
     checkpoint_activations: bool = False
     """Keep less of the forward pass for the backward pass and compute it again there: the same numbers with less
     memory, in about a third more time."""
+    diversify: NonNegative = 0.0
+    """Weight of losses that keep the patches of an image apart in the last layer (patch diversification; paper: 1):
+    their absolute cosine, and with blocks of one width each patch's contrast with itself in the first. 0 = off."""
+    ema: Momentum = 0.0
+    """Share of itself that a moving average of the trained backbone keeps at each step, for methods without a teacher
+    to export (0.999 in long runs); it is exported beside the last weights, as export-ema. 0 = none."""
+    swa: Fraction = 0.0
+    """Last share of the run over whose steps the trained backbone's weights are averaged (stochastic weight averaging;
+    0.25), exported beside the last ones, as export-swa. 0 = none."""
 
 
 class HealthConfig(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.data.mixup import Mixup
 from timm.optim._optim_factory import create_optimizer_v2
 from torch import nn
 
@@ -20,6 +20,7 @@ from ssl_vit.data.evalset import EvalDataset, EvalLoader
 from ssl_vit.data.loader import steps_per_epoch
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import RunFailed, UserError
+from ssl_vit.eval import finetune_recipe as recipe
 from ssl_vit.eval.augmented import SCALE, crops
 from ssl_vit.eval.features import evaluating
 from ssl_vit.eval.job import Job, Outcome
@@ -31,7 +32,7 @@ from ssl_vit.eval.readout import Readout
 from ssl_vit.progress import progress
 from ssl_vit.schedules import warmup_cosine
 
-WEIGHT_DECAY, SMOOTHING, WARMUP = 0.05, 0.1, 0.05  # the last: share of the steps
+WARMUP = 0.05  # share of the steps
 
 
 def score(job: Job, asked: Finetune) -> Outcome:
@@ -43,47 +44,39 @@ def score(job: Job, asked: Finetune) -> Outcome:
     job.sides["val"] = Side(len(correct), left_out, str(val.fingerprint["sha256"]))
     settings = {
         "classifier": "the whole network and timm's own head",
-        "optimizer": f"AdamW, lr {asked.lr} x batch / 256, layer decay {asked.layer_decay}, "
-        f"weight decay {WEIGHT_DECAY}",
+        "optimizer": f"{'AdamW' if asked.optimizer == 'adamw' else 'SGD'}, lr {asked.lr} x batch / 256, layer decay "
+        f"{asked.layer_decay}, weight decay {asked.weight_decay}",
         "schedule": f"{asked.epochs} epochs, batch {asked.batch}, {WARMUP:.0%} of them warming up, cosine to 0",
         "train_transform": f"random crop of {SCALE} of the area, mirrored half the time",
-        "mixing": f"mixup {asked.mixup}, cutmix {asked.cutmix}, labels smoothed by {SMOOTHING}",
-    }
+    } | recipe.said(asked)
     return Outcome({"top1": percent(correct)}, settings, seed=job.seed, correct=correct)
 
 
 def fitted(job: Job, source: Source, asked: Finetune) -> nn.Module:
     """A copy of the job's network gets a new head, [B, 3, S, S] -> [B, C], and learns the whole source."""
-    readout, device, classes = job.readout, job.device, len(source.classes)
-    batch, lr = asked.batch, asked.lr
+    readout, device, batch = job.readout, job.device, asked.batch
     loader = crops(source, readout.image_size, asked.epochs, batch, job.seed, device)
     torch.manual_seed(job.seed)
-    model: Any = copy.deepcopy(job.backbone.get_submodule("model"))
-    if not hasattr(model, "reset_classifier"):
-        raise UserError(
-            f"{job.backbone.info.name}: timm can't give it a classifier to fine-tune; use ssl-vit eval linear"
-        )
-    model.reset_classifier(classes)
-    model.to(device).train()
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=WEIGHT_DECAY, layer_decay=asked.layer_decay)
-    mix: Any = Mixup(  # type: ignore[no-untyped-call]  # timm has no types for it
-        mixup_alpha=asked.mixup,
-        cutmix_alpha=asked.cutmix,
-        prob=float(asked.mixup > 0 or asked.cutmix > 0),
-        label_smoothing=SMOOTHING,
-        num_classes=classes,
-    )
+    model = _with_head(job, len(source.classes), asked)
+    distillation = recipe.Distillation(job, source, asked) if asked.distill != "none" else None
+    optimizer = _optimizer(model, asked)
+    mix, augment = recipe.mixing(asked, len(source.classes)), recipe.augmenting(asked)
     labels = torch.from_numpy(source.labels).long()
     total, per_epoch = len(loader), steps_per_epoch(len(source), batch)
     with seeded(job.seed), progress("fine-tuning", total * batch) as advance:
         for step, each in enumerate(loader):
-            rate = warmup_cosine(lr * batch / 256, 0.0, step + 1, total, max(1, round(WARMUP * total)))
+            rate = warmup_cosine(asked.lr * batch / 256, 0.0, step + 1, total, max(1, round(WARMUP * total)))
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
+            augment(each)
             images = to_views(each, readout.mean, readout.std, device)[0]
             images, targets = mix(images, labels[each.index].to(device))
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=readout.precision == "bfloat16"):
-                loss = nn.functional.cross_entropy(model(images).float(), targets)
+                found = model(images)
+            if distillation is not None:
+                loss = distillation.loss(found, targets, images)
+            else:
+                loss = nn.functional.cross_entropy(found.float(), targets)
             if not torch.isfinite(loss):
                 raise RunFailed(f"finetune: the loss is {loss.item()} in epoch {step // per_epoch}; lower --lr")
             optimizer.zero_grad()
@@ -91,6 +84,26 @@ def fitted(job: Job, source: Source, asked: Finetune) -> nn.Module:
             optimizer.step()
             advance(len(each.index))
     return model  # type: ignore[no-any-return]  # a module of timm's, which has no types
+
+
+def _with_head(job: Job, classes: int, asked: Finetune) -> Any:
+    """A copy of the job's network, in training mode, with a new head."""
+    model: Any = copy.deepcopy(job.backbone.get_submodule("model"))
+    if not hasattr(model, "reset_classifier"):
+        raise UserError(
+            f"{job.backbone.info.name}: timm can't give it a classifier to fine-tune; use ssl-vit eval linear"
+        )
+    model.reset_classifier(classes)
+    recipe.drop(model, asked.drop)
+    if asked.distill != "none":
+        recipe.with_token(model, job.backbone.info.name)
+    return model.to(job.device).train()
+
+
+def _optimizer(model: nn.Module, asked: Finetune) -> torch.optim.Optimizer:
+    """AdamW, or SGD with momentum 0.9, with timm's layer decay."""
+    options: dict[str, Any] = {"lr": asked.lr, "weight_decay": asked.weight_decay, "layer_decay": asked.layer_decay}
+    return create_optimizer_v2(model, opt="adamw" if asked.optimizer == "adamw" else "momentum", **options)
 
 
 def scored(model: nn.Module, source: Source, readout: Readout, device: torch.device) -> tuple[NDArray[np.bool_], int]:
@@ -111,10 +124,12 @@ def scored(model: nn.Module, source: Source, readout: Readout, device: torch.dev
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, numpy's global generator, from which timm's mixup draws, has this seed; it is left as it was."""
-    before = np.random.get_state()
+    """Inside, the global generators that timm's augmentation draws from have this seed; they are left as they were."""
+    before = np.random.get_state(), random.getstate()
     np.random.seed(seed)
+    random.seed(seed)
     try:
         yield
     finally:
-        np.random.set_state(before)
+        np.random.set_state(before[0])
+        random.setstate(before[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ssl_vit.run.prepare import pixels_of, role
 from ssl_vit.run.workspace import RunWorkspace
 from ssl_vit.training.checkpoint import checkpoint_path, prune
 from ssl_vit.training.health import Verdict
+from ssl_vit.training.looks.average import Average
 from ssl_vit.training.looks.metrics import last_knn
 
 log = logging.getLogger("ssl_vit")
@@ -51,20 +53,38 @@ class RunResult:
 
 
 def finish(
-    config: ResolvedConfig, method: Method, workspace: RunWorkspace, steps: int, verdict: Verdict | None, bad_files: int
+    config: ResolvedConfig,
+    method: Method,
+    workspace: RunWorkspace,
+    steps: int,
+    verdict: Verdict | None,
+    bad_files: int,
+    averages: Sequence[Average] = (),
 ) -> RunResult:
-    """Export the backbone, write the method's other artefacts, and then say that the run is complete."""
+    """Export the backbone, its averages, the method's other artefacts, and then say that the run is complete."""
     out, backbone = workspace.folder, method.exported()
     _sweep(out, steps)
     folder = out / "export"
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed after exporting
     assert isinstance(backbone, AdaptedBackbone)  # the one adapter
     backbone.info = replace(backbone.info, mean=config.data.mean, std=config.data.std)
-    exported = hand_over(backbone, folder, "timm", _description(config, method, out, steps, verdict, bad_files))
+    description = _description(config, method, out, steps, verdict, bad_files)
+    exported = hand_over(backbone, folder, "timm", description)
+    for average in averages:
+        _export_average(average, out, description)
     method.artefacts(workspace)
     summary = {"steps": steps, "verdict": verdict._asdict() if verdict else None, "bad_files": bad_files}
     write_atomically(out / "COMPLETE", lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
     return RunResult(out, steps, verdict, bad_files, exported, detector_of(out))
+
+
+def _export_average(average: Average, out: Path, description: dict[str, Any]) -> None:
+    """Write RUN/export-NAME; nothing where no step is in it."""
+    folder = out / f"export-{average.name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    if (backbone := average.backbone()) is not None:
+        hand_over(backbone, folder, "timm", description | {"encoder": f"student, {average.name} of its weights"})
+        log.info("an average of the weights is in %s", folder)
 
 
 def _sweep(out: Path, steps: int) -> None:

@@ -70,6 +70,7 @@ def resolve_config(
     part = resolver.tree["backbone"]
     info = backbone_info(part["name"], image_size=part["image_size"], model_args=part["args"])
     _choose_run(resolver, facts)
+    _choose_cooldown(resolver)
     _scale_rate(resolver)
     given = _situation(resolver, facts, info, weights)
     recipe = config.method.choose(given)
@@ -268,6 +269,16 @@ def _made_for(config: RunConfig, resolver: _Resolver) -> int | None:
     """The batch that the rate fits, so that the run's configuration is a recipe too; None of a user's rate."""
     known = "lr" in config.optim.undecided() or config.optim.lr_batch is not None
     return resolver.get("train.batch_size") if known else None
+
+
+def _choose_cooldown(resolver: _Resolver) -> None:
+    """What other schedules don't have is not worth a line."""
+    schedule, share = resolver.get("optim.schedule"), 0.2
+    if schedule in ("rsqrt", "wsd"):
+        epochs = share * resolver.get("train.epochs")
+        resolver.decide("optim.cooldown_epochs", epochs, f"a fifth of the run, to end {schedule}")
+    elif resolver.get("optim.cooldown_epochs") == "auto":
+        resolver.tree["optim"]["cooldown_epochs"] = 0.0
 
 
 def _choose_compile(resolver: _Resolver, facts: Facts) -> None:

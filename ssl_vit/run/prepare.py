@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ssl_vit.backbones import create_backbone
+from ssl_vit.backbones.diversity import diversify
 from ssl_vit.checkpoints.inspection import Inspection
 from ssl_vit.checkpoints.load import put
 from ssl_vit.config import ResolvedConfig
@@ -17,8 +18,10 @@ from ssl_vit.eval.online import OnlineScore
 from ssl_vit.eval.readout import Readout
 from ssl_vit.methods import method_class
 from ssl_vit.methods.method import Method
+from ssl_vit.run.techniques import check_averages
 from ssl_vit.training.advice import advice_for
 from ssl_vit.training.cpu.faulty_kernels import avoid_faulty_kernels
+from ssl_vit.training.looks.average import Average
 from ssl_vit.training.looks.checkup import Checkup
 from ssl_vit.training.looks.knn import OnlineKnn
 from ssl_vit.training.looks.look import Look
@@ -50,6 +53,8 @@ def build_method(config: ResolvedConfig, weights: Inspection | None = None) -> M
     backbone.info = replace(backbone.info, mean=config.data.mean, std=config.data.std)
     built = method(config.method, backbone, part.image_size)
     avoid_faulty_kernels(built)
+    if config.train.diversify > 0:
+        diversify(built, config.train.diversify)
     if config.train.checkpoint_activations:
         train = config.train
         lean = train.lean_cpu and train.precision == "bf16-mixed" and not torch.cuda.is_available()
@@ -69,6 +74,14 @@ def new_method(config: ResolvedConfig, weights: Inspection | None) -> Method:
 def role(method: Method) -> str:
     """Which of a method's networks is exported and scored: what is trained is the student."""
     return "student" if any(weight.requires_grad for weight in method.exported().parameters()) else "teacher"
+
+
+def new_averages(config: ResolvedConfig, method: Method) -> list[Average]:
+    """The averages of weights that a run keeps beside the last ones; UserError where the method exports no others."""
+    check_averages(config, role(method))
+    ema, swa = config.train.ema, config.train.swa
+    found = [Average("ema", method, momentum=ema)] if ema else []
+    return found + ([Average("swa", method, share=swa)] if swa else [])
 
 
 def new_looks(

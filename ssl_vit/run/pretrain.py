@@ -31,7 +31,7 @@ from ssl_vit.run.facts import gather_facts
 from ssl_vit.run.finish import RunResult, completed, finish
 from ssl_vit.run.folder import Compared, as_before, check_same, check_settings, clear, identity, logged, open_folder
 from ssl_vit.run.plan import Decision, resolve_config, start_weights
-from ssl_vit.run.prepare import metrics_of, new_looks, new_method, pixels_of
+from ssl_vit.run.prepare import metrics_of, new_averages, new_looks, new_method, pixels_of
 from ssl_vit.run.workspace import RunWorkspace
 from ssl_vit.training.checkpoint import Checkpoints, checkpoint_path, go_on_from, newest_checkpoint
 from ssl_vit.training.compiler import compiling
@@ -199,6 +199,7 @@ class _Run:
         self.world = train.devices * train.nodes
         self.per_epoch = steps_per_epoch(len(self.source), train.batch_size)
         self.total = train.epochs * self.per_epoch
+        self.averages = new_averages(self.config, self.method)
 
     def train(self, resume: bool) -> RunResult:
         """Prepare, train from the newest checkpoint or the start, and hand over what was learnt."""
@@ -215,7 +216,8 @@ class _Run:
             same_images(fabric, self.source.fingerprint)
             whole, verdict, bad_files = self._learn(fabric, workspace, checkpoint)
             with stoppable(self.goes_on("after the last step, before the export was whole")):
-                done = finish(self.config, whole, workspace, self.total, verdict, bad_files) if first else None
+                ends = (self.config, whole, workspace, self.total, verdict, bad_files, self.averages)
+                done = finish(*ends) if first else None
             fabric.barrier()  # the other ranks read what the first has written
         found = done or completed(self.out)
         assert found is not None  # as the first process has just said so
@@ -231,7 +233,7 @@ class _Run:
             start = int(checkpoint.stem.removeprefix("step-"))
         metrics = metrics_of(self.out, start, fabric.is_global_zero)
         checkup, looks = new_looks(config, self.method, (self.source, self.val), self.per_epoch, metrics)
-        looks.append(LostSteps(self.out, self.source))
+        looks += [LostSteps(self.out, self.source), *self.averages]
         if checkpoint is not None:
             go_on_from(checkpoint, learner, looks)
         if config.train.compile:

@@ -22,6 +22,12 @@ def check_spans(config: RunConfig, steps: int) -> None:
             f"optim.warmup_epochs: {warmup:g} epochs of warm-up in a run of {epochs}: the learning rate would get to "
             f"{share:.2g} of optim.lr; {_shorter('optim.warmup_epochs', epochs)}"
         )
+    cooldown = config.optim.cooldown_epochs
+    if warmup <= epochs < warmup + cooldown:
+        problems.append(
+            f"optim.schedule: {config.optim.schedule} takes {warmup:g} epochs of warm-up and {cooldown:g} of cool-down "
+            f"in a run of {epochs}; {_shorter('optim.cooldown_epochs', epochs)}"
+        )
     for key, span in config.method.spans().items():
         if span > epochs or (span == epochs and key.startswith("method.freeze")):
             problems.append(f"{key}: {span:g} epochs in a run of {epochs}, which ends before; {_shorter(key, epochs)}")

@@ -14,8 +14,20 @@ def check_techniques(config: RunConfig) -> None:
             f"optim.sam_rho: {optim.sam_rho:g}; its two gradients can't share the loss scale of 16-mixed; set "
             "train.precision=bf16-mixed or 32-true, or optim.sam_rho=0"
         )
+    if (train.ema or train.swa) and train.strategy == "fsdp":
+        raise UserError("train.strategy: fsdp has no device with all weights to average; leave out train.ema and .swa")
     if optim.sam_rho > 0 and train.strategy == "fsdp" and not optim.sam_global:
         raise UserError(
             f"optim.sam_rho: {optim.sam_rho:g}; with train.strategy=fsdp no device has all weights to move by itself; "
             "set optim.sam_global=true"
+        )
+
+
+def check_averages(config: RunConfig, role: str) -> None:
+    """UserError where an average is asked for of what is one already; role: "student" or "teacher", as is exported."""
+    asked = [key for key in ("ema", "swa") if getattr(config.train, key)]
+    if asked and role == "teacher":
+        raise UserError(
+            f"train.{asked[0]}: {config.method.name} exports its teacher, which is an average of the student's steps; "
+            f"leave train.{asked[0]} out"
         )

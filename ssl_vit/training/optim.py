@@ -3,45 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any
 
 import torch
+from timm.optim._optim_factory import create_optimizer_v2
+from timm.optim._param_groups import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+from ssl_vit.backbones.adapter import AdaptedBackbone
 
 SLOW = 0.1  # of the rate, for parameters that a method names
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
+def parameter_groups(
+    model: nn.Module, layer_decay: float = 1.0, head_weight_decay: float | None = None
+) -> list[dict[str, Any]]:
     """The groups of an optimiser: weights, which decay, and biases and 1-D parameters, which don't (as in DINO's code).
 
     A model may have an attribute ``slow``, parts of the names of parameters that learn at a tenth of the rate: they
-    come in two groups of their own.
+    come in groups of their own. layer_decay: the rate of a backbone's layer over that of the next one; what is on top
+    of the backbone, heads and all, has the whole rate. head_weight_decay: that of all but backbones, where it is
+    another one.
     """
     slow: tuple[str, ...] = getattr(model, "slow", ())
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    late = [any(part in name for part in slow) for name, _ in trained]
-    groups = _by_decay([each for each, slowly in zip(trained, late, strict=True) if not slowly])
-    if any(late):
-        apart = _by_decay([each for each, slowly in zip(trained, late, strict=True) if slowly])
-        groups += [group | {"scale": SLOW} for group in apart]
+    scales, bodies = layer_scales(model, layer_decay), _of_backbones(model)
+    kinds: dict[tuple[float, bool], list[tuple[str, nn.Parameter]]] = {(1.0, False): []}
+    for name, p in trained:
+        scale = scales.get(p, 1.0) * (SLOW if any(part in name for part in slow) else 1.0)
+        head = head_weight_decay is not None and p not in bodies
+        kinds.setdefault((scale, head), []).append((name, p))
+    groups = []
+    for (scale, head), named in kinds.items():
+        own = {"scale": scale} if scale != 1 else {}
+        fixed = {"decays": False, "weight_decay": head_weight_decay} if head else {}
+        decaying, rest = _by_decay(named)
+        groups += [decaying | own | fixed, rest | own]
     return groups
 
 
-def _by_decay(named: list[tuple[str, nn.Parameter]]) -> list[dict[str, object]]:
+def layer_scales(model: nn.Module, layer_decay: float) -> dict[nn.Parameter, float]:
+    """The share of the learning rate of each weight of a trained backbone, by timm's idea of its layers."""
+    if layer_decay == 1:
+        return {}
+    found: dict[nn.Parameter, float] = {}
+    for backbone in (module for module in model.modules() if isinstance(module, AdaptedBackbone)):
+        for group in param_groups_layer_decay(backbone.model, layer_decay=layer_decay):
+            found |= dict.fromkeys(group["params"], group["lr_scale"])
+    return found
+
+
+def _of_backbones(model: nn.Module) -> set[nn.Parameter]:
+    return {p for module in model.modules() if isinstance(module, AdaptedBackbone) for p in module.parameters()}
+
+
+def _by_decay(named: list[tuple[str, nn.Parameter]]) -> tuple[dict[str, Any], dict[str, Any]]:
     decay = [p for name, p in named if p.ndim > 1 and not name.endswith(".bias")]
     rest = [p for name, p in named if p.ndim <= 1 or name.endswith(".bias")]
-    return [{"params": decay, "decays": True}, {"params": rest, "decays": False, "weight_decay": 0.0}]
+    return {"params": decay, "decays": True}, {"params": rest, "decays": False, "weight_decay": 0.0}
 
 
 def make_optimizer(
-    model: nn.Module, name: Literal["adamw", "sgd"], lr: float, beta2: float = 0.999
+    model: nn.Module,
+    name: str,
+    lr: float,
+    beta2: float = 0.999,
+    layer_decay: float = 1.0,
+    head_weight_decay: float | None = None,
 ) -> torch.optim.Optimizer:
-    """AdamW (1711.05101; beta1 0.9) or SGD with momentum 0.9, both in torch's fused kernels."""
-    groups = parameter_groups(model)
+    """AdamW (1711.05101; beta1 0.9) or SGD with momentum 0.9, both in torch's fused kernels, or one of timm's.
+
+    Adafactor is that of 2106.04560: momentum in bfloat16, squares factored and their share kept at most 0.999, no
+    relative step and no clipping. The last two are those of `parameter_groups`.
+    """
+    groups = parameter_groups(model, layer_decay, head_weight_decay)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), fused=True)
-    return with_momentum(torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=True))
+    if name == "sgd":
+        return with_momentum(torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=True))
+    groups = [group for group in groups if group["params"]]
+    if name == "adafactor":
+        return create_optimizer_v2(groups, opt="adafactorbv", lr=lr, weight_decay=0.0, min_dim_size_to_factor=32)
+    more: dict[str, Any] = {"betas": (0.9, beta2)} if name == "lamb" else {}
+    return create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=0.0, **more)
 
 
 def with_momentum(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -21,7 +21,7 @@ from ssl_vit.backbones.penalties import Noted, Penalties, collecting
 from ssl_vit.config import ResolvedConfig
 from ssl_vit.data.batch import Batch, to_views
 from ssl_vit.methods.method import Method, Progress, Step
-from ssl_vit.schedules import cosine, noise_seed, warmup_cosine
+from ssl_vit.schedules import cosine, held, noise_seed, rsqrt, warmup_cosine
 from ssl_vit.training.accumulate import joined, joined_rows
 from ssl_vit.training.buffers import Buffers
 from ssl_vit.training.cpu.bfloat16 import lean_bfloat16
@@ -84,7 +84,8 @@ class Learner:
         self.buffers, self.ascent = Buffers(method), Buffers(method)
         self.infinite = {name for name, each in method.named_buffers() if not all_finite([each])}  # by design: masks
         optim = config.optim
-        self.optimizer = make_optimizer(method, optim.optimizer, optim.lr, optim.beta2)
+        groups = (optim.layer_decay, optim.head_weight_decay)
+        self.optimizer = make_optimizer(method, optim.optimizer, optim.lr, optim.beta2, *groups)
         self._optimizer: Any = fabric.setup_optimizers(self.optimizer)
 
     @property
@@ -101,9 +102,13 @@ class Learner:
         return Progress(step, self.total, self.per_epoch, self.config.train.accumulate)
 
     def learning_rate(self, step: int) -> float:
-        """Rise linearly while warming up, then follow a cosine."""
+        """Rise linearly while warming up, then follow ``optim.schedule``."""
         optim = self.config.optim
-        return warmup_cosine(optim.lr, optim.min_lr, step, self.total, self.warmup)
+        ends = (optim.lr, optim.min_lr, step, self.total, self.warmup)
+        if optim.schedule == "cosine":
+            return warmup_cosine(*ends)
+        cooldown = 0 if optim.schedule == "constant" else round(optim.cooldown_epochs * self.per_epoch)
+        return (rsqrt if optim.schedule == "rsqrt" else held)(*ends, cooldown)
 
     def weight_decay(self, step: int) -> float:
         """Follow a cosine from the first value to the last."""

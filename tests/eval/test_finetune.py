@@ -1,18 +1,21 @@
 """Training on crops, of a head alone and of the whole network: against plain torch, and what may not change."""
 
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from ssl_vit.data.batch import to_views
 from ssl_vit.data.sources import open_source
 from ssl_vit.errors import UserError
+from ssl_vit.eval import finetune_recipe
 from ssl_vit.eval.api import evaluate, outcome_of
 from ssl_vit.eval.augmented import crops, fit_augmented
 from ssl_vit.eval.features import evaluating
-from ssl_vit.eval.finetune import fitted, scored
+from ssl_vit.eval.finetune import fitted, scored, seeded
 from ssl_vit.eval.job import Job
 from ssl_vit.eval.kinds.finetune import Finetune
 from ssl_vit.eval.readout import Readout, read_out
@@ -103,3 +106,78 @@ def test_a_network_left_in_train_mode_is_scored_in_evaluation_mode(images):
     assert all(layer.training for layer in model)
     assert float(model[0].running_mean[0]) == 0.5
     assert left_out == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "mixup", "layers", "magnitude"),
+    [
+        ("none", 0.0, 0, 0),
+        ("light1", 0.0, 2, 0),
+        ("light2", 0.2, 2, 10),
+        ("medium1", 0.2, 2, 15),
+        ("medium2", 0.5, 2, 15),
+        ("strong1", 0.5, 2, 20),
+        ("strong2", 0.8, 2, 20),
+    ],
+)
+def test_presets_are_those_of_augreg(name, mixup, layers, magnitude):
+    """What timm's own mixup and RandAugment are given."""
+    asked = Finetune(preset=name, mixup=0.9, cutmix=0.9)
+    mix = finetune_recipe.mixing(asked, 3)
+    assert (mix.mixup_alpha, mix.cutmix_alpha, mix.label_smoothing) == (mixup, 0.0, 0.0)
+    assert mix.mix_prob == float(mixup > 0)
+    with patch.object(finetune_recipe, "rand_augment_transform") as made:
+        finetune_recipe.augmenting(asked)
+    said = [call.args[0] for call in made.call_args_list]
+    assert said == ([f"rand-m{magnitude}-n{layers}-p1-mmax20"] if layers else [])
+
+
+def test_randaugment_changes_the_crops_that_are_learnt_from(images):
+    (batch,) = crops(open_source(images / "train"), 32, 1, 120, 0, CPU)
+    before = batch.pixels.clone()
+    finetune_recipe.augmenting(Finetune(preset="none"))(batch)
+    assert batch.pixels.equal(before)
+    with seeded(0):
+        finetune_recipe.augmenting(Finetune(preset="strong2"))(batch)
+    changed = (batch.views[0] != before.view_as(batch.places[0])[0].permute(0, 3, 1, 2)).flatten(1).any(1)
+    assert changed.float().mean() > 0.5
+
+
+def test_dropout_and_depth_are_set_where_timm_has_them():
+    model = timm.create_model("vit_tiny_patch16_224", depth=3, num_classes=0)
+    finetune_recipe.drop(model, 0.1)
+    depths = [getattr(block.drop_path1, "drop_prob", None) for block in model.blocks]
+    assert depths == pytest.approx([0.0, 0.05, 0.1])
+    assert model.blocks[0].mlp.drop1.p == 0.1
+    assert model.blocks[0].attn.attn_drop.p == 0.0
+
+
+def test_distillation_is_deits():
+    torch.manual_seed(0)
+    of_class, of_token, teacher = torch.randn(3, 4, 5).double()
+    targets = torch.eye(5).double()[[0, 1, 2, 3]]
+    plain = -(targets * of_class.log_softmax(1)).sum(1).mean()
+    chosen = -of_token.log_softmax(1)[torch.arange(4), teacher.argmax(1)].mean()
+    hard = finetune_recipe.distilled(of_class, of_token, targets, teacher, soft=False)
+    torch.testing.assert_close(hard, (plain + chosen) / 2, rtol=0, atol=1e-12)
+    wanted = (teacher / 3).softmax(1)
+    divergence = (wanted * (wanted.log() - (of_token / 3).log_softmax(1))).sum(1).mean()
+    soft = finetune_recipe.distilled(of_class, of_token, targets, teacher, soft=True)
+    torch.testing.assert_close(soft, 0.9 * plain + 0.1 * 9 * divergence, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_a_token_learns_what_a_teacher_says(kind, run, images, tmp_path):
+    sides = {"train": images / "train", "val": images / "val"}
+    with pytest.raises(UserError, match=r"has no distillation token .*deit_tiny_distilled_patch16_224"):
+        evaluate("finetune", run, **sides, epochs=1, batch=24, distill=kind, teacher=str(run))
+    torch.manual_seed(0)
+    args = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 0}
+    model = timm.create_model("deit_tiny_distilled_patch16_224", **args)
+    timm.models.save_for_hf(model, tmp_path / "deit", model_args={key: args[key] for key in list(args)[:-1]})
+    with pytest.raises(UserError, match="needs --teacher"):
+        evaluate("finetune", tmp_path / "deit", **sides, epochs=1, batch=24, distill=kind)
+    more = {"preset": "light2", "optimizer": "sgd", "drop": 0.1, "teacher": str(run), "lr": 0.015}
+    found = evaluate("finetune", tmp_path / "deit", **sides, epochs=2, batch=24, distill=kind, **more)
+    assert 0 <= found["finetune"]["top1"] <= 100
+    assert kind in found["protocol"]["distillation"]

@@ -29,7 +29,9 @@ WRONG = {  # a value outside each setting's range
     "detection": {"detector": "yolo", "seeds": (1, 1), "share": (0, 50), "steps": 0, "size": "large", "batch": 0}
     | {"lr": 0, "backbone_lr": -1e-3, "train_images": "", "val_images": "", "max_bad": 2},
     "fewshot": {"shots": (1, 0), "share": (100,), "draws": 1} | FEATURES,
-    "finetune": {"epochs": 0, "batch": 3, "lr": 0, "layer_decay": 1.5, "mixup": -0.1, "cutmix": math.inf} | FEATURES,
+    "finetune": {"epochs": 0, "batch": 3, "lr": 0, "layer_decay": 1.5, "mixup": -0.1, "cutmix": math.inf}
+    | {"preset": "light3", "optimizer": "adam", "weight_decay": -1, "drop": 1, "distill": "warm", "teacher": ""}
+    | FEATURES,
     "grid": {"depths": ()} | FEATURES,
     "knn": {"k": (20, 0), "temperature": (0.07, 0)} | FEATURES,
     "labelfree": {"k": 0, "views": 1} | FEATURES,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -21,6 +21,8 @@ def _even(batch: int) -> int:
 
 
 Even = Annotated[Count, AfterValidator(_even)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -40,6 +42,18 @@ class Finetune(FeatureKind):
     """Alpha of mixup (MAE: 0.8); 0 for none."""
     cutmix: Number[NonNegative] = 1.0
     """Alpha of CutMix (MAE: 1.0); 0 for none."""
+    preset: Literal["own", "none", "light1", "light2", "medium1", "medium2", "strong1", "strong2"] = "own"
+    """AugReg's mixup and RandAugment (arXiv 2106.10270), instead of mixup, cutmix and smoothed labels; own: those."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """The optimiser; AugReg fine-tunes by sgd with momentum 0.9, at 0.015 and 0.005 (0.03 and 0.01 for 512 images)."""
+    weight_decay: Number[NonNegative] = 0.05
+    """Weight decay (MAE: 0.05; AugReg: 0.1 or 0.03)."""
+    drop: Number[Rate] = 0.0
+    """Dropout and, in the last block, stochastic depth (AugReg: 0 or 0.1)."""
+    distill: Literal["none", "hard", "soft"] = "none"
+    """Learn a teacher's word too, by the distillation token of a *_distilled network (DeiT, arXiv 2012.12877)."""
+    teacher: Text = "none"
+    """A run or a file of weights, the teacher of distill; a linear classifier on it learns train before."""
 
     def score(self, job: Job) -> Outcome:
         """Top-1 in percent of the network after the last step."""
