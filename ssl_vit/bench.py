@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_vit.config import ResolvedConfig, RunConfig, check_data
@@ -25,6 +24,7 @@ from ssl_vit.process import keep_memory
 from ssl_vit.report.speed import Parts
 from ssl_vit.run.plan import resolve_for
 from ssl_vit.run.prepare import new_method, pixels_of
+from ssl_vit.run.speed import AnyBoxes
 from ssl_vit.training.compiler import compiling
 from ssl_vit.training.fabric import new_fabric
 from ssl_vit.training.memory import enough_memory, less, memory_is_short
@@ -134,14 +134,6 @@ class _Steps:
         self.seconds[part] += time.perf_counter() - start
 
 
-class _AnyBoxes:
-    """Regions for methods that need some: which ones does not change the time."""
-
-    def __getitem__(self, index: int) -> NDArray[np.float32]:
-        corners = sample_rng(0, 0, index).random((32, 2, 2)).astype(np.float32)
-        return np.sort(corners, axis=1).reshape(-1, 4)
-
-
 def _loader(source: Source, step: _Steps, workers: int | None = None) -> Any:
     config = step.config
     return build_loader(
@@ -153,7 +145,7 @@ def _loader(source: Source, step: _Steps, workers: int | None = None) -> Any:
         workers=config.data.workers if workers is None else workers,
         pin_memory=step.device.type == "cuda",
         max_bad=config.data.max_bad,
-        regions=_AnyBoxes(),
+        regions=AnyBoxes(),
     )
 
 

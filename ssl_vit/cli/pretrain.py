@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,20 @@ from ssl_vit.process import is_other_rank, notices_wait
 from ssl_vit.terminal import tell
 from ssl_vit.wording import expected
 
-METAVARS = {"--method": "NAME", "--backbone": "NAME", "--weights": "FILE", "--val": "DIR", "--precision": "P"}
+METAVARS = {
+    "--method": "NAME",
+    "--backbone": "NAME",
+    "--weights": "FILE",
+    "--val": "DIR",
+    "--precision": "P",
+    "--time": "TIME",
+}
 # The others take a number.
 
 
 def pretrain(argv: list[str]) -> None:
     """Pretrain a backbone on a folder of images without labels."""
+    begun = time.monotonic()
     parser = _parser(argv)
     args = parser.parse(argv)
     if "allow_data_change" in args and not args.resume:
@@ -51,6 +60,8 @@ def pretrain(argv: list[str]) -> None:
 
         try:
             allowed: dict[str, Any] = {"allow_data_change": True} if "allow_data_change" in args else {}
+            if config.train.time is not None:
+                allowed["begun"] = begun
             done = run.pretrain(config, args.out, resume=resume, overwrite=args.overwrite and not resume, **allowed)
         except StoppedError as error:
             if other_rank:  # the first one says it

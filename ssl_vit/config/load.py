@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from ssl_vit import plugins
 from ssl_vit.config.document import KeyPath, dump_tree, read_file, read_text, scalar
 from ssl_vit.config.problems import known_keys, mistakes, takes_text
-from ssl_vit.config.schema import DEFAULT_METHOD, RunConfig
+from ssl_vit.config.schema import DEFAULT_METHOD, RunConfig, as_minutes
 from ssl_vit.errors import ConfigError
 from ssl_vit.registry import METHODS
 
@@ -21,6 +21,7 @@ FLAGS = {
     "--backbone": "backbone.name",
     "--weights": "backbone.weights",
     "--epochs": "train.epochs",
+    "--time": "train.time",
     "--batch-size": "train.batch_size",
     "--val": "data.val",
     "--outside-links": "data.outside_links",
@@ -30,6 +31,7 @@ FLAGS = {
     "--precision": "train.precision",
 }
 """The keys that have a flag of their own on the command line."""
+_LENGTHS = ("time", "epochs", "steps")  # of section train
 RETIRED: dict[KeyPath, tuple[Any, str]] = {
     ("data", "augment"): ("exact", "colours are always exact now; with the extra numba they are as quick"),
 }
@@ -58,6 +60,7 @@ def load_config(
     for key, value in (flags or {}).items():
         layers.add_flag(key, value)
     layers.keep_own_rate()
+    layers.keep_own_length()
     if layers.problems:
         raise ConfigError(layers.problems)
     if layers.is_foreign():
@@ -111,6 +114,31 @@ class _Layers:
             if all(isinstance(each, int | float) and each > 0 for each in numbers):
                 end, made_for, batch = numbers
                 optim["min_lr"] = end * made_for / batch  # which scaling takes back
+
+    def keep_own_length(self) -> None:
+        """A time that is put over a file's epochs decides them anew, and epochs over a file's time stand without it.
+
+        Both at once can't be asked for; a run's own file has both, with the speed that it has measured.
+        """
+        train = self.tree.get("train")
+        if not isinstance(train, dict) or train.get("time") is None:
+            return
+        put = {key: self._layers[path] for key in _LENGTHS if (path := ("train", key)) in self._layers}
+        given = [key for key in ("epochs", "steps") if key in put and train[key] not in (None, "auto")]
+        last = max((put[key] for key in given), default=-1)
+        if last > put["time"]:
+            self._drop("time", "step_seconds")
+            if put.get("steps", last) < last:
+                self._drop("steps")
+        elif last < put["time"]:
+            self._drop("epochs", "steps", "step_seconds")
+        elif train.get("step_seconds") is None:
+            names = " and ".join(f"train.{key} ({self.origins['train', key]})" for key in (given[0], "time"))
+            self.problems.append(f"{names} both say how long the run is; give one of them: the time chooses the epochs")
+
+    def _drop(self, *keys: str) -> None:
+        for key in keys:
+            self.tree["train"].pop(key, None)
 
     def add_file(self, path: Path) -> None:
         self._layer += 1
@@ -167,6 +195,8 @@ class _Layers:
             self.origins.setdefault(path[:depth], origin)
         if value == {} and isinstance(section.get(path[-1]), dict):
             return  # an empty section changes nothing
+        if path == ("train", "time") and path in self._layers and as_minutes(value) == section.get("time"):
+            return  # asked for again, as where a run is resumed by the command that began it
         section[path[-1]] = value
         self.origins[path] = origin
         self._layers[path] = self._layer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -53,7 +54,29 @@ def _one_or_three(bands: tuple[int, ...]) -> tuple[int, ...]:
     return bands
 
 
+def _minutes(given: object) -> object:
+    """A length of time in minutes, from "90s", "30m", "2h30m" or a number of minutes."""
+    if not isinstance(given, str):
+        return float(given) if isinstance(given, int) and not isinstance(given, bool) else given
+    number = r"(\d+(?:\.\d+)?)"
+    found = re.fullmatch(rf"(?:{number}h)?\s*(?:{number}m)?\s*(?:{number}s)?", given.strip().lower())
+    if not found or not any(found.groups()):
+        raise ValueError("a length of time, as 90s, 30m, 2h30m or a number of minutes")
+    hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    return 60 * hours + minutes + seconds / 60
+
+
+def as_minutes(given: object) -> float | None:
+    """The minutes that a length of time has; None where it is none."""
+    try:
+        found = _minutes(given)
+    except ValueError:
+        return None
+    return found if isinstance(found, float) else None
+
+
 Limits = Annotated[tuple[float, float], Field(strict=False), AfterValidator(_ascending)]
+Minutes = Annotated[float, BeforeValidator(_minutes), Field(gt=0)]
 Numbers = Annotated[tuple[CountOrZero, ...], Field(strict=False), AfterValidator(_one_or_three)]
 
 
@@ -160,6 +183,13 @@ class TrainConfig(Section):
 
     epochs: Auto[Count] = AUTO
     """Passes over the images."""
+    time: Minutes | None = None
+    """Minutes that the whole run may take, scores, checkpoints and export included, also as 90s, 30m or 2h30m: it
+    measures its own speed first and chooses train.epochs by it."""
+    steps: Count | None = None
+    """Steps after which the run ends, within its last epoch; null: when that is whole."""
+    step_seconds: Positive | None = None
+    """Seconds of a step as they were measured for train.time, which the run writes down."""
     batch_size: Auto[Count] = AUTO
     """Images a step, over all devices together."""
     devices: Auto[Count] = AUTO
@@ -203,6 +233,11 @@ class TrainConfig(Section):
     swa: Fraction = 0.0
     """Last share of the run over whose steps the trained backbone's weights are averaged (stochastic weight averaging;
     0.25), exported beside the last ones, as export-swa. 0 = none."""
+
+    def length(self, per_epoch: int) -> int:
+        """Steps of the run, of so many an epoch."""
+        assert isinstance(self.epochs, int)  # as it is resolved
+        return min(self.epochs * per_epoch, self.steps or self.epochs * per_epoch)
 
 
 class HealthConfig(Section):

@@ -6,7 +6,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ def gather_facts(source: Source, data: DataConfig, val: Source | None = None) ->
     return Facts(
         images=len(source),
         side=sides["short"]["median"],
-        colours=partial(_colours, replace(source, pixels=measured.pixels)),
+        colours=cache(partial(_colours, replace(source, pixels=measured.pixels))),
         gpus=torch.cuda.device_count(),
         cpus=os.cpu_count() or 1,
         bfloat16=bfloat16_is_fast(),

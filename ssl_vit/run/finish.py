@@ -68,10 +68,10 @@ def finish(
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed after exporting
     assert isinstance(backbone, AdaptedBackbone)  # the one adapter
     backbone.info = replace(backbone.info, mean=config.data.mean, std=config.data.std)
-    description = _description(config, method, out, steps, verdict, bad_files)
-    exported = hand_over(backbone, folder, "timm", description)
+    described = description(config, method, out, steps, verdict, bad_files)
+    exported = hand_over(backbone, folder, "timm", described)
     for average in averages:
-        _export_average(average, out, description)
+        _export_average(average, out, described)
     method.artefacts(workspace)
     summary = {"steps": steps, "verdict": verdict._asdict() if verdict else None, "bad_files": bad_files}
     write_atomically(out / "COMPLETE", lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
@@ -123,7 +123,7 @@ def scanned(out: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _description(
+def description(
     config: ResolvedConfig, method: Method, out: Path, steps: int, verdict: Verdict | None, bad_files: int
 ) -> dict[str, Any]:
     """What the weights were made of and how good they are, without a path of this machine."""

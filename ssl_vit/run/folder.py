@@ -152,17 +152,20 @@ def open_folder(
     decisions: list[Decision],
     sources: tuple[Source, Source | None],
     compared: Compared | None,
+    expected: str | None = None,
 ) -> None:
     """Everything about a run that is known before its first step, into a folder that is there, and said.
 
     The settings come first: with them, a run that is stopped here can be gone on with.
     sources: images to learn from, and labelled ones to score on; compared: where the run is resumed.
+    expected: how long it will take, in words.
     """
     source, val = sources
     (out / "checkpoints").mkdir(exist_ok=True)
     plugins.announce()
     if compared is not None:
-        log.info("resumed\n%s", opening_table(image_rows(source)))
+        rows = [*image_rows(source), *([("expected", expected)] if expected is not None else [])]
+        log.info("resumed\n%s", opening_table(rows))
         if (out / DATA).exists():
             _go_on(out, source, compared)
             return
@@ -171,7 +174,7 @@ def open_folder(
         _write(out / "config.yaml", dump(config))
     scanned = scan(source)
     if compared is None:
-        say_opening(config, decisions, source, val, scanned)
+        say_opening(config, decisions, source, val, scanned, expected)
     write_inventory(out / INVENTORY, take_inventory(source) if compared is None else compared.inventory)
     _write_data(out, scanned | {"fingerprint": source.fingerprint})
     _write(out / "environment.json", json.dumps(_environment(), indent=2) + "\n")

@@ -25,8 +25,9 @@ def say_opening(
     source: Source,
     val: Source | None,
     scanned: dict[str, Any],
+    expected: str | None = None,
 ) -> None:
-    """Log the table of a new run; scanned: what ``data.scan`` found out about the images."""
+    """Log the table of a new run; scanned: what ``data.scan`` found out about the images; expected: its time."""
     rows = [
         *image_rows(source),
         ("channels", _channels(scanned, config, decisions)),
@@ -36,6 +37,7 @@ def say_opening(
         *([("scored on", _scored_on(val))] if val is not None else []),
         ("recipe", _recipe(config)),
         *(("schedule", remark) for remark in remarks_on_spans(config, _steps(config, source))),
+        *([("expected", expected)] if expected is not None else []),
     ]
     log.info("this run:\n%s", opening_table(rows))
 
@@ -112,4 +114,4 @@ def _recipe(config: ResolvedConfig) -> str:
 
 
 def _steps(config: ResolvedConfig, source: Source) -> int:
-    return config.train.epochs * steps_per_epoch(len(source), config.train.batch_size)
+    return config.train.length(steps_per_epoch(len(source), config.train.batch_size))

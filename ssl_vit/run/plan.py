@@ -82,7 +82,7 @@ def resolve_config(
     chosen = RunConfig.model_validate(resolver.tree)
     _refuse(chosen, info)
     chosen.method.check(given)
-    check_spans(chosen, given.steps)
+    check_spans(chosen, max(1, facts.images // given.batch_size) * given.epochs)
     check_techniques(chosen)
     if weights is not None:
         with torch.device("meta"):
@@ -99,7 +99,7 @@ def _situation(resolver: _Resolver, facts: Facts, info: BackboneInfo, weights: I
     return Situation(
         images=facts.images,
         epochs=epochs,
-        steps=max(1, facts.images // batch_size) * epochs,
+        steps=resolver.length(max(1, facts.images // batch_size)),
         dim=info.dim,
         image_size=resolver.get("backbone.image_size"),
         batch_size=batch_size,
@@ -124,6 +124,11 @@ class _Resolver:
     def get(self, key: str) -> Any:
         section, name = key.split(".")
         return self.tree[section][name]
+
+    def length(self, per_epoch: int) -> int:
+        """Steps of the run, of so many an epoch."""
+        whole: int = self.get("train.epochs") * per_epoch
+        return min(whole, self.get("train.steps") or whole)
 
     def decide(self, key: str, value: Any, why: str) -> None:
         section, name = key.split(".")
@@ -240,16 +245,30 @@ def _choose_run(resolver: _Resolver, facts: Facts) -> None:
             f"train.batch_size: the {resolver.get('train.batch_size') // world} images of a step and device can't be "
             f"divided into train.accumulate = {parts} parts; set a multiple of {parts * world}"
         )
-    epochs = next(epochs for most, epochs in EPOCHS if facts.images <= most)
-    resolver.decide("train.epochs", epochs, f"{facts.images} images: the fewer, the more often each is seen")
+    per_epoch = max(1, facts.images // resolver.get("train.batch_size"))
+    resolver.decide("train.epochs", *_epochs(facts, resolver.get("train.steps"), per_epoch))
     why = "bfloat16 is quicker here, and keeps float32's range" if facts.bfloat16 else "bfloat16 is not quicker here"
     resolver.decide("train.precision", "bf16-mixed" if facts.bfloat16 else "32-true", why)
-    per_epoch = max(1, facts.images // resolver.get("train.batch_size"))
-    steps = per_epoch * resolver.get("train.epochs")
-    resolver.decide("train.checkpoint_every", max(50, min(per_epoch, 1000)), "an epoch, but 50 to 1000 steps")
+    epochs = resolver.get("train.epochs")
+    for key, (value, reason) in cadence(epochs, resolver.length(per_epoch), per_epoch).items():
+        resolver.decide(key, value, reason)
+
+
+def _epochs(facts: Facts, steps: int | None, per_epoch: int) -> tuple[int, str]:
+    if steps is not None:
+        return math.ceil(steps / per_epoch), f"{steps} steps of {per_epoch} an epoch"
+    epochs = next(epochs for most, epochs in EPOCHS if facts.images <= most)
+    return epochs, f"{facts.images} images: the fewer, the more often each is seen"
+
+
+def cadence(epochs: int, steps: int, per_epoch: int) -> dict[str, tuple[Any, str]]:
+    """How often a run of such a length is saved and looked at, and why."""
     checks = max(10, min(steps // 50, max(25, per_epoch // 4), 500))
-    resolver.decide("health.every", checks, "50 checks a run, and in a long epoch four")
-    resolver.decide("health.knn_every", max(1.0, float(resolver.get("train.epochs") // 10)), "about 10 scores a run")
+    return {
+        "train.checkpoint_every": (max(50, min(per_epoch, 1000)), "an epoch, but 50 to 1000 steps"),
+        "health.every": (checks, "50 checks a run, and in a long epoch four"),
+        "health.knn_every": (max(1.0, float(epochs // 10)), "about 10 scores a run"),
+    }
 
 
 def _scale_rate(resolver: _Resolver) -> None:

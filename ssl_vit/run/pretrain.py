@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.fabric import Fabric
 
 from ssl_vit.backbones import backbone_name
 from ssl_vit.backbones.adapter import AdaptedBackbone
+from ssl_vit.checkpoints.inspection import Inspection
 from ssl_vit.config import ResolvedConfig, RunConfig, check_out, load_config
 from ssl_vit.config.paths import LOCK
 from ssl_vit.data.dataset_name import Images, images_name, is_object, several
@@ -30,8 +31,10 @@ from ssl_vit.process import die_with_parent, keep_memory
 from ssl_vit.run.facts import gather_facts
 from ssl_vit.run.finish import RunResult, completed, finish
 from ssl_vit.run.folder import Compared, as_before, check_same, check_settings, clear, identity, logged, open_folder
+from ssl_vit.run.length import length_of, of_resumed
 from ssl_vit.run.plan import Decision, resolve_config, start_weights
 from ssl_vit.run.prepare import metrics_of, new_averages, new_looks, new_method, pixels_of
+from ssl_vit.run.speed import clock
 from ssl_vit.run.workspace import RunWorkspace
 from ssl_vit.training.checkpoint import Checkpoints, checkpoint_path, go_on_from, newest_checkpoint
 from ssl_vit.training.compiler import compiling
@@ -59,6 +62,7 @@ def pretrain(
     resume: bool = False,
     overwrite: bool = False,
     allow_data_change: bool = False,
+    begun: float | None = None,
 ) -> RunResult:
     """Pretrain without labels; RUN gets the config, log, metrics, checkpoints and a verified export.
 
@@ -71,6 +75,7 @@ def pretrain(
     allow_data_change: go on though the images are not what they were when the run began.
     plugins: files and modules of your own with methods and backbones, as ``--plugin`` names them.
     val: labelled images on which k-NN scores the features as they are learnt.
+    begun: the ``time.monotonic()`` from which a time in the settings (``"train.time": "30m"``) counts; else from now.
 
     Raises:
         UserError: anything that can be known before training: paths, settings, a backbone the method can't use.
@@ -78,12 +83,13 @@ def pretrain(
         StoppedError: Ctrl-C or a signal; the run can be resumed.
     """
     use(plugins)
+    start = _Start(resume, overwrite, allow_data_change, clock() if begun is None else begun)
     if isinstance(data, RunConfig):
         if any(each is not None for each in (settings, method, backbone, val)):
             raise UserError(
                 "a configuration is whole; put settings, method, backbone and val into it, or give a folder instead"
             )
-        return _pretrain(data, data.data.path, data.data.val, Path(out), resume, overwrite, allow_data_change)
+        return _pretrain(data, data.data.path, data.data.val, Path(out), start)
     flags = {**(settings or {}), "data.path": several(data) or images_name(data)}
     if val is not None:
         flags["data.val"] = images_name(val)
@@ -94,19 +100,21 @@ def pretrain(
     kept = Path(out) / "config.yaml"  # not there yet where a run was stopped before it had settings
     config = load_config([kept] if resume and kept.is_file() else [], flags=flags)
     labelled = val if val is not None else config.data.val
-    return _pretrain(config, data, labelled, Path(out), resume, overwrite, allow_data_change)
+    return _pretrain(config, data, labelled, Path(out), start)
 
 
-def _pretrain(
-    config: RunConfig,
-    images: Images,
-    labelled: Images | None,
-    out: Path,
-    resume: bool,
-    overwrite: bool,
-    allow_data_change: bool,
-) -> RunResult:
+class _Start(NamedTuple):
+    """How a run is asked for."""
+
+    resume: bool
+    overwrite: bool
+    allow_data_change: bool
+    begun: float  # when, by the clock that its time counts by
+
+
+def _pretrain(config: RunConfig, images: Images, labelled: Images | None, out: Path, start: _Start) -> RunResult:
     first, stop = rank() == 0, StopSignals(config.train.on_notice)
+    resume, overwrite = start.resume, start.overwrite
     with stop.heard(), stoppable("before anything was written; give the same command again"):
         if first:
             resume = check_out(out, resume=resume, overwrite=overwrite)
@@ -116,7 +124,7 @@ def _pretrain(
         if resume and (done := completed(out)) is not None:
             check_settings(config, out, done=True)
             return replace(done, was_complete=True)
-        run = _new_run(config, images, labelled, out, resume, stop, allow_data_change)
+        run = _new_run(config, images, labelled, out, start._replace(resume=resume), stop)
         if not first:
             with logged(None):
                 return run.train(resume)
@@ -131,7 +139,7 @@ def _pretrain(
             if overwrite and not resume:
                 clear(out)
             with logged(out / "train.log"):
-                open_folder(out, run.config, run.decisions, (run.source, run.val), run.compared)
+                open_folder(out, run.config, run.decisions, (run.source, run.val), run.compared, run.expected)
                 return run.train(resume)
 
 
@@ -156,29 +164,35 @@ def _make(folder: Path) -> None:
 
 
 def _new_run(
-    config: RunConfig,
-    images: Images,
-    labelled: Images | None,
-    out: Path,
-    resume: bool,
-    stop: StopSignals,
-    allow_data_change: bool,
+    config: RunConfig, images: Images, labelled: Images | None, out: Path, start: _Start, stop: StopSignals
 ) -> _Run:
     """Find the images and decide what is left to decide; what can't work is refused before anything is written."""
-    links = config.data.outside_links
+    links, resume = config.data.outside_links, start.resume
     source, val = open_source(images, links), open_source(labelled, links) if labelled is not None else None
     weights = None if resume else start_weights(config)  # a run that is resumed has them in its checkpoint
     if resume and (out / "config.yaml").is_file():
         config = as_before(config)
-    resolved, decisions = resolve_config(config, gather_facts(source, config.data, val), weights)
+    facts = gather_facts(source, config.data, val)
+    resolved, decisions = resolve_config(config, facts, weights)
     source = replace(source, pixels=pixels_of(resolved))
     val = replace(val, pixels=source.pixels) if val is not None else None
     require(source, resolved.train.batch_size)
     check_startable(resolved.train.devices)
     if rank() == 0 and isinstance(source, ShardSource):
         source.shared_by(max(1, resolved.data.workers) * resolved.train.devices * resolved.train.nodes)
-    compared = check_same(resolved, source, out, allow_data_change) if resume else None
-    return _Run(resolved, out, source, val, new_method(resolved, weights), decisions, stop, compared)
+    compared = check_same(resolved, source, out, start.allow_data_change) if resume else None
+    expected = None
+    if rank() == 0 and resume:
+        expected = of_resumed(resolved, out, steps_per_epoch(len(source), resolved.train.batch_size))
+    elif rank() == 0:
+        length = length_of(config, resolved, (source, val), weights, out, start.begun)
+        expected = length.expected
+        if length.decision is not None:
+            config = config.model_copy(update={"train": config.train.model_copy(update=length.settings)})
+            decided = [length.decision, *(each for each in decisions if each.key == "train.compile")]
+            resolved, decisions = resolve_config(config, facts, weights)
+            decisions += decided
+    return _Run(resolved, out, source, val, weights, decisions, stop, compared, expected)
 
 
 @dataclass
@@ -189,29 +203,46 @@ class _Run:
     out: Path
     source: Source
     val: Source | None
-    method: Method
+    weights: Inspection | None  # that it begins with, where it is new
     decisions: list[Decision]
     stop: StopSignals
     compared: Compared | None  # in the first process, where the run is resumed
+    expected: str | None  # how long it will take, in words; in the first process
 
     def __post_init__(self) -> None:
         train = self.config.train
+        self.method = new_method(self.config, self.weights)
         self.world = train.devices * train.nodes
         self.per_epoch = steps_per_epoch(len(self.source), train.batch_size)
-        self.total = train.epochs * self.per_epoch
+        self.total = train.length(self.per_epoch)
         self.averages = new_averages(self.config, self.method)
 
     def train(self, resume: bool) -> RunResult:
         """Prepare, train from the newest checkpoint or the start, and hand over what was learnt."""
         checkpoint = newest_checkpoint(self.out / "checkpoints") if resume else None
         fabric, first = new_fabric(self.config.train), rank() == 0
-        plan = self.method.views()
-        workspace = RunWorkspace(self.config, self.out, self.source, plan, fabric.device)
-        if first:  # the others start with `launch`, or wait in it
-            self.method.prepare(workspace)
-        fabric.launch()
-        if not first:
-            self.method.prepare(workspace)
+        if not first:  # the others start with the first one's `launch`, or wait in it
+            fabric.launch()
+            return self._with_length_of_first(fabric)._go(fabric, checkpoint)
+        return self._go(fabric, checkpoint)
+
+    def _with_length_of_first(self, fabric: Fabric) -> _Run:
+        """This run with what the first process has measured, and what follows from it; all ranks call it together."""
+        if self.config.train.time is None:
+            return self
+        own = self.config.model_dump(mode="json")
+        first = fabric.broadcast(own)
+        if rank() == 0:
+            return self
+        return replace(self, config=ResolvedConfig.model_validate(first | {"data": own["data"]}))
+
+    def _go(self, fabric: Fabric, checkpoint: Path | None) -> RunResult:
+        first = rank() == 0
+        workspace = RunWorkspace(self.config, self.out, self.source, self.method.views(), fabric.device)
+        self.method.prepare(workspace)  # in the first process before the others
+        if first:
+            fabric.launch()
+            self._with_length_of_first(fabric)
         with self._failures_in_words():
             same_images(fabric, self.source.fingerprint)
             whole, verdict, bad_files = self._learn(fabric, workspace, checkpoint)

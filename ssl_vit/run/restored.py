@@ -32,7 +32,7 @@ def restored(run: Path, prepare: Prepare | None = None) -> tuple[Learner, Path |
     method, fabric = new_method(config, None), new_fabric(config.train)
     if prepare is not None:
         prepare(config, method)
-    learner = Learner(fabric, method, config, per_epoch, per_epoch * config.train.epochs)
+    learner = Learner(fabric, method, config, per_epoch, config.train.length(per_epoch))
     if checkpoint := newest_checkpoint(run / "checkpoints"):
         go_on_from(checkpoint, learner, [])
     return learner, checkpoint
