@@ -59,8 +59,11 @@ def _elementwise(x: Tensor, other: Any, **kwargs: Any) -> Shape | None:
         return None
     if other.shape == x.shape:
         return x.shape
-    fits = all(1 in (a, b) or a == b for a, b in zip(reversed(x.shape), reversed(other.shape), strict=False))
-    return tuple(torch.broadcast_shapes(x.shape, other.shape)) if fits else None
+    longer, shorter = (x.shape, other.shape) if x.ndim >= other.ndim else (other.shape, x.shape)
+    lead = len(longer) - len(shorter)
+    pairs = list(zip(longer[lead:], shorter, strict=True))
+    fits = all(1 in pair or pair[0] == pair[1] for pair in pairs)
+    return (*longer[:lead], *(a if b == 1 else b for a, b in pairs)) if fits else None
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Shape | None:

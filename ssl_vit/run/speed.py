@@ -66,7 +66,7 @@ class Speed:
         saves, checks, scores = (
             -(-steps // each) for each in (every["train.checkpoint_every"], every["health.every"], scored)
         )
-        looks = saves * self.save + checks * self.check + (1 + scores) * self.score
+        looks: float = saves * self.save + checks * self.check + (1 + scores) * self.score
         return self.begin + (steps - 1) * self.step + looks + self.end
 
 
