@@ -171,6 +171,9 @@ def test_too_many_bad_files_end_the_run_with_the_list(
 
 ONE_SIZE = {"backbone__name": "pit_ti_224", "backbone__args": "{}", "backbone__image_size": 224}
 
+SPARSE = {"backbone__name": "dynamicvit_deit_256_patch16_224", "backbone__args": "{}"}
+EXPERTS = {"backbone__name": "vmoe_small_patch32_last2_e8_224"}
+
 
 @pytest.mark.parametrize(
     ("changes", "error"),
@@ -187,6 +190,13 @@ ONE_SIZE = {"backbone__name": "pit_ti_224", "backbone__args": "{}", "backbone__i
             {"backbone__name": "ghostnet_050", "backbone__args": "{}", "method__local_size": 32},
             "drop_path is 0.2, but ghostnet_050 has no stochastic depth",
         ),
+        ({**SPARSE, "backbone__args": "{keep_ratio: 0.1}"}, "keep_ratio is 0.1, which keeps none of 4 patches"),
+        ({**SPARSE, "backbone__image_size": 16}, "keeps none of 1 patches after 3 stages; it must be 1.0 or more"),
+        (
+            {**EXPERTS, "backbone__args": "{experts: 8}"},
+            "an image has 2 tokens; experts must be 1 to 2",
+        ),
+        ({**EXPERTS, "backbone__args": "{experts: 2, capacity: 0.0}"}, "capacity is 0.0, no room for one of 2 tokens"),
         ({"train__batch_size": 9, "train__devices": 2}, "9 images can't be shared by 2 processes"),
         ({"train__batch_size": 64}, "48 images are fewer than a batch of 64"),
     ],

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_vit.backbones import create_backbone, penalties
@@ -89,6 +90,63 @@ def test_training_draws_masks_and_pays_for_the_share() -> None:
     assert say(sums) == f"Blocks 1, 2 see {100 * first:.0f} %, {100 * second:.0f} % of the patches."
     found["keep_ratio"].backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize("classes", [0, 5])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_said_is_drawn_to_what_is_said_of_all_patches(name: str, classes: int) -> None:
+    """As the authors' criterion has it, from hooks on the last norm: the first pass is the sparse one."""
+    model = build(name, num_classes=classes, distil_weight=0.25, drop_path_rate=0.0).double().train()
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    seen: list[Tensor] = []
+    model.norm.register_forward_hook(lambda _, __, normed: seen.append(normed))
+    torch.manual_seed(1)
+    with penalties.collecting() as found:
+        *_, last = model.sparsely(model.embed(images))
+    teacher, student = seen
+    torch.manual_seed(1)
+    kept = torch.ones(2, 16, 1, dtype=torch.float64)
+    x = model.embed(images)
+    for number, block in enumerate(model.blocks):
+        if number in model.stages:
+            scores = model.score_predictor[model.stages.index(number)](x[:, 1:], kept)
+            kept = F.gumbel_softmax(scores.float(), hard=True)[..., :1].double() * kept
+        x = block(x, None, False, torch.cat([torch.ones(2, 1, 1, dtype=torch.float64), kept], dim=1))
+    torch.testing.assert_close(model.norm(x), student, rtol=1e-4, atol=1e-5)  # its softmax is float32
+    whole = model.embed(images)
+    for block in model.blocks:
+        whole = block(whole)
+    torch.testing.assert_close(model.norm(whole), teacher, rtol=1e-4, atol=1e-5)
+    logits = [model.head(tokens[:, 0]) for tokens in (student, teacher)]
+    patches = [tokens[:, 1:][kept[..., 0] > 0.5] for tokens in (student, teacher)]
+    if name == NAMES[0]:
+        apart = F.mse_loss(*patches)
+    else:
+        student_patch, teacher_patch = (model.aux_head(each).log_softmax(-1) for each in patches)
+        apart = F.kl_div(student_patch, teacher_patch, reduction="batchmean", log_target=True)
+    student_logits, teacher_logits = (each.log_softmax(-1) for each in logits)
+    answers = F.kl_div(student_logits, teacher_logits, reduction="batchmean", log_target=True)
+    assert found["distil"].item() == pytest.approx(0.25 * answers.item(), rel=1e-4)
+    assert found["distil_patches"].item() == pytest.approx(0.25 * apart.item(), rel=1e-4)
+    assert min(answers.item(), apart.item()) > 1e-3
+    assert student.requires_grad
+    assert not teacher.requires_grad
+    assert last.alive.shape == (2, 17, 48)
+
+
+def test_no_second_pass_where_nobody_wants_it() -> None:
+    model = build().train()
+    passes: list[object] = []
+    model.blocks[0].norm1.register_forward_hook(lambda *_: passes.append(None))
+    model(torch.randn(1, 3, 64, 64))
+    with penalties.collecting(), torch.no_grad():
+        model(torch.randn(1, 3, 64, 64))
+    assert len(passes) == 2
+    model.distil_weight = 0.0
+    with penalties.collecting() as found:
+        model(torch.randn(1, 3, 64, 64))
+    assert len(passes) == 3
+    assert set(found) == {"keep_ratio"}
 
 
 def test_a_dropped_patch_is_unseen_in_training(monkeypatch: pytest.MonkeyPatch) -> None:

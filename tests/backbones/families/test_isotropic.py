@@ -535,3 +535,10 @@ def test_scaled_vit_pools_by_attention_without_a_class_token():
         expected = (seen + pool.mlp(pool.norm(seen)))[:, 0]
     assert tokens.shape == (2, 4 * 6, 64)
     torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow  # seconds, and a break costs speed alone
+@pytest.mark.parametrize("name", ["vit_giant_patch14_map_224", "vit_gigantic_patch14_map_224"])
+def test_scaled_vit_compiles_as_one_graph(name):
+    small = {"embed_dim": 64, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
+    check_compiled(build(name, **small), image_input((2, 3, 56, 56)))
