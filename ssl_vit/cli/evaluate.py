@@ -27,6 +27,7 @@ FIGURES = {
     "robustness": "ssl_vit.report.robustness",
     "detection": "ssl_vit.report.detection",
     "sharpness": "ssl_vit.report.sharpness",
+    "budget": "ssl_vit.report.budget",
 }  # kinds that are drawn, by a function ``figure`` of the result
 
 

@@ -25,6 +25,7 @@ READOUT = {"layers": "last0", "pooling": "middle", "precision": "float16"}
 FEATURES = READOUT | {"seed": -1}
 WRONG = {  # a value outside each setting's range
     "augmented": {"epochs": 0, "batch": 2.5, "lr": (0.1, 0)} | FEATURES,
+    "budget": {"keep": (0.5, 1.5), "gmacs": (0,), "seed": -1},
     "clustering": FEATURES,
     "detection": {"detector": "yolo", "seeds": (1, 1), "share": (0, 50), "steps": 0, "size": "large", "batch": 0}
     | {"lr": 0, "backbone_lr": -1e-3, "train_images": "", "val_images": "", "max_bad": 2},

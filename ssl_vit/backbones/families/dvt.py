@@ -17,6 +17,7 @@ from timm.layers.drop import DropPath
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
+from ssl_vit.backbones.adaptive import Classifier
 from ssl_vit.backbones.families import t2t_vit
 from ssl_vit.backbones.layers import Size, merge_heads, register_variants, rename_keys, split_heads
 from ssl_vit.backbones.plain import WiredViT
@@ -134,6 +135,11 @@ class ReusingT2T(t2t_vit.T2TViT, WiredViT):
         logits: Tensor = self.forward_head(self.norm(found.tokens))
         return logits
 
+    def summary(self, found: Found) -> Tensor:
+        """The class token and the mean of the patches, [B, 2 D]."""
+        tokens = self.norm(found.tokens)
+        return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], dim=1)
+
 
 class DVT(ReusingT2T):
     """The third network; `earlier` are the first two, whose norms and classifiers are there with classes alone."""
@@ -177,18 +183,34 @@ class DVT(ReusingT2T):
             logits.append(network.classify(found))
         return logits
 
+    def read(self, images: Tensor) -> list[Tensor]:
+        """The class token beside the mean of the patches, [B, 2 D], of each network.
+
+        Without labels the earlier networks' class tokens are trained through relations alone; their patches are reused.
+        """
+        found, features = None, []
+        for network in self.networks():
+            found = network.find(images, found)
+            features.append(network.summary(found))
+        return features
+
     @torch.no_grad()
-    def answer(self, images: Tensor, sure: Sequence[float]) -> tuple[Tensor, Tensor]:
+    def answer(
+        self, images: Tensor, sure: Sequence[float], classifiers: Sequence[Classifier] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Logits [B, K] of the first network that is sure of an image, and its number [B], 0 to 2.
 
-        sure: for the first two networks, how large the largest probability has to be.
+        sure: for the first two networks, how large the largest probability has to be. classifiers: of what
+        :meth:`read` gives; without, the networks' own.
         """
         left = torch.arange(len(images), device=images.device)
-        answers, numbers = images.new_zeros(len(images), self.num_classes), torch.zeros_like(left)
+        answers, numbers = images.new_zeros(0), torch.zeros_like(left)
         found = None
         for number, (network, least) in enumerate(zip(self.networks(), (*sure, 0.0), strict=True)):
             found = network.find(images[left], found)
-            logits = network.classify(found)
+            logits = classifiers[number](network.summary(found)) if classifiers else network.classify(found)
+            if not number:
+                answers = images.new_zeros(len(images), logits.shape[1])
             answers[left], numbers[left] = logits.to(answers.dtype), number
             doubtful = logits.softmax(-1).amax(-1) < least
             left = left[doubtful]
