@@ -23,6 +23,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_vit.backbones import families, list_backbones
+from ssl_vit.backbones import taxonomy as taxonomy_table
+from ssl_vit.backbones.taxonomy import PLACES
 from ssl_vit.backbones.variants import TABLE, Variant, variants
 
 PAGES = Path(__file__).parent / "backbones"
@@ -202,9 +204,23 @@ def pages() -> dict[str, str]:
         title = (inspect.getdoc(module) or "").partition("\n\n")[0].rstrip(".")
         sizes = [f"{variants()[name].parameters / 1e6:.1f}" for name in (names[0], names[-1])]
         index.append(f"| [{family}]({family}.md) | {title} | {len(names)} | {' to '.join(dict.fromkeys(sizes))} M |")
-    head = "# Backbone families of our own\n\nFamilies of 2021 that timm lacks. Images may have any size."
+    head = "# Backbone families of our own\n\nFamilies of 2021 that timm lacks. Images may have any size.\n\n"
+    head += "What each mixes its tokens with, and timm's: [taxonomy](taxonomy.md)."
     written = {f"{family}.md": page(module, names) for family, (module, names) in found.items()}
-    return {"README.md": "\n".join([head, "", *index, ""]), **written}
+    return {"README.md": "\n".join([head, "", *index, ""]), "taxonomy.md": taxonomy(), **written}
+
+
+def taxonomy() -> str:
+    """The page of the places of attention and of other mixers: what each is, and which families stand there."""
+    found: dict[str, dict[str, None]] = {place: {} for place in PLACES}
+    for row in list_backbones():
+        for place in row.mixer:
+            found[place][row.family if row.name in variants() else f"{row.family} (timm)"] = None
+    lines = ["# What tokens are mixed with", (inspect.getdoc(taxonomy_table) or "").partition("\n\n")[2]]
+    lines += ["`ssl-vit list backbones --mixer linear` lists the members of a place."]
+    table = ["| place | what it is | families with such networks |", "|---|---|---|"]
+    table += [f"| `{place}` | {PLACES[place]} | {', '.join(sorted(members))} |" for place, members in found.items()]
+    return "\n\n".join([*lines, "\n".join(table)]).replace(" Needs no torch.", "") + "\n"
 
 
 def measured(name: str) -> tuple[int, int, float]:

@@ -208,12 +208,25 @@ def test_list_backbones_prints_the_registrys_rows(monkeypatch, capsys):
     net = BackboneInfo(
         "net[a]", "nets", "hybrid", 512, 512, stages, None, (224, 192), (7, 6), True, 32, *grey, 1_234_567
     )
-    rows = [BackboneRow("net[a]", "nets", "hybrid", net, 1_234_567, "arXiv:2101.00001")]
-    monkeypatch.setattr(ssl_vit.backbones, "list_backbones", lambda pattern: rows, raising=False)
+    rows = [BackboneRow("net[a]", "nets", "hybrid", net, 1_234_567, "arXiv:2101.00001", ("full", "prior"))]
+    monkeypatch.setattr(ssl_vit.backbones, "list_backbones", lambda pattern, mixer: rows, raising=False)
     assert run("list backbones net*") == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
-        ["name", "family", "kind", "parameters", "features", "stride", "pixels", "paper"],
-        ["net[a]", "nets", "hybrid", "1,234,567", "512", "32", "224x192", "or", "others", "arXiv:2101.00001"],
+        ["name", "family", "kind", "parameters", "features", "stride", "pixels", "mixer", "paper"],
+        [
+            "net[a]",
+            "nets",
+            "hybrid",
+            "1,234,567",
+            "512",
+            "32",
+            "224x192",
+            "or",
+            "others",
+            "full,",
+            "prior",
+            "arXiv:2101.00001",
+        ],
     ]
     assert run("list backbones --json") == 0
     [row] = json.loads(capsys.readouterr().out)
@@ -222,7 +235,7 @@ def test_list_backbones_prints_the_registrys_rows(monkeypatch, capsys):
     rows[:] = [BackboneRow("net[b]", "nets", None, None)]
     assert run("list backbones") == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
-        ["name", "family", "kind", "parameters", "paper"],
+        ["name", "family", "kind", "parameters", "mixer", "paper"],
         ["net[b]", "nets"],
     ]
 

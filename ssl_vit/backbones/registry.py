@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import timm
@@ -22,6 +22,7 @@ from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.backbones.anatomy import Anatomy, Argument, build_model, examine
 from ssl_vit.backbones.backbone import BackboneInfo
 from ssl_vit.backbones.kinds import kind_of
+from ssl_vit.backbones.taxonomy import places_of
 from ssl_vit.backbones.timm_adapter import TimmBackbone
 from ssl_vit.backbones.variants import variants
 from ssl_vit.errors import UserError
@@ -41,6 +42,7 @@ class BackboneRow:
     info: BackboneInfo | None
     parameters: int | None = None  # known for all models of ours, and for others that were looked at
     paper: str | None = None  # arXiv id, for models of ours
+    mixer: tuple[str, ...] = ()  # its places in the taxonomy
 
 
 def create_backbone(
@@ -111,8 +113,10 @@ def backbone_name(backbone: str | AdaptedBackbone) -> str:
     return name
 
 
-def list_backbones(pattern: str = "*") -> list[BackboneRow]:
+def list_backbones(pattern: str = "*", mixer: str | None = None) -> list[BackboneRow]:
     """Every name that matches a pattern with ``*`` and ``?``, sorted as timm sorts them; then what timm doesn't know.
+
+    mixer: a place of ``ssl_vit.backbones.taxonomy.PLACES``, of which alone they are to be.
 
     >>> [row.name for row in list_backbones("vit_tiny_patch16_???")]
     ['vit_tiny_patch16_224', 'vit_tiny_patch16_384']
@@ -124,7 +128,10 @@ def list_backbones(pattern: str = "*") -> list[BackboneRow]:
         raise UserError(
             f"{pattern}: no backbone has such a name; {did_you_mean(pattern.strip('*?'), timm.list_models(), 3)}"
         )
-    return [_row(name, looked_at=len(names) <= _FEW) for name in names]
+    if mixer is not None:
+        names = [name for name in names if mixer in places_of(name)]
+    rows = [_row(name, looked_at=len(names) <= _FEW) for name in names]
+    return [replace(row, mixer=places_of(row.name)) for row in rows]
 
 
 def _row(name: str, looked_at: bool) -> BackboneRow:

@@ -7,6 +7,7 @@ import fnmatch
 import json
 from typing import TYPE_CHECKING, Any
 
+from ssl_vit.backbones.taxonomy import PLACES
 from ssl_vit.cli.parser import Parser, one_of, results, say
 from ssl_vit.cli.tables import aligned
 from ssl_vit.errors import UserError
@@ -23,17 +24,22 @@ def list_names(argv: list[str]) -> None:
     kinds = ("backbones", "methods")
     parser.add_argument("kind", metavar="|".join(kinds), type=one_of(*kinds), help="what to list")
     parser.add_argument("pattern", metavar="PATTERN", nargs="?", default="*", help="a shell pattern, as in '*swin*'")
+    words = "backbones that mix their tokens so alone: " + ", ".join(PLACES)
+    parser.add_argument("--mixer", metavar="PLACE", type=one_of(*PLACES), help=words)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse(argv)
     if args.kind == "methods":
+        if args.mixer:
+            raise UserError("list methods: --mixer is of backbones; leave it out")
         rows = shown = [_method_line(name, args.pattern) for name in fnmatch.filter(list_methods(), args.pattern)]
     else:
         from ssl_vit.backbones import list_backbones
 
-        found = list_backbones(args.pattern)
+        found = list_backbones(args.pattern, args.mixer)
         rows, shown = [dataclasses.asdict(row) for row in found], [_backbone_line(row) for row in found]
     if not rows:
-        raise UserError(f"no {args.kind} match {args.pattern!r}; expected a shell pattern, as in '*swin*'")
+        alone = f" and mix their tokens by {args.mixer}" if args.mixer else ""
+        raise UserError(f"no {args.kind} match {args.pattern!r}{alone}; expected a shell pattern, as in '*swin*'")
     say(json.dumps(rows, indent=2) if args.json else aligned(shown, results()))
 
 
@@ -54,5 +60,6 @@ def _backbone_line(row: BackboneRow) -> dict[str, Any]:
         height, width = row.info.size
         line |= {"features": row.info.dim, "stride": row.info.stages[-1].stride}
         line["pixels"] = f"{height}x{width}" + (" or others" if row.info.any_size else "")
+    line["mixer"] = ", ".join(row.mixer)
     line["paper"] = row.paper
     return line
