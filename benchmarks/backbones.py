@@ -11,6 +11,7 @@ above 1 says that ours is faster, or takes less.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import logging
 import multiprocessing
@@ -26,10 +27,12 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import MagicMock
 
 import timm
+import timm.layers
 import torch
-from timm.models import model_entrypoint
+from timm.models import model_entrypoint, vision_transformer
 from torch import nn
 
 from ssl_vit.backbones import list_backbones
@@ -59,10 +62,14 @@ FOCAL = """FocalTransformer(embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 
 SHUFFLE = "ShuffleTransformer(embed_dim=96, layers=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], qkv_bias=True)"
 CAT = "CAT(embed_dim=64, depths=[1, 1, 3, 1], num_heads=[2, 4, 8, 16], patch_size=7, ape=True)"
 REFINER = "Refiner_ViT_S(return_dense=False, mix_token=False)"
+DYNAMIC = """VisionTransformerDiffPruning(embed_dim=384, num_heads=6, pruning_loc=[3, 6, 9],
+    token_ratio=[0.7, 0.49, 0.343], norm_layer=functools.partial(nn.LayerNorm, eps=1e-6))"""
+GFNET = "GFNet(embed_dim=256, depth=12, norm_layer=functools.partial(nn.LayerNorm, eps=1e-6))"
 VIT_C = """ViT({"image_size": 224, "patch_size": 16, "stem_type": "conv", "c_stem_kernels": [3] * 4,
     "c_stem_strides": [2] * 4, "c_stem_dims": [24, 48, 96, 192], "n_layers": 11, "n_heads": 3, "hidden_d": 192,
     "mlp_d": 576, "cls_type": "token", "num_classes": 1000})"""
 RIVALS = {
+    "as_mlp": Rival("asmlp_tiny", "resmlp_24_224", Official("svip-lab+AS-MLP", "models.as_mlp", "AS_MLP()")),
     "augvit": Rival(
         "augvit_small_circulant2",
         "deit_small_patch16_224",
@@ -76,10 +83,27 @@ RIVALS = {
         "swin_tiny_patch4_window7_224",
         Official("microsoft+CSWin-Transformer", "models.cswin", "CSWin_64_12211_tiny_224()"),
     ),
+    "cyclemlp": Rival("cyclemlp_b1", "pvt_v2_b1", Official("ShoufaChen+CycleMLP", "cycle_mlp", "CycleMLP_B1()")),
+    "dvt": Rival(
+        "dvt_t2t_vit_12",
+        "deit_small_patch16_224",
+        Official("blackfeather-wang+Dynamic-Vision-Transformer", "models.t2t_vit", "DVT_T2t_vit_12_model()"),
+    ),
+    "dynamicvit": Rival(
+        "dynamicvit_deit_small_patch16_224",
+        "deit_small_patch16_224",
+        Official("raoyongming+DynamicViT", "models.dyvit", DYNAMIC),
+    ),
     "focal": Rival(
         "focal_tiny_patch4_window7_224",
         "swin_tiny_patch4_window7_224",
         Official("microsoft+Focal-Transformer/classification", "focal_transformer", FOCAL),
+    ),
+    "gfnet": Rival("gfnet_ti", "deit_tiny_patch16_224", Official("raoyongming+GFNet", "gfnet", GFNET)),
+    "glit": Rival(
+        "glit_tiny_patch16_224",
+        "deit_tiny_patch16_224",
+        Official("bychen515+GLiT", "glit_models", "glit_tiny_patch16_224()"),
     ),
     "hat_net": Rival("hat_net_tiny", "pvt_v2_b1", Official("yun-liu+HAT-Net", "HAT_Net", "HAT_Net_tiny()")),
     "lg_transformer": Rival("lg_transformer_tiny", "swin_tiny_patch4_window7_224"),
@@ -98,6 +122,7 @@ RIVALS = {
         "regionvit_tiny_224", "pvt_v2_b1", Official("IBM+RegionViT", "regionvit.regionvit", "regionvit_tiny_224()")
     ),
     "rest": Rival("rest_lite", "pvt_v2_b1", Official("wofmanaf+ResT", "models.rest", "rest_lite()")),
+    "s2_mlp": Rival("s2mlp_deep", "resmlp_24_224"),
     "shuffle": Rival(
         "shuffle_vit_tiny_patch4_window7_224",
         "swin_tiny_patch4_window7_224",
@@ -106,6 +131,7 @@ RIVALS = {
     "t2t_vit": Rival(
         "t2t_vit_7", "deit_tiny_patch16_224", Official("yitu-opensource+T2T-ViT", "models.t2t_vit", "t2t_vit_7()")
     ),
+    "vip": Rival("vip_s7", "resmlp_24_224", Official("houqb+VisionPermutator", "models.vip", "vip_s7()")),
     "vision_xformer": Rival("vit_tiny_nystrom_patch16_224", "vit_tiny_patch16_224"),
     "vit_early_conv": Rival(
         "vit_c_1gf", "vit_tiny_patch16_224", Official("facebookresearch+pycls", "pycls.models.vit", VIT_C)
@@ -120,14 +146,41 @@ def makers(rival: Rival, checkouts: Path | None) -> tuple[str, dict[str, Callabl
         return f"timm {rival.timm}", {"ours": ours, "theirs": model_entrypoint(rival.timm)}
     folder, module, call = rival.official
     sys.path.insert(0, str(checkouts / folder))
-    names = vars(importlib.import_module(module))
+    as_it_was()
+    names = vars(importlib.import_module(module)) | {"functools": functools, "nn": nn}
+    if "torch_shift" in vars(sys.modules.get("models.shift_cuda", sys)):
+        vars(sys.modules[module])["Shift"] = ShiftOnCPU
     return f"official {folder.partition('/')[0]}", {"ours": ours, "theirs": lambda: eval(call, names)}  # of RIVALS
 
 
+class ShiftOnCPU(nn.Module):
+    """AS-MLP's own shift without its CUDA kernel, which its code has beside it."""
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.size, self.dim = size, dim
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, D, H, W] -> [B, D, H, W]."""
+        shifted: torch.Tensor = vars(sys.modules["models.shift_cuda"])["torch_shift"](x, self.size, self.dim)
+        return shifted
+
+
+def as_it_was() -> None:
+    """Names that code of 2021 imports, and which have moved since or need a GPU."""
+    sys.modules.setdefault("cupy", MagicMock())
+    for name in ("HybridEmbed", "_cfg"):
+        vars(vision_transformer).setdefault(name, getattr(timm.layers, name, dict))
+    sys.modules.setdefault("numpy.lib.arraypad", MagicMock())
+
+
 def step(model: nn.Module, images: torch.Tensor) -> None:
-    """One forward and backward."""
+    """One forward and backward; of several outputs (official code of DVT and DynamicViT) the last or the first."""
     model.zero_grad(set_to_none=True)
-    model(images).square().mean().backward()
+    found = model(images)
+    while isinstance(found, list | tuple):
+        found = found[-1] if isinstance(found, list) else found[0]
+    found.square().mean().backward()
 
 
 def pixels(name: str) -> torch.Tensor:
