@@ -28,7 +28,7 @@ from ssl_vit.backbones.adaptive import thresholds_of
 from ssl_vit.backbones.experts import Mixture
 from ssl_vit.eval.budget import gmacs
 
-ROUNDS = 7
+ROUNDS = 3
 MIXTURES: Mapping[str, tuple[int, dict[str, Any]]] = {  # images, arguments
     "vmoe_small_patch32_last2_e8_224": (8, {}),
     "vmoe_small_patch32_every2_e32_224": (8, {}),
@@ -114,12 +114,9 @@ def main() -> None:
     print("|---|---|---:|---:|---:|---:|", flush=True)
     for name, (count, args) in MIXTURES.items():
         print(mixture_row(name, count, args), flush=True)
-    dynamic = timm.create_model("dynamicvit_deit_small_patch16_224", keep_ratio=0.7).eval()
-    inference_rows(
-        "dynamicvit_deit_small_patch16_224, keep 0.7",
-        dynamic,
-        {"deit_small_patch16_224": timm.create_model("deit_small_patch16_224").eval()},
-    )
+    dynamic = timm.create_model("dynamicvit_deit_256_patch16_224", keep_ratio=0.7).eval()
+    twin = timm.create_model("deit_small_patch16_224", embed_dim=256, num_heads=4).eval()
+    inference_rows("dynamicvit_deit_256_patch16_224, keep 0.7", dynamic, {"deit, as wide": twin})
     some, everything = cascade()
     twins = {"itself, all exits for all": everything, "t2t_vit_12": timm.create_model("t2t_vit_12").eval()}
     inference_rows("dvt_t2t_vit_12, a third leaves at each exit", some, twins)

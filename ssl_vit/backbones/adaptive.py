@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 Classifier = Callable[[Tensor], Tensor]  # features [B, D] -> logits [B, K]
@@ -73,15 +74,14 @@ def fit_thresholds(sure: Tensor, costs: Sequence[float], budget: float) -> tuple
         return thresholds_of(sure, [math.exp(power * number) for number in range(len(costs))])
 
     def cost(least: Sequence[float]) -> float:
-        left = leaving(sure, least)
-        return float(sure.new_tensor(costs)[left].mean())
+        return float(torch.tensor(costs, dtype=torch.float64)[leaving(sure, least).cpu()].mean())
 
-    low, high = -50.0, 50.0
-    if cost(tried(high)) <= budget:
+    low, high, most = -50.0, 50.0, budget * (1 + 1e-9)  # what a mean of equal costs may be rounded to
+    if cost(tried(high)) <= most:
         return tried(high)
     while high - low > 1e-3:
         middle = (low + high) / 2
-        low, high = (middle, high) if cost(tried(middle)) <= budget else (low, middle)
+        low, high = (middle, high) if cost(tried(middle)) <= most else (low, middle)
     return tried(low)
 
 

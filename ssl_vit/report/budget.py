@@ -20,17 +20,14 @@ def figure(result: Mapping[str, Any]) -> Figure:
         drawn.suptitle(f"What accuracy costs: {result['protocol']['encoder']}", color=INK)
         left, right = drawn.subplots(1, 2, sharey=True)
         draw(left, [point["gmacs"] for point in points], points, INK, "")
-        for place, point in enumerate(points):
-            above = (0, 7) if place % 2 else (0, -14)
-            left.annotate(
-                said(point), (point["gmacs"], point["top1"]), xytext=above, textcoords="offset points", ha="center",
-                fontsize=8,
-            )  # fmt: skip
+        for point in points:  # below the line, which rises
+            place = point["gmacs"], point["top1"]
+            left.annotate(said(point), place, xytext=(5, -11), textcoords="offset points", fontsize=8)
         for batch, colour in zip(points[0]["ms"], (ACCENT, SECOND), strict=False):
             draw(right, [point["ms"][batch] for point in points], points, colour, f"batches of {batch}")
         left.set(title="Multiply-adds", xlabel="1e9 multiply-adds an image, mean", ylabel="top-1, %")
         right.set(title="Time on this machine", xlabel="milliseconds an image", xlim=(0, None))
-        left.margins(y=0.15)
+        left.margins(x=0.12, y=0.12)
         right.legend(frameon=False)
     return drawn
 

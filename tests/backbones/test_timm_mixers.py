@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ssl_vit.backbones import backbone_info, create_backbone, mixing
 from ssl_vit.backbones.timm_mixers import free_sizes
+from ssl_vit.export import onnx
 from tests.backbones.families.compiled import check_compiled
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -164,3 +166,12 @@ def test_one_that_is_built_for_no_whole_patches_stays_timms() -> None:
 def test_compiles_as_one_graph(kind: str, side: int) -> None:
     ours = build(kind)[0].float()
     check_compiled(ours, torch.randn(2, 3, side, side))
+
+
+@pytest.mark.slow
+def test_onnxruntime_gives_our_outputs(tmp_path: Path) -> None:
+    """Also where another size was seen before; a graph is of the size that it is written for."""
+    backbone = create_backbone("gmlp_ti16_224", image_size=32).eval()
+    backbone(torch.randn(1, 3, 64, 48))
+    onnx.write(backbone, tmp_path, {})
+    assert (onnx.verify(tmp_path, backbone).max_difference or 0) < 1e-4
