@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
 from torch import Tensor
 
+from ssl_vit.backbones.anatomy import Argument
+from ssl_vit.backbones.layers import Size
 from ssl_vit.checkpoints.colours import Colour
 
 POSITIONS = re.compile(r"(?:^|\.)(?:pos_embed|relative_position_bias_table)$")  # may have another size than the model's
+_WINDOW = re.compile(r"^layers\.(\d+)\.blocks\.0\.attn\.relative_position_bias_table$")
 _OPTIONAL = re.compile(r"(?:^|\.)(?:norm\.\w+|fc_norm\.\w+|num_batches_tracked)$")
 
 _VITS = (
@@ -50,12 +54,44 @@ MARKS = tuple(mark for mark, _ in _PUBLISHED)
 """Patterns of a name that some kind of architecture has, from its beginning."""
 
 
-def architecture_of(state: Mapping[str, Tensor]) -> str | None:
-    """Name the published architecture whose weights these are, all of them and no others; None where none is."""
+class Architecture(NamedTuple):
+    """An architecture is built by its name, with these arguments, for images of this size."""
+
+    name: str  # as `ssl-vit list backbones` prints it
+    model_args: dict[str, Argument]  # without the size
+    size: Size | None  # height, width, pixels; None: as the name has it
+
+    def __str__(self) -> str:
+        given = [f"{key}={value}" for key, value in self.model_args.items()]
+        if self.size is not None:
+            given.append(f"image_size={self.size[0]}")
+        return self.name + (f" with {', '.join(given)}" if given else "")
+
+
+def architecture_of(state: Mapping[str, Tensor]) -> Architecture | None:
+    """Find the published architecture whose weights these are, all of them and no others; None where none is."""
     for mark, names in _PUBLISHED:
         if any(re.search(mark, key) for key in state):
-            return next((name for name in names.split() if _is(name, state)), None)
+            name = next((name for name in names.split() if _is(name, state)), None)
+            return None if name is None else _with_its_windows(name, state)
     return None
+
+
+def _with_its_windows(name: str, state: Mapping[str, Tensor]) -> Architecture:
+    """A Swin whose windows aren't those that its name says, as EsViT's of 14.
+
+    Windows of w patches a side have a table of (2w - 1)² rows, and are no larger than a stage's map: the last map has
+    a 32nd of the images' pixels a side.
+    """
+    rows = {int(match[1]): len(value) for key, value in state.items() if (match := _WINDOW.match(key))}
+    sides = [(math.isqrt(rows[stage]) + 1) // 2 for stage in sorted(rows)]
+    if not sides or set(sides) == {7} or [(2 * side - 1) ** 2 for side in sides] != [rows[i] for i in sorted(rows)]:
+        return Architecture(name, {}, None)
+    window, size = max(sides), 32 * sides[-1]
+    own = name.replace("window7_224", f"window{window}_{size}")
+    return (
+        Architecture(own, {}, None) if timm.is_model(own) else Architecture(name, {"window_size": window}, (size, size))
+    )
 
 
 def timm_colours(name: str) -> tuple[Colour, Colour] | None:

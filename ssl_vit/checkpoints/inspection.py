@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ssl_vit.checkpoints.architectures import architecture_of, published_colours, timm_colours
+from ssl_vit.checkpoints.architectures import Architecture, architecture_of, published_colours, timm_colours
 from ssl_vit.checkpoints.colours import IMAGENET, OF_IMAGENET, OF_TIMM, Colour, Colours, usual
 from ssl_vit.checkpoints.description import Description, prepared, read_description
 from ssl_vit.checkpoints.layouts import GENERAL, LIKE_DEIT, Recognised, recognise
@@ -47,9 +47,10 @@ class Inspection:
     document: Document = field(default_factory=dict, repr=False)  # where to look on, if the layout doesn't say it
 
     @cached_property
-    def architecture(self) -> str | None:
-        """The architecture, by its name in `ssl-vit list backbones`, is as the file says or as every weight fits."""
-        return self.description.name if self.description else architecture_of(self.state)
+    def architecture(self) -> Architecture | None:
+        """The architecture is as the file says or as every weight fits."""
+        said = self.description
+        return Architecture(said.name, said.model_args, said.size) if said else architecture_of(self.state)
 
     def colours(self, name: str, own: tuple[Colour, Colour]) -> Colours:
         """Say with which mean and deviation it was trained, as far as the file, its layout or its network tells.
@@ -77,15 +78,15 @@ class Inspection:
 
     def __str__(self) -> str:
         parameters = sum(value.numel() for value in self.state.values())
-        name = self.architecture
-        own = timm_colours(name) if name else None
+        fits = self.architecture
+        own = timm_colours(fits.name) if fits else None
         return "\n".join(
             [
                 f"{self.file}: {self.layout}, names of {self.names}",
                 f"backbone: {len(self.state)} tensors, {parameters:,} values{self.taken()}",
-                f"fits: {name or 'no architecture that is tried; name it with --backbone'}",
+                f"fits: {fits or 'no architecture that is tried; name it with --backbone'}",
                 f"left over: {self.groups() or 'nothing'}",
-                f"images: {self.colours(name, own)}" if name and own else f"names: {self.where()}",
+                f"images: {self.colours(fits.name, own)}" if fits and own else f"names: {self.where()}",
             ]
         )
 

@@ -73,9 +73,10 @@ def backbone_of_file(
     said = found.description
     if said is not None and name not in (None, said.name):
         raise UserError(f"--backbone {name}: {found.file} holds {said.name}; leave --backbone out")
-    if said is not None:
-        backbone = create_backbone(said.name, image_size=said.size, model_args=said.model_args)
-    elif name := name or found.architecture:
+    fits = found.architecture
+    if fits is not None and name in (None, fits.name):
+        backbone = create_backbone(fits.name, image_size=fits.size, model_args=fits.model_args)
+    elif name is not None:
         backbone = create_backbone(name)
     else:
         raise UserError(

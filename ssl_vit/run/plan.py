@@ -140,18 +140,19 @@ class _Resolver:
 
 def _choose_model_of(resolver: _Resolver, weights: Inspection) -> None:
     """Backbone, its arguments and crop size as the file of weights says them, where nothing else was chosen."""
-    if resolver.get("backbone.name") == "auto" and weights.architecture is None:
+    fits, part = weights.architecture, resolver.tree["backbone"]
+    if part["name"] == "auto" and fits is None:
         raise UserError(f"{weights.file}: does not say its architecture; add --backbone NAME ({weights.where()})")
-    resolver.decide("backbone.name", weights.architecture, f"what {weights.file} holds")
-    said, part = weights.description, resolver.tree["backbone"]
-    if said is None or said.name != part["name"]:
+    if fits is None or part["name"] not in ("auto", fits.name):
         return
-    if said.model_args and not part["args"]:
-        part["args"] |= said.model_args
+    resolver.decide("backbone.name", fits.name, f"what {weights.file} holds")
+    if fits.model_args and not part["args"]:
+        part["args"] |= fits.model_args
         resolver.decisions.append(
-            Decision("backbone.args", said.model_args, f"as in {weights.file}", "--set backbone.args.depth=…")
+            Decision("backbone.args", fits.model_args, f"as in {weights.file}", "--set backbone.args.depth=…")
         )
-    resolver.decide("backbone.image_size", said.size[0], f"of the images that {weights.file} was trained on")
+    if fits.size is not None:
+        resolver.decide("backbone.image_size", fits.size[0], f"of the images that {weights.file} was trained on")
 
 
 def _choose_model(resolver: _Resolver, facts: Facts) -> None:

@@ -51,7 +51,7 @@ def test_a_repository_with_a_pickle_alone(cache: Path) -> None:
     folder.mkdir(parents=True)
     model = timm.create_model("resnet18", num_classes=0)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    assert inspect("hf-hub:owner/name").architecture == "resnet18"
+    assert str(inspect("hf-hub:owner/name").architecture) == "resnet18"
 
 
 @pytest.mark.fault

@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from timm.models import model_entrypoint
+from timm.models import create_model, model_entrypoint
 
 from ssl_vit.backbones.registry import create_backbone, list_backbones
+from ssl_vit.checkpoints.architectures import architecture_of
 from ssl_vit.checkpoints.inspection import inspect
-from ssl_vit.checkpoints.load import load_weights
+from ssl_vit.checkpoints.load import backbone_of_file, load_weights
+from ssl_vit.config import load_config
 from ssl_vit.errors import UserError
+from ssl_vit.run.facts import Facts
+from ssl_vit.run.plan import resolve_config, start_weights
 from tests.checkpoints.files import dino_head, filled, number, official, save, shapes_of, trainer
 from tests.golden.names import name_of
 from tests.golden.verify import compare, image_input, official_weights
@@ -286,7 +290,7 @@ def test_a_wrong_one_is_refused_by_its_first_key_and_both_shapes(case, tmp_path)
 def test_a_whole_model_is_named(tmp_path):
     shapes = shapes_of(create_backbone("vit_tiny_patch16_224"))
     found = inspect(save(tmp_path, dino() | {"teacher": filled(shapes, "backbone.") | dino_head("", 192)}))
-    assert found.architecture == "vit_tiny_patch16_224"
+    assert str(found.architecture) == "vit_tiny_patch16_224"
     assert str(found).splitlines() == [
         f"{tmp_path / 'checkpoint.pth'}: DINO (arXiv 2104.14294), names of timm",
         "backbone: 150 tensors, 5,524,416 values",
@@ -341,3 +345,40 @@ def test_an_official_file_gives_the_official_outputs(tmp_path):
         pooled = backbone(image_input(golden["input"])).pooled
     deviation = compare(pooled @ weights["head.weight"].T + weights["head.bias"], golden)
     assert deviation < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "window", "size", "said"),
+    [
+        ("swin_tiny_patch4_window7_224", 7, 224, ""),
+        ("swin_tiny_patch4_window7_224", 14, 224, " with window_size=14, image_size=224"),  # EsViT's
+        ("swin_tiny_patch4_window7_224", 6, 192, " with window_size=6, image_size=192"),  # SimMIM's
+        ("swin_base_patch4_window12_384", 12, 384, ""),
+        ("swin_base_patch4_window7_224", 24, 768, " with window_size=24, image_size=768"),
+    ],
+)
+def test_the_windows_of_a_swin_are_those_of_its_file(name, window, size, said):
+    with torch.device("meta"):
+        state = create_model(name, num_classes=0, window_size=window, img_size=size).state_dict()
+    found = architecture_of(state)
+    assert str(found) == name + said
+    backbone = create_backbone(found.name, image_size=found.size, model_args=found.model_args)
+    assert {key: value.shape for key, value in state.items()} == {
+        key: value.shape for key, value in backbone.model.state_dict().items()
+    }
+
+
+def test_an_official_file_of_other_windows_gives_the_official_outputs(tmp_path, caplog):
+    golden = json.loads((GOLDEN / "esvit__swin_small_patch4_window14_224.json").read_text())
+    file = save(tmp_path, {"student": {}, "teacher": official_weights(golden), "dino_loss": {}})
+    with caplog.at_level("INFO", "ssl_vit"):
+        backbone = backbone_of_file(file).eval()
+    assert "resized" not in caplog.text
+    with torch.inference_mode():
+        assert compare(backbone(image_input(golden["input"])).pooled, golden) < 1e-4
+    config = load_config(flags={"data.path": "x", "backbone.weights": str(file)})
+    grey = ((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    facts = Facts(images=300, side=256, colours=lambda: grey, gpus=0, cpus=2, bfloat16=False)
+    chosen, decisions = resolve_config(config, facts, start_weights(config))
+    assert chosen.backbone.args == {"window_size": 14}
+    assert not any("resized" in decision.why for decision in decisions)
