@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,9 +16,10 @@ from ssl_vit.data.annotations import Annotations
 from ssl_vit.data.bad import BadFiles, BadList
 from ssl_vit.data.crops import Box, resize, sample_rng
 from ssl_vit.data.decode import BadImage, decode
+from ssl_vit.data.lasting import Announced, LastingLoader
 from ssl_vit.data.loader import Item, StepSampler
 from ssl_vit.data.outlines import Outline, drawn
-from ssl_vit.data.readers import TIMEOUT, watched, worker_options
+from ssl_vit.data.readers import TIMEOUT, worker_options
 from ssl_vit.data.values import ORDINARY, Pixels
 from ssl_vit.settings import MAX_BAD
 
@@ -150,15 +151,15 @@ class SceneLoader:
     Raises RunFailed where too many are bad and where the processes that read are lost.
     """
 
-    def __init__(self, loader: DataLoader[Scene], images: int, max_bad: float = MAX_BAD) -> None:
-        self._loader = loader
+    def __init__(self, batches: LastingLoader[list[Scene]], images: int, max_bad: float = MAX_BAD) -> None:
+        self._batches = batches
         self.bad = BadList(images, max_bad, consequence="it is left out", setting="--max-bad")
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[list[Scene]]:
-        for scenes in watched(self._loader):
+        for scenes in self._batches:
             self.bad.note([entry for scene in scenes for entry in scene.bad])
             yield [scene for scene in scenes if scene.image is not None]
 
@@ -175,9 +176,11 @@ def training_scenes(
     max_bad: float = MAX_BAD,
 ) -> SceneLoader:
     """Load the batches of steps `first` to `steps`, of the chosen images in the stateless order of (seed, epoch)."""
-    sampler = _Chosen(chosen, min(batch_size, len(chosen)), seed, first, steps)
-    loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=list, **worker_options(workers, TIMEOUT))
-    return SceneLoader(loader, len(chosen), max_bad)
+
+    def steps_from(step: int) -> _Chosen:
+        return _Chosen(chosen, min(batch_size, len(chosen)), seed, step, steps)
+
+    return SceneLoader(_lasting(dataset, steps_from, workers, first), len(chosen), max_bad)
 
 
 def scenes_in_order(
@@ -186,8 +189,20 @@ def scenes_in_order(
     """Load every image once, in order."""
     items = [(0, index) for index in range(len(dataset))]
     batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
-    loader = DataLoader(dataset, batch_sampler=batches, collate_fn=list, **worker_options(workers, TIMEOUT))
-    return SceneLoader(loader, len(dataset), max_bad)
+    return SceneLoader(_lasting(dataset, lambda batch: batches[batch:], workers), len(dataset), max_bad)
+
+
+def _lasting(
+    dataset: DetectionDataset, batches_from: Callable[[int], Iterable[list[Item]]], workers: int, first: int = 0
+) -> LastingLoader[list[Scene]]:
+    """The batches of these items from a number on."""
+    announced = Announced(dataset, workers, dataset.annotations.files.__getitem__)
+
+    def open_from(batch: int, by_pipe: bool) -> DataLoader[list[Scene]]:
+        options = worker_options(workers, TIMEOUT, by_pipe or None)
+        return DataLoader(announced, batch_sampler=batches_from(batch), collate_fn=list, **options)  # type: ignore[arg-type]
+
+    return LastingLoader(open_from, first)
 
 
 class _Chosen(StepSampler):

@@ -15,7 +15,8 @@ from ssl_vit.data.bad import BadFiles, BadList, note_damage
 from ssl_vit.data.caps import MAX_PIXELS
 from ssl_vit.data.crops import Box, resize
 from ssl_vit.data.decode import BadImage
-from ssl_vit.data.readers import TIMEOUT, watched, worker_options
+from ssl_vit.data.lasting import Announced, LastingLoader
+from ssl_vit.data.readers import TIMEOUT, worker_options
 from ssl_vit.data.sources import Source
 
 _LONG = 16  # times the short side; what lies beyond is cut off before resizing
@@ -109,21 +110,27 @@ class EvalLoader:
         rows: Sequence[int] | None = None,
     ) -> None:
         note_damage(dataset.source, max_bad)
-        self._loader: DataLoader[EvalSample] = DataLoader(
-            dataset,
-            batch_size=batch_size,
-            sampler=rows,
-            collate_fn=_collate,
-            pin_memory=pin_memory,
-            **worker_options(workers, timeout),
-        )
+        chosen = range(len(dataset)) if rows is None else rows
+        announced = Announced(dataset, workers, dataset.source.name)
+
+        def open_from(batch: int, by_pipe: bool) -> DataLoader[EvalBatch]:
+            return DataLoader(
+                announced,  # type: ignore[arg-type]  # of samples, of which the next makes a batch
+                batch_size=batch_size,
+                sampler=chosen[batch * batch_size :],
+                collate_fn=_collate,
+                pin_memory=pin_memory,
+                **worker_options(workers, timeout, by_pipe or None),
+            )
+
+        self._batches = LastingLoader(open_from)
         self.bad = BadList(len(dataset), max_bad, consequence="it is left out")
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[EvalBatch]:
-        for batch in watched(self._loader):
+        for batch in self._batches:
             self.bad.note(batch.bad)
             yield batch
 

@@ -7,19 +7,17 @@ index), so batches do not depend on the number of workers, and a run resumed at 
 
 from __future__ import annotations
 
-import gc
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssl_vit.data.bad import BadList, note_damage, printable
 from ssl_vit.data.batch import Batch
@@ -27,10 +25,10 @@ from ssl_vit.data.boxes import boxes_in_crops
 from ssl_vit.data.caps import MAX_PIXELS
 from ssl_vit.data.crops import fill_views, sample_rng, wanted_side
 from ssl_vit.data.decode import BadImage
+from ssl_vit.data.lasting import LastingLoader, UnderWay
 from ssl_vit.data.plan import ViewPlan
-from ssl_vit.data.readers import TIMEOUT, LostReader, wants_pipe, watched, worker_options
+from ssl_vit.data.readers import TIMEOUT, wants_pipe, worker_options
 from ssl_vit.data.sources import Source, require
-from ssl_vit.errors import RunFailed
 
 log = logging.getLogger("ssl_vit")
 
@@ -46,8 +44,6 @@ class RegionBoxes(Protocol):
 
 _ORDER_STREAM, _REPLACEMENT_STREAM = 1, 2  # of sample_rng; the views have stream 0
 _REPLACEMENTS = 32  # tries at a readable image in place of a bad one
-_RESTARTS = 3  # of lost reading processes, in so few batches
-_FORGIVEN = 100  # batches
 
 
 def steps_per_epoch(num_images: int, batch_size: int, world: int = 1) -> int:
@@ -103,14 +99,14 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> NDArray[np.int64]:
 class Views(Dataset[Batch]):
     """The dataset turns (epoch, index) of images into views; (seed, epoch, index) names what replaces a bad one.
 
-    workers: how many read it, each of which says in ``under_way`` which image it reads, by its index and 1; 0: none.
+    workers: how many read it, each of which says in ``under_way`` which image it reads.
     """
 
     def __init__(
         self, source: Source, plan: ViewPlan, seed: int, max_pixels: float = MAX_PIXELS, workers: int = 0
     ) -> None:
         self.source, self.plan, self.seed, self.max_pixels = source, plan, seed, max_pixels
-        self.under_way: Any = RawArray("q", workers) if workers else []
+        self.under_way, self.name = UnderWay(workers), source.name
         self._want = 2 * wanted_side(plan)  # twice, so that even the smallest crops are of resampled, not raw, pixels
 
     def __getitem__(self, items: Sequence[Item]) -> Batch:
@@ -128,7 +124,7 @@ class Views(Dataset[Batch]):
     def _read(self, epoch: int, index: int, place: int, batch: Batch) -> NDArray[np.uint8] | None:
         """The first image that can be read, noted in the batch with those that can't; None if none can."""
         for candidate in self._candidates(epoch, index):
-            self._says(candidate + 1)
+            self.under_way.says(candidate + 1)
             try:
                 image = self.source.read(candidate, self.max_pixels, self._want)
             except BadImage as error:
@@ -136,15 +132,10 @@ class Views(Dataset[Batch]):
                 continue
             except MemoryError:
                 raise MemoryError(f"at {printable(self.source.name(candidate))}") from None
-            self._says(0)
+            self.under_way.says(0)
             batch.index[place] = candidate
             return image
         return None
-
-    def _says(self, reads: int) -> None:
-        worker = get_worker_info()
-        if worker is not None and worker.id < len(self.under_way):
-            self.under_way[worker.id] = reads
 
     def _candidates(self, epoch: int, index: int) -> Iterator[int]:
         yield index
@@ -156,69 +147,34 @@ class Views(Dataset[Batch]):
 
 
 class Loader:
-    """The loader yields Batches, names each bad file once, and starts lost reading processes anew.
+    """The loader yields Batches, and names each bad file once.
 
-    open_from: what reads the steps from a number on, through pipes if that is asked for; start: that number; total:
-    steps in all; regions: where the plan asks for boxes, what was proposed. Raises RunFailed above the bearable share
-    of bad files and where the workers die or hang again and again.
+    batches: what reads them; total: steps in all; regions: where the plan asks for boxes, what was proposed. Raises
+    RunFailed above the bearable share of bad files.
     """
 
     def __init__(
         self,
-        open_from: Callable[[int, bool], DataLoader[Batch]],
-        start: int,
+        batches: LastingLoader[Batch],
         total: int,
         bad: BadList,
         regions: RegionBoxes | None = None,
         boxes: int = 0,
     ) -> None:
-        self._open, self._start, self._total = open_from, start, total
-        self._loader, self.bad, self._regions, self._count = open_from(start, False), bad, regions, boxes
+        self._batches, self._total = batches, total
+        self.bad, self._regions, self._count = bad, regions, boxes
 
     def __len__(self) -> int:
         return self._total
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._read():
+        for batch in self._batches:
             self.bad.note(batch.bad)
             if not len(batch.pixels):
                 raise self.bad.failure(f"{_REPLACEMENTS + 1} images in a row could not be read")
             if self._regions is not None and self._count:
                 batch.boxes = boxes_in_crops(_first_boxes(self._regions, batch.index, self._count), batch.params[0])
             yield batch
-
-    def _read(self) -> Iterator[Batch]:
-        """The batches, in order, whatever becomes of the processes that read them."""
-        done, restarts, last, by_pipe, loader = self._start, 0, self._start, False, self._loader
-        while True:
-            try:
-                for batch in watched(loader):
-                    done += 1
-                    yield batch
-                return
-            except LostReader as error:
-                restarts = restarts + 1 if done - last < _FORGIVEN else 1
-                problem, last = f"{error.problem}{_images(loader.dataset, error.workers)}", done
-                if restarts > _RESTARTS or not loader.num_workers:
-                    raise RunFailed(f"{problem}; {_advice(error)}") from error
-                how = ", and send their batches through pipes" if error.memory else ""
-                log.warning("%s: they are started anew%s (%d of %d times)", problem, how, restarts, _RESTARTS)
-                by_pipe = by_pipe or error.memory
-                loader, self._loader = self._open(done, by_pipe), self._open(self._start, by_pipe)
-            gc.collect()  # what the lost ones had sent is still in shared memory
-
-
-def _images(dataset: Any, workers: Sequence[int]) -> str:
-    """The images that these workers were reading, in words."""
-    found = [dataset.under_way[worker] - 1 for worker in workers if worker < len(dataset.under_way)]
-    names = [printable(dataset.source.name(index)) for index in found if index >= 0]
-    return f", at {' or '.join(names)}" if names else ""
-
-
-def _advice(error: LostReader) -> str:
-    if error.memory:
-        return "give the container more (docker run --shm-size=8g) or set data.workers to 0, then resume the run"
-    return "use fewer workers, or check the storage and the image, then resume the run"
 
 
 def _first_boxes(regions: RegionBoxes, index: Tensor, count: int) -> Tensor:
@@ -272,4 +228,5 @@ def build_loader(
         )
 
     bad = BadList(len(source), max_bad, bad_list)
-    return Loader(open_from, start_step, total_steps, bad, regions, plan.boxes)
+    batches = LastingLoader(open_from, start_step, then="resume the run")
+    return Loader(batches, total_steps, bad, regions, plan.boxes)

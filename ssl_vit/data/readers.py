@@ -38,7 +38,7 @@ _AHEAD = 4  # batches of each worker that are ready or under way
 _POLL = 1.0  # seconds between two looks at whether a worker whose batch is awaited is still there
 _BATCH = 20_000_000  # bytes of a batch where nothing else is known: 128 images of 224 x 224 pixels
 _SHARED = Path("/dev/shm")  # where Linux has shared memory
-_MORE = "give the container more (docker run --shm-size=8g), or use none (workers 0)"
+_MORE = "give the container more (docker run --shm-size=8g) or set workers to 0"
 
 log = logging.getLogger("ssl_vit")
 _by_pipe = False  # in a worker: how its batches travel
@@ -49,8 +49,8 @@ class LostReader(RunFailed):
 
     def __init__(self, problem: str, workers: list[int], *, memory: bool = False) -> None:
         self.problem, self.workers, self.memory = problem, workers, memory  # whether shared memory was too small
-        advice = _MORE if memory else "use fewer workers, or check the storage and the images"
-        super().__init__(f"{problem}; {advice}, and give the command again")
+        self.advice = _MORE if memory else "use fewer workers, or check the storage and the image"
+        super().__init__(f"{problem}; {self.advice}, then give the command again")
 
 
 def worker_count(asked: int | None, images: int, many: int = MANY) -> int:

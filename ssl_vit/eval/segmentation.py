@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 from ssl_vit.data.augment import normalise
 from ssl_vit.data.bad import BadList
 from ssl_vit.data.crops import sample_rng
+from ssl_vit.data.lasting import Announced, LastingLoader
 from ssl_vit.data.measure import Files
-from ssl_vit.data.readers import TIMEOUT, watched, worker_count, worker_options
+from ssl_vit.data.readers import TIMEOUT, worker_count, worker_options
 from ssl_vit.data.segmentation import Pair, SegmentationDataset, Segmented, collate, find_pairs
 from ssl_vit.errors import UserError
 from ssl_vit.eval.features import evaluating
@@ -186,13 +187,10 @@ def _maps(job: Job, pairs: list[Pair], side: str) -> Iterator[tuple[Tensor, list
     """Patches [B, D, h, w] on the CPU, and their images; unreadable files are named and left out."""
     pixels_of = job.pixels_of(Files([str(pair.image) for pair in pairs]))
     dataset, readout = SegmentationDataset(pairs, job.readout.image_size, pixels_of), job.readout
-    workers = worker_count(None, len(pairs))
-    options = worker_options(workers, TIMEOUT)
-    loader: DataLoader[Segmented] = DataLoader(dataset, readout.batch_size, collate_fn=collate, **options)
     bad = BadList(len(pairs), 1.0, consequence="it is left out")
     backbone, left_out = job.backbone, 0
     with evaluating(backbone), torch.inference_mode(), progress(side, len(pairs)) as advance:
-        for pixels, good, others in watched(loader):
+        for pixels, good, others in _batches(dataset, readout.batch_size):
             bad.note([(sample.name, sample.reason) for sample in others])
             left_out += len(others)
             if good:
@@ -202,6 +200,18 @@ def _maps(job: Job, pairs: list[Pair], side: str) -> Iterator[tuple[Tensor, list
     if left_out == len(pairs):
         raise UserError(f"--{side} {job.path(side)}: none of the {len(pairs)} images could be read")
     job.sides[side] = Side(len(pairs) - left_out, left_out, _fingerprint(pairs, job.path(side)))
+
+
+def _batches(dataset: SegmentationDataset, size: int) -> LastingLoader[tuple[Tensor, list[Segmented], list[Segmented]]]:
+    workers = worker_count(None, len(dataset))
+    announced = Announced(dataset, workers, lambda index: dataset.pairs[index].image.name)
+
+    def open_from(batch: int, by_pipe: bool) -> DataLoader[tuple[Tensor, list[Segmented], list[Segmented]]]:
+        options = worker_options(workers, TIMEOUT, by_pipe or None)
+        left = range(batch * size, len(dataset))
+        return DataLoader(announced, size, sampler=left, collate_fn=collate, **options)  # type: ignore[arg-type]
+
+    return LastingLoader(open_from)
 
 
 def _fingerprint(pairs: list[Pair], root: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from pathlib import Path
@@ -14,7 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssl_vit.data.bad import BadFiles, BadList, note_damage
 from ssl_vit.data.decode import BadImage
-from ssl_vit.data.readers import TIMEOUT, watched, worker_count, worker_options
+from ssl_vit.data.inventory import Inventory, changes_since, take_inventory
+from ssl_vit.data.lasting import Announced, LastingLoader
+from ssl_vit.data.readers import TIMEOUT, worker_count, worker_options
 from ssl_vit.data.sources import Source
 from ssl_vit.data.store import Store
 from ssl_vit.files import alone
@@ -54,11 +57,11 @@ def propose(
         RunFailed: more unreadable images, or parts of archives, than `max_bad`, or a process that reads was lost.
     """
     note_damage(source, max_bad)
-    made = prior.settings()
-    kept = Path(folder) / _name(prior, made | {"data": source.fingerprint})
+    made, inventory = prior.settings(), take_inventory(source)
+    kept = _of_these(Path(folder) / _name(prior, made | {"data": source.fingerprint}), inventory)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with alone(kept.with_suffix(".lock"), str(kept)):
-        store = Store.open(kept, source, 4 * prior.count, made, file=BOXES)
+        store = Store.open(kept, source, 4 * prior.count, made, file=BOXES, inventory=inventory)
         _fill(store, source, prior, workers, BadList(len(source), max_bad, kept.with_suffix(".bad.jsonl"), _LEFT_OUT))
     return Proposals(kept)
 
@@ -69,6 +72,12 @@ _LEFT_OUT = "it has no boxes"
 def _name(prior: Prior, depends: dict[str, Any]) -> str:
     text = json.dumps(depends, sort_keys=True)
     return f"{prior.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _of_these(first: Path, inventory: Inventory | None) -> Path:
+    """The folder of these very images: where some were edited in place, those of before keep theirs."""
+    numbered = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+    return next(folder for folder in itertools.chain([first], numbered) if not changes_since(folder, inventory))
 
 
 class _Images(Dataset[_Looked]):
@@ -90,15 +99,16 @@ def _fill(store: Store, source: Source, prior: Prior, workers: int | None, bad: 
     if not blocks:
         return
     rows = np.concatenate(blocks).tolist()
-    loader = DataLoader(
-        _Images(source, prior),
-        batch_size=_BLOCK,
-        sampler=rows,
-        collate_fn=list,
-        **worker_options(worker_count(workers, len(rows), _MANY), TIMEOUT),
-    )
+    count = worker_count(workers, len(rows), _MANY)
+    images = Announced(_Images(source, prior), count, source.name)
+
+    def open_from(block: int, by_pipe: bool) -> DataLoader[list[_Looked]]:
+        options = worker_options(count, TIMEOUT, by_pipe or None)
+        left = rows[block * _BLOCK :]
+        return DataLoader(images, batch_size=_BLOCK, sampler=left, collate_fn=list, **options)  # type: ignore[arg-type]
+
     with progress("proposals", len(source), len(source) - len(rows)) as advance:
-        for looked in watched(loader):
+        for looked in LastingLoader(open_from):
             unread = [index for index, seen, _ in looked if seen is None]
             seen = [(index, seen) for index, seen, _ in looked if seen is not None]
             values = _padded(prior.boxes([each for _, each in seen]), prior.count)

@@ -272,7 +272,7 @@ def test_a_worker_killed_while_the_model_computes(folder):
     """No step is disturbed: the loss is noticed where a batch is awaited."""
     loader = build_loader(open_source(folder), PLAN, batch_size=4, seed=7, total_steps=40, workers=1)
     found = [next(read := iter(loader))]
-    os.kill(loader._loader._iterator._workers[0].pid, signal.SIGKILL)
+    os.kill(loader._batches._loader._iterator._workers[0].pid, signal.SIGKILL)
     time.sleep(0.3)
     found += read
     assert all(same(a, b) for a, b in zip(batches(folder, total_steps=40), found, strict=True))
@@ -290,7 +290,7 @@ def test_a_stopped_worker_is_not_waited_for_at_the_end(folder):
         loader = build_loader(open_source(sys.argv[1]), ViewPlan((View("v", 1, 8),)), batch_size=2, seed=0,
                               total_steps=40, workers=1)
         next(iter(loader))
-        os.kill(loader._loader._iterator._workers[0].pid, signal.SIGSTOP)
+        os.kill(loader._batches._loader._iterator._workers[0].pid, signal.SIGSTOP)
     """
     arguments = [sys.executable, "-c", textwrap.dedent(code), str(folder)]
     subprocess.run(arguments, check=True, timeout=120)
