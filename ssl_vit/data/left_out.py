@@ -10,7 +10,7 @@ from ssl_vit.data.source import Source
 
 log = logging.getLogger("ssl_vit.data")
 
-_SHOWN = 10  # kinds
+_SHOWN = 20  # kinds
 
 
 def left_out(source: Source) -> str:

@@ -27,6 +27,7 @@ _READ = 64  # of those, how many are read whole where the header does not say it
 _FEW = 8  # fewer different values say nothing of which of them is far
 _OF_EACH = 2**14  # values of each band of an image, about
 _TAIL = 0.001  # the share of values at either end that may be outliers
+_FAINT, _LEVELS = 0.05, 16  # the share of images that fill fewer grey levels than so many, from which on it is said
 _OPAQUE = 1 / 3  # of the coloured pixels of a set are clear or opaque at least, where a band is opacity
 _FIRST = (0, 1, 2)
 
@@ -172,29 +173,47 @@ def _range(looked: Looked, bands: tuple[int, ...] | None) -> tuple[tuple[float, 
     deep = [i for i, said in enumerate(looked.headers) if said.kind != "uint8"]
     if not deep:
         return None, "every image looked at has 8 bits" if looked.headers else "no header could be read"
-    pooled, absent, read = list[NDArray[np.float64]](), 0, 0
+    pooled, absent, kinds = list[NDArray[np.float64]](), 0, list[str]()
     for i in _some(deep):
         found = _read(looked.places[i])
         if found is None:
             continue
-        rows, read = _thinned(found[0]), read + 1
+        rows = _thinned(found[0])
         rows = rows[:, [band for band in bands or _colours(looked.headers[i]) if band < rows.shape[1]]]
         there = present(rows, found[1])
         absent += int((~there).sum())
         pooled.append(rows[there].astype(np.float64))
+        kinds.append(looked.headers[i].kind)
     all_values = np.concatenate(pooled) if pooled else np.empty(0)
     if not len(all_values):
         return None, "no value could be read"
     low, high, left_out = robust_range(all_values)
-    kinds = ", ".join(kind for kind, _ in Counter(looked.headers[i].kind for i in deep).most_common())
-    why = f"measured on {read} images of {kinds}; black and white, clipped beyond"
+    named = ", ".join(kind for kind, _ in Counter(looked.headers[i].kind for i in deep).most_common())
+    why = f"measured on {len(pooled)} images of {named}; black and white, clipped beyond"
     if left_out:
         why += f"; not counted: {', '.join(f'{value:g}' for value in left_out)}"
     if absent:
         why += f"; {absent / (absent + len(all_values)):.1%} missing, black"
     if len(deep) < len(looked.headers):
         why += f"; {len(looked.headers) - len(deep)} of {len(looked.headers)} images have 8 bits and stay as they are"
-    return (low, high), why
+    return (low, high), why + _faint(pooled, kinds, (low, high), left_out)
+
+
+def _faint(
+    pooled: Sequence[NDArray[np.float64]], kinds: Sequence[str], limits: tuple[float, float], left_out: Sequence[float]
+) -> str:
+    """What to say where the one range leaves some images few grey levels, as where another scale is among them."""
+    faint = list[str]()
+    for found, kind in zip(pooled, kinds, strict=True):
+        kept = np.clip(found[~np.isin(found, left_out)], *limits)
+        levels = 255 * float(np.ptp(kept)) / (limits[1] - limits[0]) if len(kept) else 0.0
+        faint += [kind] if 0 < levels < _LEVELS else []
+    if len(faint) < max(1, _FAINT * len(pooled)):
+        return ""
+    return (
+        f"; {len(faint)} of those measured ({', '.join(Counter(faint))}) fill fewer than {_LEVELS} of the 256 grey "
+        "levels: if they are of another scale, keep them apart, or set data.range=each"
+    )
 
 
 def _colours(said: Header) -> tuple[int, ...]:

@@ -16,6 +16,8 @@ from ssl_vit.run.spans import remarks_on_spans
 
 log = logging.getLogger("ssl_vit")
 
+_SHOWN = 5  # names in a line
+
 Row = tuple[str, str]  # what it is about, and what is so
 
 
@@ -30,11 +32,12 @@ def say_opening(
     """Log the table of a new run; scanned: what ``data.scan`` found out about the images; expected: its time."""
     rows = [
         *image_rows(source),
+        *_unreadable(scanned),
         ("channels", _channels(scanned, config, decisions)),
         ("values", _values(config, decisions)),
         ("mean, deviation", _colours(config, decisions)),
         ("classes", _classes(source)),
-        *([("scored on", _scored_on(val))] if val is not None else []),
+        *scored_rows(val),
         ("recipe", _recipe(config)),
         *(("schedule", remark) for remark in remarks_on_spans(config, _steps(config, source))),
         *([("expected", expected)] if expected is not None else []),
@@ -51,10 +54,24 @@ def image_rows(source: Source) -> list[Row]:
     ]
 
 
+def scored_rows(val: Source | None) -> list[Row]:
+    """What the features are scored on while they are learnt, where there is something."""
+    return [] if val is None else [("scored on", _scored_on(val))]
+
+
 def opening_table(rows: Sequence[Row]) -> str:
     """Write the rows as aligned lines."""
     width = max(len(subject) for subject, _ in rows)
     return "\n".join(f"  {subject:{width}}  {text}" for subject, text in rows)
+
+
+def _unreadable(scanned: dict[str, Any]) -> list[Row]:
+    """Which of the images looked at can't be read, if any."""
+    found = scanned["unreadable"]
+    if not found:
+        return []
+    names = "; ".join(found[:_SHOWN]) + "; …" * (len(found) > _SHOWN)
+    return [("unreadable", f"{len(found)} of {scanned['sampled']} images looked at: {names}; others take their place")]
 
 
 def _channels(scanned: dict[str, Any], config: ResolvedConfig, decisions: Sequence[Decision]) -> str:
@@ -100,7 +117,7 @@ def _classes(source: Source) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(printable(name) for name in names[:5]) + ", …" * (len(names) > 5)
+    return ", ".join(printable(name) for name in names[:_SHOWN]) + ", …" * (len(names) > _SHOWN)
 
 
 def _scored_on(val: Source) -> str:

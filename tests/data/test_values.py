@@ -189,6 +189,18 @@ def test_images_of_8_bits_stay_as_they_are_among_deeper_ones(tmp_path):
     np.testing.assert_array_equal(decode(str(tmp_path / "a.png"), found.pixels), decode(str(tmp_path / "a.png")))
 
 
+@pytest.mark.parametrize(("other", "few"), [(1.0, 3), (4095.0, 3), (40_000.0, 0)])
+def test_images_of_another_scale_are_not_made_black_without_a_word(other, few, tmp_path):
+    """Reflectances or images of 12 bits beside images of 16."""
+    for seed in range(6):
+        most = 65535 if seed % 2 else other
+        (tmp_path / f"{seed}.tif").write_bytes(tiff((pattern(seed) * most).astype("float32")))
+    found = measured(tmp_path)
+    assert ("fill fewer than 16 of the 256" in found.range_why) == bool(few)
+    assert few == 0 or f"; {few} of those measured (float32) fill" in found.range_why
+    assert len(np.unique(decode(str(tmp_path / "0.tif"), EACH))) > 200, "what is advised"
+
+
 def test_a_range_and_bands_that_are_set_are_used(tmp_path):
     (tmp_path / "a.tif").write_bytes(tiff((pattern(0, 5) * 4095).astype("uint16")))
     with pytest.raises(UserError, match=r"a TIFF of 5 x uint16 bands: .*from 0 to 4, with --set data.bands=\[0,1,2\]"):
