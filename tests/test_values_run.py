@@ -19,7 +19,7 @@ from ssl_vit.data.sources import open_source
 from ssl_vit.data.values import EACH, ORDINARY, Pixels
 from ssl_vit.errors import ConfigError
 from ssl_vit.eval.weights import pixels_of
-from ssl_vit.run.folder import as_before
+from ssl_vit.run.changed import as_before
 from tests.data.test_values import pattern
 from tests.runs import command, finish
 

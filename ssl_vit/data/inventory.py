@@ -1,4 +1,4 @@
-"""What the images of a run were when it began, kept in its folder, so that what has changed since can be named."""
+"""What images were when something was made of them, kept beside it, so that what has changed since can be named."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ssl_vit.data.rows import RowSource
 from ssl_vit.data.sources import Source
 from ssl_vit.files import write_whole
 
+INVENTORY = "images.npz"  # beside what was made of the images
 CONTENT = 1e9  # bytes of a set up to which its files are read, as their times say less
 COARSE = 2e9  # ns to which the coarsest of file systems keep times
 
@@ -85,6 +86,14 @@ class Changes(NamedTuple):
         kinds = (("added", self.added), ("removed", self.removed), ("changed", self.changed))
         said = [f"{len(names)} {kind}: {_some(names)}" for kind, names in kinds if names]
         return "; ".join(said) or "the same images in another order"
+
+
+def changes_since(folder: Path, found: Inventory | None) -> Changes | None:
+    """Compare images with those that a folder was made of, under the same names; None where that isn't known."""
+    before = read_inventory(folder / INVENTORY)
+    if before is None or found is None or len(before.names) != len(found.names):
+        return None
+    return changes(before._replace(names=found.names), found)
 
 
 def changes(before: Inventory, now: Inventory) -> Changes:

@@ -22,6 +22,7 @@ from PIL import Image
 
 from ssl_vit.data.bad import BadFiles, BadList
 from ssl_vit.data.decode import BadImage, Member, Place, decode, header, image_type, read_bytes
+from ssl_vit.data.inventory import INVENTORY, changes_since, take_inventory, write_inventory
 from ssl_vit.data.manifest import FORMAT, MANIFEST
 from ssl_vit.data.source import Source, extension, has_own_extension
 from ssl_vit.errors import UserError
@@ -33,6 +34,7 @@ ARCHIVE = 256e6  # bytes that an archive has about, of files as they are
 MOST = 10_000  # images in one
 QUALITY = 95  # of JPEG, where an image is made smaller
 _PLAN = "pack.json"
+_INSTEAD = "remove it, or pack to another folder"
 
 
 def pack(source: Source, out: Path, size: int | None = None, max_bad: float = MAX_BAD) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def pack(source: Source, out: Path, size: int | None = None, max_bad: float = MA
     """
     folder = out.with_name(f"{out.name}.partial")
     per = max(1, min(MOST, int(ARCHIVE * len(source) / max(int(source.fingerprint.get("bytes", 0)), 1))))
-    _begin(folder, {"format": FORMAT, "source": source.fingerprint, "size": size, "images_each": per})
+    _begin(folder, {"format": FORMAT, "source": source.fingerprint, "size": size, "images_each": per}, source)
     keys, bad = _keys(source), BadList(len(source), max_bad, consequence="it is left out", setting="--max-bad")
     shards = []
     with contextlib.ExitStack() as stack:
@@ -58,16 +60,20 @@ def pack(source: Source, out: Path, size: int | None = None, max_bad: float = MA
     return _finish(folder, out, source, size, shards)
 
 
-def _begin(folder: Path, plan: dict[str, Any]) -> None:
-    """A new folder, or that of the same packing."""
+def _begin(folder: Path, plan: dict[str, Any], source: Source) -> None:
+    """A new folder, or that of the same packing of the same images."""
+    inventory = take_inventory(source)
     if folder.exists() and any(folder.iterdir()):
         try:
             found = json.loads((folder / _PLAN).read_bytes())
         except (OSError, ValueError):
             found = None
         if found != plan:
-            raise UserError(f"{folder}: begun with other images or another size; remove it, or pack to another folder")
+            raise UserError(f"{folder}: begun with other images or another size; {_INSTEAD}")
+        if changed := changes_since(folder, inventory):
+            raise UserError(f"{folder}: begun with images that have changed since ({changed}); {_INSTEAD}")
     folder.mkdir(parents=True, exist_ok=True)
+    write_inventory(folder / INVENTORY, inventory)
     write_whole(folder / _PLAN, lambda file: file.write(json.dumps(plan).encode()))
 
 

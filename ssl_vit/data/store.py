@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_vit.data.inventory import INVENTORY, Inventory, changes_since, write_inventory
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
 from ssl_vit.files import PARTIAL, write_whole
@@ -24,8 +25,8 @@ class Store:
     """A store has a row of numbers for every image of a source, and knows whether it is there.
 
     In a folder: ``features.npy`` (or another `file`) float32 [N, D], ``rows.npy`` uint8 [N] (0 missing, 1 there,
-    2 image unreadable) and ``index.json`` (how they are made, names and labels). A row counts as there only once its
-    numbers are on the disk.
+    2 image unreadable), ``images.npz`` (size, time and content of each image) and ``index.json`` (how they are made,
+    names and labels). A row counts as there only once its numbers are on the disk.
     """
 
     def __init__(self, values: NDArray[np.float32], state: NDArray[np.uint8], on_disk: bool) -> None:
@@ -41,17 +42,19 @@ class Store:
         made: dict[str, Any],
         first: bool = True,
         file: str = FEATURES,
+        inventory: Inventory | None = None,
     ) -> Store:
         """Open a store: empty in memory, or the folder's, which the `first` of the processes that fill it makes.
 
-        made: what the rows depend on; a folder with other ones is refused with UserError. file: their file's name.
+        made: what the rows depend on; inventory: what the images are, as far as the first process knows it. A folder of
+        others is refused with UserError. file: the rows' file's name.
         """
         rows = len(source)
         if folder is None:
             return cls(np.zeros((rows, width), np.float32), np.zeros(rows, np.uint8), on_disk=False)
         made = json.loads(json.dumps(made | {"width": width, "data": source.fingerprint}))
         if first:
-            _prepare(folder, source, made, file, (rows, width))
+            _prepare(folder, source, made, file, (rows, width), inventory)
         found = read_index(folder)["made"]
         if found != made:
             other = next(key for key in made.keys() | found.keys() if found.get(key) != made.get(key))
@@ -59,6 +62,8 @@ class Store:
                 f"{folder}: holds other {Path(file).stem} ({other}: {found.get(other)}, now {made.get(other)}); "
                 "choose another folder or remove it"
             )
+        if first:
+            _check_images(folder, file, inventory)
         values, state = (np.load(folder / name, mmap_mode="r+") for name in (file, STATE))
         return cls(values, state, on_disk=True)
 
@@ -99,17 +104,40 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def _prepare(folder: Path, source: Source, made: dict[str, Any], file: str, shape: tuple[int, int]) -> None:
-    """Zeros and an index, the index last: a folder with an index has all three files."""
+def _check_images(folder: Path, file: str, inventory: Inventory | None) -> None:
+    """UserError where some images aren't those that the rows are of; a folder of an older version learns what they are.
+
+    Where all have another time and nothing else differs, they are taken for a copy.
+    """
+    changed = changes_since(folder, inventory)
+    if changed:
+        raise UserError(
+            f"{folder}: holds {Path(file).stem} of images that have changed since ({changed}); choose another folder "
+            "or remove it"
+        )
+    if changed is None or changed.copied:
+        write_inventory(folder / INVENTORY, inventory)
+
+
+def _prepare(
+    folder: Path,
+    source: Source,
+    made: dict[str, Any],
+    file: str,
+    shape: tuple[int, int],
+    inventory: Inventory | None,
+) -> None:
+    """Zeros, what the images are, and an index, the index last: a folder with an index has all files."""
     if (folder / INDEX).is_file():
         return
     if folder.exists() and any(folder.iterdir()):
         names = {path.name for path in folder.iterdir() if not path.name.endswith(PARTIAL)}
-        if not names <= {file, STATE}:
+        if not names <= {file, STATE, INVENTORY}:
             raise UserError(f"{folder}: has other files in it; choose an empty or a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     for name, dtype, size in ((file, np.float32, shape), (STATE, np.uint8, shape[:1])):
         np.lib.format.open_memmap(folder / name, "w+", dtype, size).flush()
+    write_inventory(folder / INVENTORY, inventory)
     index = {
         "made": made,
         "files": [os.fsencode(source.name(i)).decode("utf-8", "backslashreplace") for i in range(len(source))],

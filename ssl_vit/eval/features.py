@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.augment import normalise
 from ssl_vit.data.evalset import Alteration, EvalBatch, EvalDataset, EvalLoader
+from ssl_vit.data.inventory import take_inventory
 from ssl_vit.data.readers import worker_count
 from ssl_vit.data.sources import Source
 from ssl_vit.data.store import DONE, UNREADABLE, Store
@@ -114,7 +115,8 @@ def _open(backbone: Backbone, source: Source, readout: Readout, device: torch.de
         made["pixels"] = source.pixels._asdict()
     if keep.ranks.rank > 0:
         keep.ranks.wait()
-    store = Store.open(keep.folder, source, width, made, first=keep.ranks.rank == 0)
+    inventory = take_inventory(source) if keep.ranks.rank == 0 else None
+    store = Store.open(keep.folder, source, width, made, first=keep.ranks.rank == 0, inventory=inventory)
     if keep.ranks.rank == 0:
         keep.ranks.wait()
     return store

@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it before the first step, and what must be the same when a run is resumed."""
+"""The folder of a run: what is in it before the first step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import timm
@@ -18,107 +18,18 @@ import torch
 
 import ssl_vit
 from ssl_vit import plugins
-from ssl_vit.config import ResolvedConfig, RunConfig, dump, load_config
+from ssl_vit.config import ResolvedConfig, dump
 from ssl_vit.config.paths import LOCK
-from ssl_vit.data.inventory import Changes, Inventory, changes, read_inventory, take_inventory, write_inventory
+from ssl_vit.data.inventory import INVENTORY, write_inventory
 from ssl_vit.data.scan import scan
 from ssl_vit.data.sources import Source
-from ssl_vit.errors import UserError
 from ssl_vit.files import write_atomically
-from ssl_vit.run.opening import image_rows, opening_table, say_opening
+from ssl_vit.run.changed import DATA, LABELLED, Resumed, kept_data, problem_of, taken
+from ssl_vit.run.opening import image_rows, opening_table, say_opening, scored_rows
 from ssl_vit.run.plan import Decision, table
-from ssl_vit.settings import AUTO
 from ssl_vit.terminal import LogFile, spoken
-from ssl_vit.training.ranks import rank
 
 log = logging.getLogger("ssl_vit")
-
-DATA, INVENTORY = "data.json", "images.npz"  # what the images are: in sum, and one by one
-
-# What may differ when a run is resumed: where and how fast it runs, not what it computes.
-FREE_ON_RESUME = {("data", "path"), ("data", "val"), ("data", "workers"), ("data", "max_bad"), ("train", "devices")}
-FREE_ON_RESUME |= {("train", "nodes"), ("train", "checkpoint_every"), ("health", "every"), ("health", "knn_every")}
-FREE_ON_RESUME |= {("train", "checkpoint_activations"), ("data", "kernels"), ("train", "on_notice")}
-FREE_ON_RESUME |= {("data", "timeout"), ("train", "timeout"), ("data", "outside_links")}
-FREE_ON_RESUME |= {("train", "compile")}  # a machine to resume on may have no compiler
-FREE_ON_RESUME |= {("optim", "lr_batch")}  # of which the rates were made, that are compared themselves
-
-
-def as_before(config: RunConfig) -> RunConfig:
-    """A run's own configuration, where that is of before there were ranges and bands."""
-    data = config.data
-    old: dict[str, Any] = {"range": "each"} if data.range == AUTO else {}
-    old |= {"bands": None} if data.bands == AUTO else {}
-    return config.model_copy(update={"data": data.model_copy(update=old)})
-
-
-class Compared(NamedTuple):
-    """What a resumed run's images are, and how they differ from those that it began with."""
-
-    inventory: Inventory | None
-    changes: Changes | None  # None where there is nothing to compare with
-    fingerprint: dict[str, Any] | None  # of those that it began with; None where it isn't known
-
-
-def check_settings(config: RunConfig, out: Path, *, done: bool = False) -> None:
-    """UserError where a setting that decides what a run computes isn't what it was; done: the run is complete."""
-    before = as_before(load_config([out / "config.yaml"])).model_dump()
-    now = config.model_dump()
-    instead = "start a new run" + (f"; --weights {out} begins it with this run's weights" if done else "")
-    changed = [
-        f"{section}.{key}: was {old}, is {now[section].get(key)}; it can't change on --resume ({instead})"
-        for section, values in before.items()
-        for key, old in values.items()
-        if (section, key) not in FREE_ON_RESUME and now[section].get(key) not in (old, "auto")
-    ]
-    if changed:
-        raise UserError("\n".join(changed))
-
-
-def check_same(config: ResolvedConfig, source: Source, out: Path, allow_data_change: bool = False) -> Compared | None:
-    """A resumed run computes what it would have computed: same settings, same images, unless a change is allowed.
-
-    Settings are compared in every process, images in the first; the others get None.
-    """
-    check_settings(config, out)
-    if rank() != 0:
-        return None
-    compared = _compared(source, out)
-    if not allow_data_change and (problem := _problem(compared, source, out)):
-        raise UserError(f"{problem}; {_GO_ON}")
-    return compared
-
-
-_GO_ON = "restore them, start anew, or go on with what is there: --allow-data-change (in Python allow_data_change=True)"
-
-
-def _compared(source: Source, out: Path) -> Compared:
-    """The images as they are, beside what the run's folder says of them."""
-    try:
-        was = json.loads((out / DATA).read_bytes())["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        was = None
-    found = take_inventory(source)
-    before = read_inventory(out / INVENTORY)
-    if before is None or found is None:
-        return Compared(found, None, was)
-    if was == source.fingerprint:  # the same names, wherever the images have been moved
-        before = before._replace(names=found.names)
-    return Compared(found, changes(before, found), was)
-
-
-def _problem(compared: Compared, source: Source, out: Path) -> str | None:
-    """What is wrong with a resumed run's images, in a line; None where they are the same."""
-    was, is_now, named = compared.fingerprint, source.fingerprint, compared.changes
-    if was is None and not (out / DATA).exists():  # stopped before it was written
-        return None
-    if was is None:
-        return f"{out / DATA}: damaged, so that the images which the run began with aren't known"
-    if was == is_now and not named:
-        return None
-    then, today = (", ".join(f"{n} {key}" for key, n in found.items() if isinstance(n, int)) for found in (was, is_now))
-    said = f"{then}; now {today}" if then != today else f"{then} as before, but others"
-    return f"{source.root}: the images have changed since this run began ({said}{f'; {named}' if named else ''})"
 
 
 def clear(out: Path) -> None:
@@ -151,32 +62,34 @@ def open_folder(
     config: ResolvedConfig,
     decisions: list[Decision],
     sources: tuple[Source, Source | None],
-    compared: Compared | None,
+    resumed: Resumed | None,
     expected: str | None = None,
 ) -> None:
     """Everything about a run that is known before its first step, into a folder that is there, and said.
 
     The settings come first: with them, a run that is stopped here can be gone on with.
-    sources: images to learn from, and labelled ones to score on; compared: where the run is resumed.
-    expected: how long it will take, in words.
+    sources: images to learn from, and labelled ones to score on; resumed: where the run goes on; expected: how long it
+    will take, in words.
     """
     source, val = sources
     (out / "checkpoints").mkdir(exist_ok=True)
     plugins.announce()
-    if compared is not None:
-        rows = [*image_rows(source), *([("expected", expected)] if expected is not None else [])]
+    if resumed is not None:
+        rows = [*image_rows(source), *scored_rows(val), *([("expected", expected)] if expected is not None else [])]
         log.info("resumed\n%s", opening_table(rows))
         if (out / DATA).exists():
-            _go_on(out, source, compared)
+            _go_on(out, sources, resumed)
             return
     else:
         log.info("%s", table(decisions))
         _write(out / "config.yaml", dump(config))
     scanned = scan(source)
-    if compared is None:
+    if resumed is None:
         say_opening(config, decisions, source, val, scanned, expected)
-    write_inventory(out / INVENTORY, take_inventory(source) if compared is None else compared.inventory)
-    _write_data(out, scanned | {"fingerprint": source.fingerprint})
+        resumed = Resumed(taken(source), taken(val))
+    write_inventory(out / INVENTORY, resumed.images.inventory)
+    write_inventory(out / LABELLED, resumed.labelled.inventory)
+    _write_data(out, sources, scanned)
     _write(out / "environment.json", json.dumps(_environment(), indent=2) + "\n")
 
 
@@ -184,25 +97,30 @@ def _write(path: Path, text: str) -> None:
     write_atomically(path, lambda staged: staged.write_text(text, encoding="utf-8"))
 
 
-def _go_on(out: Path, source: Source, compared: Compared) -> None:
+def _go_on(out: Path, sources: tuple[Source, Source | None], resumed: Resumed) -> None:
     """Say which change of the images was allowed, and keep what they are now."""
-    problem = _problem(compared, source, out)
+    problem, kept = problem_of(resumed, sources, out), kept_data(out)
     if problem is not None:
         log.warning("%s; going on with them, as --allow-data-change says", problem)
-        try:
-            kept = json.loads((out / DATA).read_bytes())
-            earlier = [*kept.get("changes", []), {"fingerprint": compared.fingerprint, "change": problem}]
-        except (OSError, ValueError, AttributeError):
-            earlier = [{"fingerprint": None, "change": problem}]
-        _write_data(out, scan(source) | {"fingerprint": source.fingerprint, "changes": earlier})
-    copied = compared.changes is not None and compared.changes.copied
-    if copied:
-        log.info("every image has another time and the same name and size: taken for a copy of the same images")
-    if problem is not None or copied or not (out / INVENTORY).exists():
-        write_inventory(out / INVENTORY, compared.inventory)
+        was = {"fingerprint": resumed.images.fingerprint} | ({"val": kept["val"]} if kept.get("val") else {})
+        earlier = kept.get("changes")
+        changed = [*(earlier if isinstance(earlier, list) else []), was | {"change": problem}]
+        _write_data(out, sources, scan(sources[0]) | {"changes": changed})
+    elif sources[1] is not None and kept.get("val") is None:  # given now, or the run is of an older version
+        _write_data(out, sources, kept)
+    if sources[1] is None and kept.get("val") is not None:
+        log.warning("it was scored on labelled images (--val), and isn't any more")
+    for compared, name in ((resumed.images, INVENTORY), (resumed.labelled, LABELLED)):
+        copied = compared.changes is not None and compared.changes.copied
+        if copied:
+            log.info("every image has another time and the same name and size: taken for a copy of the same images")
+        if problem is not None or copied or not (out / name).exists():
+            write_inventory(out / name, compared.inventory)
 
 
-def _write_data(out: Path, found: dict[str, Any]) -> None:
+def _write_data(out: Path, sources: tuple[Source, Source | None], found: dict[str, Any]) -> None:
+    source, val = sources
+    found = found | {"fingerprint": source.fingerprint, "val": None if val is None else val.fingerprint}
     _write(out / DATA, json.dumps(found, indent=2) + "\n")
 
 

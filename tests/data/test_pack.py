@@ -149,6 +149,25 @@ def test_what_was_begun_otherwise_is_refused(folder, tmp_path):
     assert os.listdir(tmp_path / "set.partial") == ["mine.txt"]
 
 
+@pytest.mark.fault
+def test_a_packing_does_not_go_on_with_images_that_were_edited(tmp_path, monkeypatch):
+    """The same names and sizes: some archives would hold the old images, some the new ones."""
+    (tmp_path / "images").mkdir()
+    for i in range(2):
+        Image.new("RGB", (8, 8), (i, 9, 9)).save(tmp_path / "images" / f"{i}.bmp")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_shard", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pack(open_source(tmp_path / "images"), tmp_path / "set")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "images" / "1.bmp")
+    with pytest.raises(UserError, match=r"set.partial: begun with images that have .* \(1 changed: 1.bmp\); remove it"):
+        pack(open_source(tmp_path / "images"), tmp_path / "set")
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
 def test_a_missing_archive_of_a_packed_set(folder, tmp_path):
     pack(open_source(folder), tmp_path / "set")
     (tmp_path / "set" / "shard-000001.tar").unlink()

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ssl_vit.data.sources import open_source
 from ssl_vit.errors import RunFailed, UserError
@@ -75,6 +76,24 @@ def test_other_settings_and_other_images_have_their_own_folder(pictures, tmp_pat
     assert len({each.folder for each in (first, *others)}) == 4
     assert before.items() <= digest(tmp_path).items()
     assert others[1].boxes.shape == (48, 4, 4)
+
+
+def test_images_that_were_edited_in_place_have_boxes_of_their_own(tmp_path):
+    for i in range(3):
+        Image.new("RGB", (8, 8), (i, 9, 9)).save(tmp_path / f"{i}.bmp")
+
+    def folder():
+        return propose(open_source(tmp_path), create_prior("random", count=3), tmp_path / "boxes").folder
+
+    first = folder()
+    assert folder() == first
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "1.bmp")
+    second = folder()
+    assert second.name == f"{first.name}-2"
+    Image.new("RGB", (8, 8), (1, 9, 9)).save(tmp_path / "1.bmp")
+    assert folder() == first
+    Image.new("RGB", (8, 8), "blue").save(tmp_path / "1.bmp")
+    assert folder().name == f"{first.name}-3"
 
 
 @pytest.mark.fault
