@@ -28,9 +28,10 @@ from ssl_vit.methods.method import Method
 from ssl_vit.plugins import flags as plugin_flags
 from ssl_vit.plugins import use
 from ssl_vit.process import die_with_parent, keep_memory
+from ssl_vit.run.changed import Resumed, as_before, check_done, check_same
 from ssl_vit.run.facts import gather_facts
 from ssl_vit.run.finish import RunResult, completed, finish
-from ssl_vit.run.folder import Compared, as_before, check_same, check_settings, clear, identity, logged, open_folder
+from ssl_vit.run.folder import clear, identity, logged, open_folder
 from ssl_vit.run.length import length_of, of_resumed
 from ssl_vit.run.plan import Decision, resolve_config, start_weights
 from ssl_vit.run.prepare import metrics_of, new_averages, new_looks, new_method, pixels_of
@@ -38,7 +39,7 @@ from ssl_vit.run.speed import clock
 from ssl_vit.run.workspace import RunWorkspace
 from ssl_vit.training.checkpoint import Checkpoints, checkpoint_path, go_on_from, newest_checkpoint
 from ssl_vit.training.compiler import compiling
-from ssl_vit.training.fabric import new_fabric
+from ssl_vit.training.fabric import launch, new_fabric
 from ssl_vit.training.health import Verdict
 from ssl_vit.training.looks.lost import LostSteps
 from ssl_vit.training.loop import train
@@ -122,7 +123,7 @@ def _pretrain(config: RunConfig, images: Images, labelled: Images | None, out: P
             die_with_parent()
         found = identity(out)
         if resume and (done := completed(out)) is not None:
-            check_settings(config, out, done=True)
+            check_done(config, out)
             return replace(done, was_complete=True)
         run = _new_run(config, images, labelled, out, start._replace(resume=resume), stop)
         if not first:
@@ -139,7 +140,7 @@ def _pretrain(config: RunConfig, images: Images, labelled: Images | None, out: P
             if overwrite and not resume:
                 clear(out)
             with logged(out / "train.log"):
-                open_folder(out, run.config, run.decisions, (run.source, run.val), run.compared, run.expected)
+                open_folder(out, run.config, run.decisions, (run.source, run.val), run.resumed, run.expected)
                 return run.train(resume)
 
 
@@ -180,7 +181,7 @@ def _new_run(
     check_startable(resolved.train.devices)
     if rank() == 0 and isinstance(source, ShardSource):
         source.shared_by(max(1, resolved.data.workers) * resolved.train.devices * resolved.train.nodes)
-    compared = check_same(resolved, source, out, start.allow_data_change) if resume else None
+    resumed = check_same(resolved, (source, val), out, start.allow_data_change) if resume else None
     expected = None
     if rank() == 0 and resume:
         expected = of_resumed(resolved, out, steps_per_epoch(len(source), resolved.train.batch_size))
@@ -192,7 +193,7 @@ def _new_run(
             decided = [length.decision, *(each for each in decisions if each.key == "train.compile")]
             resolved, decisions = resolve_config(config, facts, weights)
             decisions += decided
-    return _Run(resolved, out, source, val, weights, decisions, stop, compared, expected)
+    return _Run(resolved, out, source, val, weights, decisions, stop, resumed, expected)
 
 
 @dataclass
@@ -206,7 +207,7 @@ class _Run:
     weights: Inspection | None  # that it begins with, where it is new
     decisions: list[Decision]
     stop: StopSignals
-    compared: Compared | None  # in the first process, where the run is resumed
+    resumed: Resumed | None  # in the first process, where the run is resumed
     expected: str | None  # how long it will take, in words; in the first process
 
     def __post_init__(self) -> None:
@@ -222,7 +223,7 @@ class _Run:
         checkpoint = newest_checkpoint(self.out / "checkpoints") if resume else None
         fabric, first = new_fabric(self.config.train), rank() == 0
         if not first:  # the others start with the first one's `launch`, or wait in it
-            fabric.launch()
+            launch(fabric, self.config.train.timeout)
             return self._with_length_of_first(fabric)._go(fabric, checkpoint)
         return self._go(fabric, checkpoint)
 
@@ -241,7 +242,7 @@ class _Run:
         workspace = RunWorkspace(self.config, self.out, self.source, self.method.views(), fabric.device)
         self.method.prepare(workspace)  # in the first process before the others
         if first:
-            fabric.launch()
+            launch(fabric, self.config.train.timeout)
             self._with_length_of_first(fabric)
         with self._failures_in_words():
             same_images(fabric, self.source.fingerprint)

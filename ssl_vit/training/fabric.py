@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as processes
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.precision import MixedPrecision, Precision
 from lightning.fabric.strategies.ddp import DDPStrategy
@@ -15,8 +17,11 @@ from lightning.fabric.strategies.launchers import subprocess_script
 from lightning.fabric.strategies.strategy import Strategy
 
 from ssl_vit.config import TrainConfig
+from ssl_vit.errors import RunFailed
 from ssl_vit.training.ranks import watch
 from ssl_vit.training.sharding import sharded
+
+STARTS = 15.0  # minutes that all processes have to start: on a busy machine importing alone takes one
 
 
 def new_fabric(train: TrainConfig) -> Fabric:
@@ -31,6 +36,32 @@ def new_fabric(train: TrainConfig) -> Fabric:
         strategy=_strategy(train),
         plugins=_precision(train, device),
     )
+
+
+def launch(fabric: Fabric, minutes: float) -> None:
+    """Start the other processes and find them; from then on they wait so many minutes for each other.
+
+    Raises RunFailed where some don't come.
+    """
+    try:
+        fabric.launch()
+    except processes.DistError as error:
+        waited = f"the {fabric.world_size} processes of this run did not find each other within {_starts(minutes):g}"
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise RunFailed(
+            f"{waited} minutes; see whether one ended with an error of its own, whether all reach {place}, or raise "
+            "train.timeout, then give the command again"
+        ) from error
+    if fabric.world_size > 1:
+        for group in list(processes.distributed_c10d._world.pg_map):
+            _set_timeout(timedelta(minutes=minutes), group)
+
+
+_set_timeout = getattr(processes, "set_timeout", None) or processes.distributed_c10d._set_pg_timeout  # torch 2.11's
+
+
+def _starts(minutes: float) -> float:
+    return max(STARTS, minutes)
 
 
 class Autocast(MixedPrecision):
@@ -58,7 +89,7 @@ def _precision(train: TrainConfig, device: str) -> Precision:
 
 
 def _strategy(train: TrainConfig) -> Strategy | str:
-    patience = timedelta(minutes=train.timeout)
+    patience = timedelta(minutes=_starts(train.timeout))
     if train.strategy == "fsdp":
         return sharded(train.devices * train.nodes, patience)
     return DDPStrategy(timeout=patience) if train.devices * train.nodes > 1 else "auto"

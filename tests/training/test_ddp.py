@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,9 +18,14 @@ import pytest
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from ssl_vit.training import ranks
+from ssl_vit.config import TrainConfig
+from ssl_vit.data.batch import Batch
+from ssl_vit.errors import RunFailed
+from ssl_vit.training import fabric, loop, ranks
+from ssl_vit.training.step import Learner, Outcome
+from tests import runs
 from tests.methods.settings import COMMON, SMALL
-from tests.runs import command, ended, finish, finish_two, losses, process_of, program, steps_done, wait_for
+from tests.runs import command, ended, finish, finish_two, losses, process_of, program, steps_done, two_ranks, wait_for
 
 pytestmark = pytest.mark.dist
 
@@ -36,6 +43,14 @@ def mark() -> Iterator[str]:
     for pid in processes(name):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def processes(mark: str) -> dict[int, str]:
@@ -117,6 +132,33 @@ def test_a_killed_rank_takes_the_others_with_it(rank: str, pictures: Path, tmp_p
         assert "Traceback" not in said.read_text()
 
 
+def fails(argv: list[str], log: str, environment: dict[str, str]) -> None:
+    """One of two processes of a run, of which the second has an error of its own in its fourth step."""
+    take = loop.take_step
+
+    def failing(learner: Learner, batch: Batch, step: int) -> Outcome:
+        if environment["RANK"] == "1" and step == 3:
+            raise KeyError("of this rank alone")
+        return take(learner, batch, step)
+
+    loop.take_step = failing  # type: ignore[attr-defined]  # in this process alone
+    runs._run(argv, log, (), environment)
+
+
+@pytest.mark.fault
+def test_an_error_of_one_rank_is_seen_and_ends_the_others(pictures: Path, tmp_path: Path) -> None:
+    said, out = tmp_path / "said", tmp_path / "run"
+    argv = command(pictures / "train", out, "--devices", "2", data__workers=0, train__checkpoint_every=2)
+    started = [process_of(fails, argv, str(said), environment) for environment in two_ranks()]
+    assert [ended(process) for process in started] == [1, 1]
+    error, _, after = said.read_text().partition("KeyError: 'of this rank alone'")
+    assert "Traceback" in error
+    assert "ssl-vit: error: another process of this run was lost: rank 1 (" in after
+    assert "its own error, if it had one, is above); go on with --resume" in after
+    assert "Traceback" not in after
+    assert list((out / "checkpoints").glob("*.sha256"))
+
+
 @pytest.mark.slow
 @pytest.mark.fault
 @pytest.mark.parametrize("rank", ["0", "1"])
@@ -168,6 +210,39 @@ def test_who_gives_no_answer_is_named_by_one(victim: int, tmp_path: Path) -> Non
     told = f"another process of this run was lost: rank {victim} (no answer for 0.05 minutes; if it was only"
     for me in others:
         assert said[me].startswith(told) if victim == 0 or me == 0 else said[me] == ""
+
+
+def comes(rank: int, port: int, starts: float, folder: Path) -> None:
+    """One of the two processes of a run, which waits 0.02 minutes for the other once both are there."""
+    rank_zero_only.rank, fabric.STARTS = rank, starts
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
+    os.environ |= {"LOCAL_RANK": str(rank), "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+    train = TrainConfig(devices=2, precision="32-true", timeout=0.02)
+    said = "reduced"
+    try:
+        fabric.launch(fabric.new_fabric(train), train.timeout)
+        time.sleep(3 * rank)
+        torch.distributed.all_reduce(torch.ones(1))
+    except RuntimeError as error:
+        said = str(error)
+    except RunFailed as error:
+        said = f"failed: {error}"
+    (folder / str(rank)).write_text(said)
+    os._exit(0)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("ranks", [[0], [0, 1]], ids=["alone", "late"])
+def test_processes_have_longer_to_come_than_to_answer(ranks: list[int], free_port: int, tmp_path: Path) -> None:
+    """Importing takes longer than a step; one that never comes is said in a line."""
+    for process in [process_of(comes, rank, free_port, 0.02 if ranks == [0] else 2.0, tmp_path) for rank in ranks]:
+        process.join()
+    said = (tmp_path / "0").read_text()
+    if ranks == [0]:
+        assert said.startswith("failed: the 2 processes of this run did not find each other within 0.02 minutes; see ")
+        assert f"127.0.0.1:{free_port}" in said
+    else:
+        assert "Timed out waiting 1200ms" in said
 
 
 def test_a_rank_that_is_lost_is_said_where_the_first_can_not_say_it(tmp_path: Path) -> None:
