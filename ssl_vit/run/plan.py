@@ -19,15 +19,16 @@ from ssl_vit.checkpoints.load import fitted_weights, opened
 from ssl_vit.config import ResolvedConfig, RunConfig, check_data
 from ssl_vit.data.sources import Source, open_source
 from ssl_vit.errors import UserError
-from ssl_vit.methods import check_recipe
-from ssl_vit.methods.base_config import Situation
+from ssl_vit.methods import check_recipe, config_class
+from ssl_vit.methods.base_config import SMALL, Situation
 from ssl_vit.run.facts import IMAGENET_MEAN, IMAGENET_STD, Facts, gather_facts
 from ssl_vit.run.spans import check_spans
 from ssl_vit.run.techniques import check_techniques
 from ssl_vit.training.compiler import PAYS
 
 WIDE = 48  # characters of a setting in a table; what is longer pushes only its own reason
-SMALL_SIDE = 112  # pixels of the short side below which images count as small
+FOR_FEW = "simclr"  # on posed digits and drawn icons ahead of DINO for each seed (benchmarks/results/learning.txt)
+SMALL_SIDE = 112  # pixels of a crop below which patches of 16 pixels are too few
 EPOCHS = ((5_000, 200), (50_000, 150), (math.inf, 100))  # up to so many images: epochs; 100 is DINO's shortest recipe
 
 
@@ -69,6 +70,8 @@ def resolve_config(
     _choose_model(resolver, facts)
     part = resolver.tree["backbone"]
     info = backbone_info(part["name"], image_size=part["image_size"], model_args=part["args"])
+    if weights is None:
+        config = _choose_method(config, resolver, facts, info)
     _choose_run(resolver, facts)
     _choose_cooldown(resolver)
     _scale_rate(resolver)
@@ -91,6 +94,24 @@ def resolve_config(
         resolver.decisions.append(Decision("backbone.weights", weights.file, "; ".join(notes), "--weights FILE"))
     _choose_data(resolver, facts)  # last, as it decodes images: all that can be refused has been
     return ResolvedConfig.model_validate(resolver.tree), resolver.decisions
+
+
+def _choose_method(config: RunConfig, resolver: _Resolver, facts: Facts, info: BackboneInfo) -> RunConfig:
+    """Another method than the usual one for few images and a transformer, where nobody has chosen or set up one."""
+    given = config.method.model_fields_set
+    if "name" in given or facts.images >= SMALL or info.kind != "transformer":
+        return config
+    usual = config.method.name
+    if given:
+        keys = " and ".join(f"method.{key}" for key in sorted(given))
+        why = f"{keys}: set without --method, so it is {usual}'s; --method {FOR_FEW} learns more from few images"
+        resolver.decisions.append(Decision("method.name", usual, why, "--method NAME"))
+        return config
+    method = config_class(FOR_FEW).model_validate({})
+    resolver.tree["method"] = method.model_dump(mode="json")
+    why = f"fewer than {SMALL:,} images: the plain contrast learns most in a short time"
+    resolver.decisions.append(Decision("method.name", FOR_FEW, why, "--method NAME"))
+    return config.model_copy(update={"method": method})
 
 
 def _situation(resolver: _Resolver, facts: Facts, info: BackboneInfo, weights: Inspection | None) -> Situation:
@@ -156,24 +177,23 @@ def _choose_model_of(resolver: _Resolver, weights: Inspection) -> None:
 
 
 def _choose_model(resolver: _Resolver, facts: Facts) -> None:
-    """Backbone, crop size and patch: small images get small crops, and patches small enough for a grid of 8 x 8."""
+    """Backbone, crop size and patch: small images get small crops, and on a CPU a small network with a coarse grid."""
     named = resolver.get("backbone.name") != "auto"
     if facts.gpus:
         resolver.decide("backbone.name", "vit_small_patch16_224", "a transformer that one GPU pretrains well")
     else:
         resolver.decide("backbone.name", "vit_tiny_patch16_224", "no GPU found: the smallest usual transformer")
     name, args = resolver.get("backbone.name"), resolver.tree["backbone"]["args"]
-    side = _side(args)
-    if side is not None or named or facts.side >= SMALL_SIDE:
-        usual = side or usual_size(name, args)
-        resolver.decide("backbone.image_size", usual, f"what {name} was built for")
-    else:
-        usual = max(32, facts.side // 16 * 16)
-        resolver.decide("backbone.image_size", usual, f"the images are {facts.side} pixels, median short side")
+    side, usual = _side(args), usual_size(name, args)
+    if side is not None or named or facts.side >= usual:
+        resolver.decide("backbone.image_size", side or usual, f"what {name} was built for")
+    else:  # no crop is larger than the images are
+        fitting = max(32, facts.side // 16 * 16)
+        resolver.decide("backbone.image_size", fitting, f"the images are {facts.side} pixels, median short side")
     size = resolver.get("backbone.image_size")
-    if named or args or size >= SMALL_SIDE:
+    if named or args or size >= (SMALL_SIDE if facts.gpus else usual):
         return
-    wanted = max(4, size // (32 if facts.gpus else 16) * 4)
+    wanted = size // 8 if size >= SMALL_SIDE else max(4, size // (32 if facts.gpus else 16) * 4)
     patch = next((each for each in range(wanted, 1, -1) if size % each == 0), size)  # a divisor, so that a grid fits
     args |= {"global_pool": "avg", "weight_init": "moco", "patch_size": patch}
     why = "small crops: small patches, their mean as the image's vector, and wide initial weights"
