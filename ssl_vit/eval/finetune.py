@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from ssl_vit.data.batch import to_views
 from ssl_vit.data.evalset import EvalDataset, EvalLoader
 from ssl_vit.data.loader import steps_per_epoch
 from ssl_vit.data.sources import Source
-from ssl_vit.errors import RunFailed, UserError
+from ssl_vit.errors import RunFailed
 from ssl_vit.eval import finetune_recipe as recipe
 from ssl_vit.eval.augmented import SCALE, crops
 from ssl_vit.eval.features import evaluating
@@ -57,11 +56,9 @@ def fitted(job: Job, source: Source, asked: Finetune) -> nn.Module:
     readout, device, batch = job.readout, job.device, asked.batch
     loader = crops(source, readout.image_size, asked.epochs, batch, job.seed, device)
     torch.manual_seed(job.seed)
-    model = _with_head(job, len(source.classes), asked)
-    distillation = recipe.Distillation(job, source, asked) if asked.distill != "none" else None
-    optimizer = _optimizer(model, asked)
-    mix, augment = recipe.mixing(asked, len(source.classes)), recipe.augmenting(asked)
-    labels = torch.from_numpy(source.labels).long()
+    learner = recipe.Learner(job, source, asked)
+    optimizer = _optimizer(learner, asked)
+    augment, labels = recipe.augmenting(asked), torch.from_numpy(source.labels).long()
     total, per_epoch = len(loader), steps_per_epoch(len(source), batch)
     with seeded(job.seed), progress("fine-tuning", total * batch) as advance:
         for step, each in enumerate(loader):
@@ -70,40 +67,23 @@ def fitted(job: Job, source: Source, asked: Finetune) -> nn.Module:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
             augment(each)
             images = to_views(each, readout.mean, readout.std, device)[0]
-            images, targets = mix(images, labels[each.index].to(device))
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=readout.precision == "bfloat16"):
-                found = model(images)
-            if distillation is not None:
-                loss = distillation.loss(found, targets, images)
-            else:
-                loss = nn.functional.cross_entropy(found.float(), targets)
+            loss = learner.loss(images, labels[each.index].to(device))
             if not torch.isfinite(loss):
                 raise RunFailed(f"finetune: the loss is {loss.item()} in epoch {step // per_epoch}; lower --lr")
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
             optimizer.step()
             advance(len(each.index))
-    return model  # type: ignore[no-any-return]  # a module of timm's, which has no types
+    return learner.model  # type: ignore[no-any-return]  # a module of timm's, which has no types
 
 
-def _with_head(job: Job, classes: int, asked: Finetune) -> Any:
-    """A copy of the job's network, in training mode, with a new head."""
-    model: Any = copy.deepcopy(job.backbone.get_submodule("model"))
-    if not hasattr(model, "reset_classifier"):
-        raise UserError(
-            f"{job.backbone.info.name}: timm can't give it a classifier to fine-tune; use ssl-vit eval linear"
-        )
-    model.reset_classifier(classes)
-    recipe.drop(model, asked.drop)
-    if asked.distill != "none":
-        recipe.with_token(model, job.backbone.info.name)
-    return model.to(job.device).train()
-
-
-def _optimizer(model: nn.Module, asked: Finetune) -> torch.optim.Optimizer:
-    """AdamW, or SGD with momentum 0.9, with timm's layer decay."""
+def _optimizer(learner: recipe.Learner, asked: Finetune) -> torch.optim.Optimizer:
+    """AdamW, or SGD with momentum 0.9, with timm's layer decay; a head on patches has the whole rate."""
     options: dict[str, Any] = {"lr": asked.lr, "weight_decay": asked.weight_decay, "layer_decay": asked.layer_decay}
-    return create_optimizer_v2(model, opt="adamw" if asked.optimizer == "adamw" else "momentum", **options)
+    found = create_optimizer_v2(learner.model, opt="adamw" if asked.optimizer == "adamw" else "momentum", **options)
+    if learner.diversity is not None:
+        found.add_param_group({"params": list(learner.diversity.head.parameters())})
+    return found
 
 
 def scored(model: nn.Module, source: Source, readout: Readout, device: torch.device) -> tuple[NDArray[np.bool_], int]:

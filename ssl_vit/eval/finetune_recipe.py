@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,9 @@ from timm.data.mixup import Mixup
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
+from ssl_vit.backbones.adapter import AdaptedBackbone
+from ssl_vit.backbones.diversity import blocks_of, diversify, patch_mixing
+from ssl_vit.backbones.penalties import Penalties, collecting
 from ssl_vit.data.batch import Batch
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
@@ -89,6 +93,108 @@ def drop(model: nn.Module, rate: float) -> None:
             setattr(module, child, DropPath(rate * depth / max(1, len(places) - 1)))
 
 
+class Diversity:
+    """The three losses of patch diversification (2104.12753) while a network of blocks of one width is fine-tuned."""
+
+    def __init__(self, backbone: AdaptedBackbone, classes: int, weight: float) -> None:
+        """backbone: a copy of the job's, around the model that is trained."""
+        blocks = blocks_of(backbone)
+        if blocks is None:
+            raise UserError(
+                f"{backbone.info.name}: has no blocks of one width, whose patches could answer for their own images; "
+                "leave --diversify out"
+            )
+        self.weight, self.prefix = weight, backbone.layout.prefix
+        self.grid, self.head = backbone.info.grid, nn.Linear(backbone.info.patch_dim, classes)
+        self._last: Tensor | None = None
+        diversify(backbone, weight)
+        blocks[-1].register_forward_hook(self._keep)
+
+    def loss(self, penalties: Penalties, labels: Tensor, sources: Tensor | None) -> Tensor:
+        """The sum [] of what the pass penalised and, where images were mixed, of each patch's own label.
+
+        labels: [B]; sources: the number of the image that each pixel came from, [B, S, S], or None.
+        """
+        total = torch.stack([*penalties.values()]).sum()
+        assert self._last is not None  # a pass has been
+        logits = self.head(self._last.to(self.head.weight.dtype))
+        if sources is None:
+            return total + 0 * logits.sum()
+        rows, columns = (
+            ((torch.arange(cells, device=labels.device) + 0.5) * (sources.shape[-1] / cells)).long()
+            for cells in self.grid
+        )
+        own = labels[sources[:, rows[:, None], columns].flatten(1)]
+        return total + self.weight * patch_mixing(logits, own)
+
+    def _keep(self, _: nn.Module, __: Any, tokens: Tensor) -> None:
+        self._last = tokens.flatten(1, 2) if tokens.ndim == 4 else tokens[:, self.prefix :]
+
+
+def mixed(mix: Any, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Images [B, 3, S, S] and labels [B] as timm's Mixup mixes them, and each pixel's image [B, S, S] after CutMix.
+
+    Where none was cut, or two were blended, there is no image that a pixel comes from: None.
+    """
+    before = np.random.get_state()
+    numbers = torch.arange(len(images), device=images.device)
+    image, target = mix(images, labels)
+    after = np.random.get_state()
+    np.random.set_state(before)  # so that the same is done to the numbers of the images
+    side = images.shape[-2:]
+    marks, _ = mix(numbers.to(images.dtype)[:, None, None, None].repeat(1, 1, *side), labels)
+    np.random.set_state(after)
+    sources = marks[:, 0].round().long()
+    own = numbers[:, None, None].expand(-1, *side)
+    cut = bool(((marks[:, 0] == own) | (marks[:, 0] == own.flip(0))).all()) and not bool((sources == own).all())
+    return image, target, sources if cut else None
+
+
+class Learner:
+    """A copy of the job's network with a new head, in training mode, and the loss that its settings make."""
+
+    def __init__(self, job: Job, source: Source, asked: Finetune) -> None:
+        self.readout, self.device, classes = job.readout, job.device, len(source.classes)
+        backbone = copy.deepcopy(job.backbone)
+        self.model: Any = backbone.get_submodule("model")
+        if not hasattr(self.model, "reset_classifier"):
+            raise UserError(
+                f"{job.backbone.info.name}: timm can't give it a classifier to fine-tune; use ssl-vit eval linear"
+            )
+        self.model.reset_classifier(classes)
+        drop(self.model, asked.drop)
+        self.diversity: Diversity | None = None
+        if asked.diversify:
+            assert isinstance(backbone, AdaptedBackbone)
+            self.diversity = Diversity(backbone, classes, asked.diversify)
+            self.diversity.head.to(job.device)
+        self.distillation: Distillation | None = None
+        if asked.distill != "none":
+            with_token(self.model, job.backbone.info.name)
+            self.distillation = Distillation(job, source, asked)
+        self.mix = mixing(asked, classes)
+        self.model.to(job.device).train()
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The loss [] of images [B, 3, S, S] and their labels [B], which are mixed here."""
+        sources: Tensor | None = None
+        if self.diversity is None:
+            images, targets = self.mix(images, labels)
+        else:
+            images, targets, sources = mixed(self.mix, images, labels)
+        bfloat16 = self.readout.precision == "bfloat16"
+        with (
+            torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16),
+            collecting() as penalties,
+        ):
+            found = self.model(images)
+        if self.distillation is not None:
+            loss = self.distillation.loss(found, targets, images)
+        else:
+            loss = F.cross_entropy(found.float(), targets)
+        return loss if self.diversity is None else loss + self.diversity.loss(penalties, labels, sources)
+
+
 class Distillation:
     """A frozen teacher's word beside the label's, learnt by a distillation token (DeiT, 2012.12877)."""
 
@@ -154,6 +260,8 @@ def said(asked: Finetune) -> dict[str, str]:
         found = {"mixing": f"AugReg's {asked.preset}: {words}"}
     if asked.drop:
         found["drop"] = f"dropout and stochastic depth {asked.drop}"
+    if asked.diversify:
+        found["diversify"] = f"patches' cosine, contrast and mixing, weight {asked.diversify}"
     if asked.distill != "none":
         found["distillation"] = f"{asked.distill}, of a linear classifier on a frozen {Path(asked.teacher).name}"
     return found

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.backbones.diversity import patch_cosine
 from ssl_vit.data.augment import normalise
 from ssl_vit.data.crops import Box, make_views, resize, sample_rng
@@ -16,6 +17,7 @@ from ssl_vit.data.evalset import EvalDataset, EvalLoader
 from ssl_vit.data.plan import View, ViewPlan
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
+from ssl_vit.eval.features import evaluating
 from ssl_vit.eval.job import Job, Outcome
 from ssl_vit.eval.knn import nearest_neighbours, unit
 from ssl_vit.eval.readout import layer_count, patch_maps
@@ -44,24 +46,28 @@ def score(job: Job, k: int, views: int) -> Outcome:
         "alignment": alignment(plain, moved),
         "uniformity": uniformity(plain, job.seed),
         "shared_neighbours": shared_neighbours(plain, moved, k),
-        "patch_cosine": patch_cosines(job, source),
+        "patch_cosine": patch_cosines(job.backbone, first_images(job, source)),
     }
     view = f"the image mirrored, its central {SHIFT:.0%} enlarged"
     settings = {"k": k, "second_view": view, "pairs": PAIRS, "lidar_crops": f"{views}, of {SCALE} of the area"}
     return Outcome(scores, settings, seed=job.seed)
 
 
-def patch_cosines(job: Job, source: Source) -> list[float]:
+def patch_cosines(backbone: Backbone, images: Tensor) -> list[float]:
     """For each layer, from the first to the last, how alike two patches of an image are (arXiv 2104.12753), on average.
 
-    It is the mean absolute cosine: 1 where all patches are one; so it shows where a deep network forgets its patches.
+    images: [B, 3, S, S] normalised. It is the mean absolute cosine: 1 where all patches are one; so it shows where a
+    deep network forgets its patches.
     """
-    loader = EvalLoader(EvalDataset(source, job.readout.image_size), job.readout.batch_size, max_bad=1.0)
-    batch = next(iter(loader))
-    images = normalise(batch.images.to(job.device), job.readout.mean, job.readout.std)[:PATCH_IMAGES]
-    with torch.inference_mode():
-        maps = [patch_maps(job.backbone, images, layer) for layer in range(layer_count(job.backbone))]
+    with evaluating(backbone), torch.inference_mode():
+        maps = [patch_maps(backbone, images, layer) for layer in range(layer_count(backbone))]
         return [round(float(patch_cosine(each.flatten(2).mT)), 4) for each in maps]
+
+
+def first_images(job: Job, source: Source) -> Tensor:
+    """Some images [B, 3, S, S] as the job's network sees them."""
+    batch = next(iter(EvalLoader(EvalDataset(source, job.readout.image_size), PATCH_IMAGES, max_bad=1.0)))
+    return normalise(batch.images.to(job.device), job.readout.mean, job.readout.std)
 
 
 def zoomed(image: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:

@@ -15,6 +15,7 @@ from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.checkpoints.hub import is_hub_id
 from ssl_vit.config import ResolvedConfig
 from ssl_vit.detectors.files import detector_of
+from ssl_vit.eval.labelfree import patch_cosines
 from ssl_vit.export.api import ExportResult, export, hand_over
 from ssl_vit.files import PARTIAL, write_atomically
 from ssl_vit.methods.method import Method
@@ -69,6 +70,10 @@ def finish(
     assert isinstance(backbone, AdaptedBackbone)  # the one adapter
     backbone.info = replace(backbone.info, mean=config.data.mean, std=config.data.std)
     described = description(config, method, out, steps, verdict, bad_files)
+    if config.train.diversify:
+        alike = patch_cosines(backbone, workspace.views(next(iter(workspace.batches(1, workspace.seed))))[0])
+        described["evaluation"]["patches' cosine by layer"] = alike
+        log.info("patches' cosine by layer: %s", ", ".join(f"{value:.2f}" for value in alike))
     exported = hand_over(backbone, folder, "timm", described)
     for average in averages:
         _export_average(average, out, described)

@@ -181,3 +181,38 @@ def test_a_token_learns_what_a_teacher_says(kind, run, images, tmp_path):
     found = evaluate("finetune", tmp_path / "deit", **sides, epochs=2, batch=24, distill=kind, **more)
     assert 0 <= found["finetune"]["top1"] <= 100
     assert kind in found["protocol"]["distillation"]
+
+
+def test_each_pixel_of_a_mixed_batch_is_known_by_its_image():
+    labels = torch.tensor([0, 1, 2, 0])
+    images = torch.arange(4.0)[:, None, None, None].repeat(1, 3, 16, 16)
+    with seeded(3):
+        cut, targets, sources = finetune_recipe.mixed(finetune_recipe.mixing(Finetune(mixup=0), 3), images, labels)
+    with seeded(3):
+        expected, wanted = finetune_recipe.mixing(Finetune(mixup=0), 3)(images.clone(), labels)
+    assert cut.equal(expected)
+    assert targets.equal(wanted)
+    assert sources.equal(cut[:, 0].long())
+    assert 0 < (sources != torch.arange(4)[:, None, None]).float().mean() < 1
+    _, _, blended = finetune_recipe.mixed(finetune_recipe.mixing(Finetune(cutmix=0), 3), images, labels)
+    assert blended is None
+
+
+def test_patches_answer_for_their_own_image(run, images):
+    job = Job(Path(run), {"train": images / "train", "val": images / "val"})
+    train, _ = job.labelled()
+    learner = finetune_recipe.Learner(job, train, Finetune(mixup=0, cutmix=1, diversify=2.0))
+    diversity, labels = learner.diversity, torch.tensor([0, 1, 2, 0])
+    rows, columns = diversity.grid
+    sources = torch.arange(4)[:, None, None].repeat(1, 32, 32)
+    sources[:, : 32 // rows] = sources.flip(0)[:, : 32 // rows]  # the first row of patches is the other image's
+    learner.model(torch.randn(4, 3, 32, 32))
+    logits = diversity.head(diversity._last)
+    own = labels[:, None].repeat(1, rows * columns)
+    own[:, :columns] = labels.flip(0)[:, None]
+    by_hand = torch.nn.functional.cross_entropy(logits.flatten(0, 1), own.flatten())
+    penalties = {"patch_cosine": torch.tensor(0.25), "patch_contrast": torch.tensor(0.5)}
+    torch.testing.assert_close(diversity.loss(penalties, labels, sources), 0.75 + 2 * by_hand)
+    assert float(diversity.loss(penalties, labels, None)) == 0.75
+    top1 = evaluate("finetune", run, **job.folders, epochs=1, batch=24, diversify=1.0)["finetune"]["top1"]
+    assert 0 <= top1 <= 100

@@ -31,7 +31,15 @@ WRONG = {  # a value outside each setting's range
     | {"lr": 0, "backbone_lr": -1e-3, "train_images": "", "val_images": "", "max_bad": 2},
     "fewshot": {"shots": (1, 0), "share": (100,), "draws": 1} | FEATURES,
     "finetune": {"epochs": 0, "batch": 3, "lr": 0, "layer_decay": 1.5, "mixup": -0.1, "cutmix": math.inf}
-    | {"preset": "light3", "optimizer": "adam", "weight_decay": -1, "drop": 1, "distill": "warm", "teacher": ""}
+    | {
+        "preset": "light3",
+        "optimizer": "adam",
+        "weight_decay": -1,
+        "drop": 1,
+        "diversify": -1,
+        "distill": "warm",
+        "teacher": "",
+    }
     | FEATURES,
     "grid": {"depths": ()} | FEATURES,
     "knn": {"k": (20, 0), "temperature": (0.07, 0)} | FEATURES,

@@ -50,6 +50,8 @@ class Finetune(FeatureKind):
     """Weight decay (MAE: 0.05; AugReg: 0.1 or 0.03)."""
     drop: Number[Rate] = 0.0
     """Dropout and, in the last block, stochastic depth (AugReg: 0 or 0.1)."""
+    diversify: Number[NonNegative] = 0.0
+    """Weight of patch diversification (arXiv 2104.12753: 1); after CutMix patches answer for their own image."""
     distill: Literal["none", "hard", "soft"] = "none"
     """Learn a teacher's word too, by the distillation token of a *_distilled network (DeiT, arXiv 2012.12877)."""
     teacher: Text = "none"
