@@ -3,22 +3,19 @@
     python benchmarks/techniques.py costs [--rounds 4]
     python benchmarks/techniques.py learning DIGITS --json benchmarks/results/techniques.json --figures docs/images
 
-`costs`: every measurement is a process of its own, one thread, CPU time; settings alternate, and what counts is the
-ratio of medians. `learning`: DIGITS has train/ and val/, one sub-folder a class; the same runs plain, with SAM and with
-diversification, for each of three seeds, all of as many epochs: so SAM has twice the time. They are of a minute on one
-core, from the first images of each class. Runs that are in the file already are not made again. The first seed's are
-drawn.
+`costs`: one thread, CPU time; settings alternate, and what counts is the ratio of medians. `learning`: DIGITS has train/
+and val/, one sub-folder a class; the same runs plain, with SAM and with diversification, for each of three seeds, all of
+as many epochs: so SAM has twice the time. They are of a minute on one core, from the first images of each class. Runs
+that are in the file already are not made again; the first seed is drawn.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
-import resource
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -36,7 +33,7 @@ NETWORK = {"patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3, "global
 
 
 def cost(technique: str) -> tuple[float, float]:
-    """CPU seconds of a step of DINO on a ViT-Ti/16, the first left out, and the memory that steps took, GB."""
+    """CPU seconds of a step of DINO on a ViT-Ti/16, the first left out, and the most memory in those, GB."""
     import torch
 
     from ssl_vit.config import load_config
@@ -46,6 +43,7 @@ def cost(technique: str) -> tuple[float, float]:
     from ssl_vit.training.fabric import new_fabric
     from ssl_vit.training.step import Learner, ReadyViews, take_step
 
+    torch.set_num_threads(1)
     facts = Facts(1_281_167, 224, lambda: ((0.5,) * 3, (0.25,) * 3), gpus=0, cpus=1, bfloat16=False)
     flags = {"data.path": "none", "backbone.name": "vit_tiny_patch16_224", "train.batch_size": IMAGES}
     flags |= {"train.precision": "32-true"} | TECHNIQUES[technique]
@@ -53,17 +51,19 @@ def cost(technique: str) -> tuple[float, float]:
     torch.manual_seed(0)
     method = build_method(config)
     batch = ReadyViews([torch.randn(view.count * IMAGES, 3, view.size, view.size) for view in method.views().views])
-    learner, held = Learner(new_fabric(config.train), method, config, per_epoch=50, total=100), peak()
+    learner = Learner(new_fabric(config.train), method, config, per_epoch=50, total=100)
     for step in range(STEPS):
         if step == 1:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
             started = time.process_time()
         take_step(learner, batch, step)
-    return (time.process_time() - started) / (STEPS - 1), peak() - held
+    return (time.process_time() - started) / (STEPS - 1), peak()
 
 
 def peak() -> float:
-    """The most memory that the process has had, GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    """The most memory that the process has had since that was last begun anew, GB."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1e6
 
 
 def states() -> tuple[int, int]:
@@ -93,9 +93,8 @@ def costs(rounds: int) -> None:
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in TECHNIQUES}
     for _ in range(rounds):
         for name, measured in found.items():
-            line = [sys.executable, __file__, "cost", name]
-            said = subprocess.run(line, capture_output=True, text=True, check=True).stdout.split()
-            measured.append((float(said[-2]), float(said[-1])))
+            measured.append(cost(name))
+            gc.collect()
     middle = {name: [statistics.median(each) for each in zip(*rows, strict=True)] for name, rows in found.items()}
     print(f"A step of DINO, ViT-Ti/16, {IMAGES} images, fp32, one thread; medians of {rounds} rounds")
     for name, (seconds, memory) in middle.items():
@@ -208,7 +207,7 @@ def depth_figure(found: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["costs", "cost", "learning"])
+    parser.add_argument("what", choices=["costs", "learning"])
     parser.add_argument("where", nargs="?")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--json", type=Path, default=Path("techniques.json"))
@@ -216,8 +215,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.what == "costs":
         costs(args.rounds)
-    elif args.what == "cost":
-        print(*cost(args.where))
     else:
         learning(Path(args.where), args.json, args.figures)
 
