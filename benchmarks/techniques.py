@@ -3,10 +3,10 @@
     python benchmarks/techniques.py costs [--rounds 4]
     python benchmarks/techniques.py learning DIGITS --json benchmarks/results/techniques.json --figures docs/images
 
-`costs`: one thread, CPU time; settings alternate, and what counts is the ratio of medians. `learning`: DIGITS has train/
-and val/, one sub-folder a class; the same runs plain, with SAM and with diversification, for each of three seeds, all of
-as many epochs: so SAM has twice the time. They are of a minute on one core, from the first images of each class. Runs
-that are in the file already are not made again; the first seed is drawn.
+`costs`: one thread, CPU time; settings alternate, and what counts is the ratio of medians. `learning`: DIGITS has
+train/ and val/, one sub-folder a class; the same runs plain, with SAM and with diversification, for each of three
+seeds, all of as many epochs: so SAM has twice the time. They are of a minute on one core, from the first images of each
+class. Runs that are in the file already are not made again; the first seed is drawn.
 """
 
 from __future__ import annotations
