@@ -133,8 +133,8 @@ def test_it_trains_and_goes_on_exactly(technique: str, name: str, network: str) 
         assert value.equal(resumed[key]), key
 
 
-def one_of_two(rank: int, port: str, technique: str, place: str) -> None:
-    """Train a technique's cases as one of two processes; the first one's results are kept."""
+def one_of_two(rank: int, port: str, cases: list[tuple[str, str, str]], place: str) -> None:
+    """Train some cases as one of two processes; the first one's results are kept."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0", "GROUP_RANK": "0"}
     os.environ |= {"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
@@ -142,26 +142,28 @@ def one_of_two(rank: int, port: str, technique: str, place: str) -> None:
     config = resolved("mae", "vision_transformer", **{"train.devices": 2})
     fabric = new_fabric(config.train)
     fabric.launch()
-    found = {case: train(*case, rank=rank, world=2, fabric=fabric) for case in CASES if case[0] == technique}
+    found = {case: train(*case, rank=rank, world=2, fabric=fabric) for case in cases}
     if rank == 0:
         torch.save({" ".join(case): each for case, each in found.items()}, place)
 
 
 @pytest.mark.slow
 @pytest.mark.dist
+@pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("technique", TECHNIQUES)
-def test_two_processes_do_what_one_does(technique: str, tmp_path: Path) -> None:
+def test_two_processes_do_what_one_does(technique: str, network: str, tmp_path: Path) -> None:
     """Weights and averages to 1e-9; with Adafactor, whose momentum is rounded to bfloat16, to a hundredth of a step."""
+    cases = [case for case in CASES if case[0] == technique and case[2] == network]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    two = [process_of(one_of_two, rank, port, technique, str(tmp_path / "two")) for rank in (0, 1)]
+    two = [process_of(one_of_two, rank, port, cases, str(tmp_path / "two")) for rank in (0, 1)]
     for process in two:
         process.join()
     assert [process.exitcode for process in two] == [0, 0]
     found = torch.load(tmp_path / "two", weights_only=True)
     near = 1e-4 if technique == "scale" else 1e-9
-    for case in [case for case in CASES if case[0] == technique]:
+    for case in cases:
         losses, state = train(*case)
         assert found[" ".join(case)][0] == pytest.approx(losses, rel=0, abs=near), case
         for key, value in state.items():
