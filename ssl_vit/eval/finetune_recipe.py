@@ -117,9 +117,10 @@ class Diversity:
         """
         total = torch.stack([*penalties.values()]).sum()
         assert self._last is not None  # a pass has been
-        logits = self.head(self._last.to(self.head.weight.dtype))
+        logits: Tensor = self.head(self._last.to(self.head.weight.dtype))
         if sources is None:
-            return total + 0 * logits.sum()
+            nothing: Tensor = total + 0 * logits.sum()
+            return nothing
         rows, columns = (
             ((torch.arange(cells, device=labels.device) + 0.5) * (sources.shape[-1] / cells)).long()
             for cells in self.grid
@@ -156,12 +157,13 @@ class Learner:
     def __init__(self, job: Job, source: Source, asked: Finetune) -> None:
         self.readout, self.device, classes = job.readout, job.device, len(source.classes)
         backbone = copy.deepcopy(job.backbone)
-        self.model: Any = backbone.get_submodule("model")
+        self.model: Any = backbone.get_submodule("model")  # what timm's models have is in no type
         if not hasattr(self.model, "reset_classifier"):
             raise UserError(
                 f"{job.backbone.info.name}: timm can't give it a classifier to fine-tune; use ssl-vit eval linear"
             )
-        self.model.reset_classifier(classes)
+        model: Any = self.model
+        model.reset_classifier(classes)
         drop(self.model, asked.drop)
         self.diversity: Diversity | None = None
         if asked.diversify:
