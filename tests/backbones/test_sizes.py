@@ -12,7 +12,6 @@ from ssl_vit.config import load_config
 from ssl_vit.errors import UserError
 from ssl_vit.run.facts import Facts
 from ssl_vit.run.plan import resolve_config
-from tests.families import cheapest
 from tests.test_families_train import small
 
 FAMILIES = ["convnext", "edgenext", "focalnet", "nextvit", "pvt_v2", "resnet", "swin_transformer", "vision_transformer"]
@@ -66,23 +65,6 @@ def test_the_crops_that_we_choose_pass(family: str, size: int, method: str) -> N
     chosen = config.method.local_size if method == "dino" else config.method.crop_size  # type: ignore[attr-defined]
     assert chosen <= size
     train(name, args, size, chosen)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", sorted(cheapest().keys() - set(FAMILIES)))
-def test_the_crops_that_we_choose_pass_in_every_family(family: str) -> None:
-    """Or the size of the large ones is refused in a line, for a reason."""
-    name, args = settings_of(family)
-    usual = backbone_info(name, image_size=small(family)[1], model_args=args)
-    for size in (32, 64):
-        flags = GIVEN | {"backbone.name": name, "backbone.args": args, "backbone.image_size": size}
-        if not usual.any_size or size < usual.smallest or size % usual.multiple:
-            with pytest.raises(UserError, match=rf"^[^\n]*{size}[^\n]*\Z"):
-                resolve_config(load_config(flags=flags), facts(64))
-            continue
-        config, _ = resolve_config(load_config(flags=flags), facts(64))
-        for chosen in {config.method.local_size, size}:  # type: ignore[attr-defined]
-            train(name, args, size, chosen)
 
 
 def test_a_crop_that_is_too_small_is_refused_in_a_line() -> None:
