@@ -187,7 +187,9 @@ def test_each_pixel_of_a_mixed_batch_is_known_by_its_image():
     labels = torch.tensor([0, 1, 2, 0])
     images = torch.arange(4.0)[:, None, None, None].repeat(1, 3, 16, 16)
     with seeded(3):
-        cut, targets, sources = finetune_recipe.mixed(finetune_recipe.mixing(Finetune(mixup=0), 3), images, labels)
+        cut, targets, sources = finetune_recipe.mixed(
+            finetune_recipe.mixing(Finetune(mixup=0), 3), images.clone(), labels
+        )
     with seeded(3):
         expected, wanted = finetune_recipe.mixing(Finetune(mixup=0), 3)(images.clone(), labels)
     assert cut.equal(expected)
