@@ -75,9 +75,14 @@ def start(argv: list[str], log: Path, *traps: Trap, **environment: str) -> ForkS
 
 def process_of(target: Callable[..., None], *args: object) -> ForkServerProcess:
     """A process of its own that calls a function."""
-    process = _fork.Process(target=target, args=args)
+    process = _fork.Process(target=_call, args=(target, *args))
     process.start()
     return process
+
+
+def _call(target: Callable[..., None], *args: object) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # as in a run of its own: else its workers import all anew
+    target(*args)
 
 
 def finish(argv: list[str], log: Path, *traps: Trap, **environment: str) -> int | None:
@@ -139,7 +144,6 @@ def _interpret(code: str, argv: list[str], log: str, paths: list[str], environme
 
 def _begin(log: str, environment: dict[str, str]) -> None:
     """Make the process one of its own."""
-    multiprocessing.set_start_method("fork", force=True)  # as in a run of its own: else its workers import all anew
     os.environ |= environment
     rank_zero_only.rank = int(environment.get("RANK", 0))  # which Lightning has read while it was imported
     for number in (*STOPS, *NOTICES):  # a shell may have had the tests ignore some

@@ -29,11 +29,12 @@ FREE_ON_RESUME |= {("optim", "lr_batch")}  # of which the rates were made, that 
 
 
 def as_before(config: RunConfig) -> RunConfig:
-    """A run's own configuration, where that is of before there were ranges and bands."""
+    """A run's own configuration, where that is of before there were ranges, bands and schedules that cool down."""
     data = config.data
     old: dict[str, Any] = {"range": "each"} if data.range == AUTO else {}
     old |= {"bands": None} if data.bands == AUTO else {}
-    return config.model_copy(update={"data": data.model_copy(update=old)})
+    optim = config.optim.model_copy(update={"cooldown_epochs": 0.0} if config.optim.cooldown_epochs == AUTO else {})
+    return config.model_copy(update={"data": data.model_copy(update=old), "optim": optim})
 
 
 class Compared(NamedTuple):

@@ -110,10 +110,7 @@ def test_a_killed_comparison_ends_with_the_same_numbers(sets, tmp_path):
     once = ("--seeds", "0")
     for out, kills in ((whole, []), (stopped, [(0, 2), (1, 0)])):
         for run, step in [*kills, (99, 0)]:
-            process = runs._fork.Process(
-                target=_killed, args=(command(sets, out, *once), str(tmp_path / "log"), run, step)
-            )
-            process.start()
+            process = runs.process_of(_killed, command(sets, out, *once), str(tmp_path / "log"), run, step)
             process.join()
             assert process.exitcode == (0 if run == 99 else -signal.SIGKILL), (tmp_path / "log").read_text()
             assert (tmp_path / "stopped.json.unfinished").is_dir() == (run != 99)

@@ -181,7 +181,7 @@ def reduces(me: int, victim: int, folder: Path) -> None:
     """One of three processes, of which one is stopped."""
     rank_zero_only.rank = me
     os.environ["NODE_RANK"] = "1"  # its parent is no rank
-    ranks._ANSWER = 1
+    ranks._ANSWER = 2
     place = f"file://{folder}/store"
     timeout = timedelta(seconds=3)
     torch.distributed.init_process_group("gloo", init_method=place, rank=me, world_size=3, timeout=timeout)

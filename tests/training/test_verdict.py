@@ -155,7 +155,7 @@ def test_every_advice_can_be_followed(method: str) -> None:
 
 def test_advice_that_changes_nothing_is_not_given() -> None:
     facts = Facts(images=300, side=64, colours=lambda: pytest.fail("given"), gpus=0, cpus=2, bfloat16=False)
-    flags = {"data.path": "x", "data.mean": [0.5] * 3, "data.std": [0.2] * 3}
+    flags = {"data.path": "x", "method.name": "dino", "data.mean": [0.5] * 3, "data.std": [0.2] * 3}
     config, _ = resolve_config(load_config(flags=flags), facts)  # batch norm, Sinkhorn and 32 bits already
     found = advice_for(config)
     assert "head_norm" not in found["uniform collapse"]
