@@ -31,6 +31,7 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
 }
 NETWORKS = {"vit": "vision_transformer", "swin": "swin_transformer", "mlp": "mlp_mixer"}
 IMAGES, STEPS = 8, 4
+RAND = torch.rand
 State = dict[str, Tensor]
 CASES = [
     (technique, method, network)
@@ -48,8 +49,7 @@ def without_noise(method: Method, patch: pytest.MonkeyPatch) -> Method:
         for name, child in module.named_children():
             if isinstance(child, GlobalBatchNorm1d):
                 setattr(module, name, nn.Identity())
-    rand = torch.rand
-    patch.setattr("torch.rand", lambda *size: rand(*size[1:], generator=torch.Generator().manual_seed(0)).expand(size))
+    patch.setattr("torch.rand", lambda *size: RAND(*size[1:], generator=torch.Generator().manual_seed(0)).expand(size))
 
     def half(self: BEiT, images: int) -> Tensor:
         hidden = torch.zeros(1, *self.grid, dtype=torch.bool)
