@@ -22,7 +22,7 @@ from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.readout import Readout
 from ssl_vit.eval.weights import load_backbone
 from ssl_vit.report.figures import demo_figure, save_figure
-from ssl_vit.run.plan import FOR_FEW, resolve
+from ssl_vit.run.plan import resolve
 from ssl_vit.run.prepare import new_method
 from ssl_vit.run.pretrain import pretrain
 from ssl_vit.terminal import tell
@@ -31,8 +31,8 @@ SIDE = 56  # pixels of an image
 TRAIN = 400  # images of each digit to learn from; the other 100 are scored
 K = 20
 
-# Digits have a left and a right; the rest is what "auto" makes of 4,000 small images on a CPU, its method too.
-SETTINGS = [f"method.name={FOR_FEW}", "method.flip=0", "train.time=8m"]
+# Digits have a left and a right; the rest is what "auto" makes of 4,000 small images on a CPU.
+SETTINGS = ["train.epochs=50", "method.flip=0", "method.hidden_dim=512"]
 
 
 def demo(out: Path | str) -> None:
