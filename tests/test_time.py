@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from ssl_vit.config import ResolvedConfig, load_config
+from ssl_vit.data.joined import join
+from ssl_vit.data.sources import open_source
 from ssl_vit.errors import UserError
 from ssl_vit.eval import online
 from ssl_vit.run import finish as finishing
@@ -182,6 +184,15 @@ def test_two_processes_use_the_first_one_s_time(pictures: Path, tmp_path: Path) 
     steps = json.loads((tmp_path / "run" / "COMPLETE").read_text())["steps"]
     assert 24 <= steps <= 60
     assert steps == kept.length(6) == len(losses(tmp_path / "run"))
+
+
+def test_a_few_images_are_scored_however_many_folders_there_are(pictures: Path) -> None:
+    one, two = open_source(pictures / "train"), open_source(pictures / "val")
+    for source in (one, join([one, two])):
+        some = speed._first(source, 5)
+        assert [some.name(index) for index in range(len(some))] == [one.name(index) for index in range(5)]
+        assert some.pixels == source.pixels
+    assert len(speed._first(join([one, two]), 1000)) == len(one)
 
 
 def test_the_command_takes_a_time(pictures: Path, tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ def _lasting(
 
     def open_from(batch: int, by_pipe: bool) -> DataLoader[list[Scene]]:
         options = worker_options(workers, TIMEOUT, by_pipe or None)
-        return DataLoader(announced, batch_sampler=batches_from(batch), collate_fn=list, **options)  # type: ignore[arg-type]
+        return DataLoader(announced, batch_sampler=batches_from(batch), collate_fn=list, **options)  # type: ignore[arg-type]  # items become lists
 
     return LastingLoader(open_from, first)
 

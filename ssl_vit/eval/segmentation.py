@@ -209,7 +209,7 @@ def _batches(dataset: SegmentationDataset, size: int) -> LastingLoader[tuple[Ten
     def open_from(batch: int, by_pipe: bool) -> DataLoader[tuple[Tensor, list[Segmented], list[Segmented]]]:
         options = worker_options(workers, TIMEOUT, by_pipe or None)
         left = range(batch * size, len(dataset))
-        return DataLoader(announced, size, sampler=left, collate_fn=collate, **options)  # type: ignore[arg-type]
+        return DataLoader(announced, size, sampler=left, collate_fn=collate, **options)  # type: ignore[arg-type]  # of items
 
     return LastingLoader(open_from)
 

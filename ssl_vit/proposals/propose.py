@@ -105,7 +105,7 @@ def _fill(store: Store, source: Source, prior: Prior, workers: int | None, bad: 
     def open_from(block: int, by_pipe: bool) -> DataLoader[list[_Looked]]:
         options = worker_options(count, TIMEOUT, by_pipe or None)
         left = rows[block * _BLOCK :]
-        return DataLoader(images, batch_size=_BLOCK, sampler=left, collate_fn=list, **options)  # type: ignore[arg-type]
+        return DataLoader(images, batch_size=_BLOCK, sampler=left, collate_fn=list, **options)  # type: ignore[arg-type]  # of items
 
     with progress("proposals", len(source), len(source) - len(rows)) as advance:
         for looked in LastingLoader(open_from):

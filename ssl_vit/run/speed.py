@@ -23,6 +23,7 @@ from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.checkpoints.inspection import Inspection
 from ssl_vit.config import ResolvedConfig
 from ssl_vit.data.crops import sample_rng
+from ssl_vit.data.joined import JoinedSource
 from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch
 from ssl_vit.data.readers import worker_count
 from ssl_vit.data.sources import Source
@@ -160,11 +161,11 @@ def _score(config: ResolvedConfig, source: Source, val: Source | None, learner: 
     found, backbone = 0.0, learner.method.exported()
     for each in (source, val) if source.classes == val.classes else (val,):
         spent = list[tuple[int, float]]()
-        for count in sorted({min(len(each), number) for number in (_SCORED // 4, _SCORED)}):
-            begun = clock()
+        for number in (_SCORED // 4, _SCORED):
+            begun, some = clock(), _first(each, number)
             workers = worker_count(None, len(each))
-            extract(backbone, _first(each, count), readout, device=learner.fabric.device, workers=workers)
-            spent.append((count, clock() - begun))
+            extract(backbone, some, readout, device=learner.fabric.device, workers=workers)
+            spent.append((len(some), clock() - begun))
         (few, less), (many, more) = spent[0], spent[-1]
         slope = max(0.0, more - less) / (many - few) if many > few else 0.0
         found += more + slope * (len(each) - many)
@@ -172,8 +173,9 @@ def _score(config: ResolvedConfig, source: Source, val: Source | None, learner: 
 
 
 def _first(source: Source, count: int) -> Source:
-    """Its first images."""
-    return replace(source, _ends=source._ends[:count], _labels=source._labels[:count])
+    """Its first images, no more than so many; of several sources together those of the first one."""
+    part = source.parts[0] if isinstance(source, JoinedSource) else source
+    return replace(part, pixels=source.pixels, _ends=part._ends[:count], _labels=part._labels[:count])
 
 
 def _kept(config: ResolvedConfig, learner: Learner, beside: Path, whole: bool) -> dict[str, float]:
