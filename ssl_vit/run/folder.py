@@ -9,10 +9,10 @@ import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import timm
 import torch
 
@@ -152,7 +152,7 @@ def _environment() -> dict[str, Any]:
         "ssl_vit": ssl_vit.__version__,
         "torch": str(torch.__version__),
         "timm": timm.__version__,
-        "lightning": L.__version__,
+        "lightning": version("lightning"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),

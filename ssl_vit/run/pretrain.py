@@ -8,9 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from lightning.fabric import Fabric
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ssl_vit.backbones import backbone_name
 from ssl_vit.backbones.adapter import AdaptedBackbone
@@ -47,6 +45,9 @@ from ssl_vit.training.memory import enough_memory
 from ssl_vit.training.ranks import check_startable, lost_rank, rank, same_images
 from ssl_vit.training.step import Learner
 from ssl_vit.training.stop import StopSignals, requeue, stoppable
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 log = logging.getLogger("ssl_vit")
 

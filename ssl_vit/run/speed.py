@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
 from numpy.typing import NDArray
 
 from ssl_vit.backbones.adapter import AdaptedBackbone
@@ -37,6 +36,9 @@ from ssl_vit.training.fabric import new_fabric
 from ssl_vit.training.looks.checkup import Checkup
 from ssl_vit.training.separation import HeldBack
 from ssl_vit.training.step import Learner, take_step
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 SECONDS = 3.0  # for the steps, at the least where the run's length follows from them
 _WARM, _CHECKED, _FEWEST, _MOST = 1, 2, 2, 200  # steps that are left out, that are checked too, and that count
