@@ -9,6 +9,7 @@ import timm
 import torch
 
 from ssl_vit.backbones import list_backbones
+from ssl_vit.backbones.shapes import ShapesAlone
 
 _TINY: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 # family: (name, image_size, model_args); sizes leave a grid of 2 × 2 or more
@@ -172,5 +173,5 @@ def cheapest() -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def _parameters(name: str) -> int:
-    with torch.device("meta"):
+    with torch.device("meta"), ShapesAlone():
         return sum(parameter.numel() for parameter in timm.create_model(name, num_classes=0).parameters())

@@ -274,7 +274,9 @@ def test_what_is_given_in_python_is_checked_at_once(tmp_path):
 # --- by entry point, and mistakes -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name != min(NETS) else []) for name in NETS]
+)
 def test_networks_of_installed_packages_are_built_when_their_name_is_used(name, tmp_path):
     points = {"ssl_vit.backbones": {name: f"strange_{name}.nets"}}
     site = package(tmp_path, f"strange_{name}", points, {"nets.py": NETS[name]})

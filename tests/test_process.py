@@ -66,6 +66,7 @@ def test_a_reader_of_images_leaves_the_group_and_watches_the_main_process() -> N
     assert still == ["False", "1", "1", "False", "False"]
 
 
+@pytest.mark.slow  # and a break costs speed alone
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting")
 def test_freed_memory_is_taken_again_without_new_pages() -> None:
     kept, given_back, switched_off = (

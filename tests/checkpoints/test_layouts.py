@@ -10,6 +10,7 @@ import torchvision
 from timm.models import create_model, model_entrypoint
 
 from ssl_vit.backbones.registry import create_backbone, list_backbones
+from ssl_vit.backbones.shapes import ShapesAlone
 from ssl_vit.checkpoints.architectures import architecture_of
 from ssl_vit.checkpoints.inspection import inspect
 from ssl_vit.checkpoints.load import backbone_of_file, load_weights
@@ -147,7 +148,7 @@ def solo_learn():
 
 
 def torchvision_vit():
-    with torch.device("meta"):
+    with torch.device("meta"), ShapesAlone():
         model = torchvision.models.VisionTransformer(224, 16, 2, 3, 192, 768)
     return filled({key: list(value.shape) for key, value in model.state_dict().items()})
 
@@ -322,7 +323,11 @@ def smallest_of_each_family():
         name = name_of(golden["case"], golden["variant"])
         if name is not None and not model_entrypoint(name).__module__.startswith("timm."):
             found.setdefault(golden["case"], []).append((golden["params"], name, golden))
-    return [pytest.param(*min(variants, key=lambda each: each[0])[1:], id=case) for case, variants in found.items()]
+    marks = {case: [pytest.mark.slow] for case in ("dvt_exit3", "focal", "vip")}  # seconds each
+    return [
+        pytest.param(*min(variants, key=lambda each: each[0])[1:], id=case, marks=marks.get(case, ()))
+        for case, variants in found.items()
+    ]
 
 
 @pytest.mark.parametrize(("name", "golden"), smallest_of_each_family())
@@ -353,12 +358,12 @@ def test_an_official_file_gives_the_official_outputs(tmp_path):
         ("swin_tiny_patch4_window7_224", 7, 224, ""),
         ("swin_tiny_patch4_window7_224", 14, 224, " with window_size=14, image_size=224"),  # EsViT's
         ("swin_tiny_patch4_window7_224", 6, 192, " with window_size=6, image_size=192"),  # SimMIM's
-        ("swin_base_patch4_window12_384", 12, 384, ""),
+        pytest.param("swin_base_patch4_window12_384", 12, 384, "", marks=pytest.mark.slow),
         ("swin_base_patch4_window7_224", 24, 768, " with window_size=24, image_size=768"),
     ],
 )
 def test_the_windows_of_a_swin_are_those_of_its_file(name, window, size, said):
-    with torch.device("meta"):
+    with torch.device("meta"), ShapesAlone():
         state = create_model(name, num_classes=0, window_size=window, img_size=size).state_dict()
     found = architecture_of(state)
     assert str(found) == name + said

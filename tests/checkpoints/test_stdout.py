@@ -72,8 +72,9 @@ def _alone(argv: list[str], out: str, err: str) -> None:
 
 def test_what_is_printed_below_python_goes_there_too(file: Path, pictures: Path, tmp_path: Path) -> None:
     out, err = tmp_path / "out", tmp_path / "err"
-    process = process_of(_alone, commands(file, pictures, tmp_path)["eval"], str(out), str(err))
+    process = process_of(_alone, commands(file, pictures, tmp_path)["inspect"], str(out), str(err))
     process.join()
     assert process.exitcode == 0, err.read_text()
-    assert "knn" in json.loads(out.read_text())
+    assert NAME in out.read_text()
+    assert "chatter" not in out.read_text()
     assert "chatter below it" in err.read_text()

@@ -33,7 +33,7 @@ def small(kind, vit=False, classes=3):
     return DeformableDETR(trunk, classes, queries=9, depth=2, hidden=64)
 
 
-@pytest.mark.parametrize("kind", ["detr", "deformable", "yolos"])
+@pytest.mark.parametrize("kind", ["detr", pytest.param("deformable", marks=pytest.mark.slow), "yolos"])
 @pytest.mark.parametrize("vit", [False, True])
 def test_learns_one_scene_by_heart(kind, vit):
     model = small(kind, vit)

@@ -68,7 +68,11 @@ def test_the_page_on_detection_names_them_all():
 
 @pytest.mark.parametrize(
     ("name", "trunk"),
-    [("faster_rcnn", "vit_tiny_patch16_224"), ("retinanet", "resnet18"), ("mask_rcnn", "resnet18")],
+    [
+        ("faster_rcnn", "vit_tiny_patch16_224"),
+        ("retinanet", "resnet18"),
+        pytest.param("mask_rcnn", "resnet18", marks=pytest.mark.slow),
+    ],
 )
 def test_finds_the_objects_that_it_learnt_by_heart(name, trunk):
     finder, seen = build_finder(name, backbone(trunk), 2, SIZE).train(), scenes()

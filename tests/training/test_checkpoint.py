@@ -63,10 +63,10 @@ def save_for_ever(folder: Path, first: int) -> None:
 
 
 def test_kill_9_at_any_moment_leaves_a_whole_one(tmp_path: Path) -> None:
-    """Thirty kills at random moments of a process that does nothing but save; it goes on where it was killed."""
+    """Twelve kills at random moments of a process that does nothing but save; it goes on where it was killed."""
     moments, newest, caught_writing = random.Random(0), 0, 0
     save(tmp_path, 0)
-    for kill in range(30):
+    for kill in range(12):
         before, started = names(tmp_path), time.monotonic()
         child = os.fork()
         if child == 0:

@@ -57,7 +57,7 @@ LITTLE_MEMORY = {"train.accumulate": 2, "train.checkpoint_activations": True}
     ("method", "more"),
     [
         *(pytest.param(name, {}, id=name) for name in list_methods()),
-        pytest.param("moby", LITTLE_MEMORY, id="moby-in-parts"),
+        pytest.param("moby", LITTLE_MEMORY, id="moby-in-parts", marks=pytest.mark.slow),
         pytest.param("ibot", LITTLE_MEMORY, id="ibot-in-parts"),
         pytest.param("dino", {"train.compile": True}, id="dino-compiled", marks=pytest.mark.slow),
     ],

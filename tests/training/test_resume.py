@@ -100,7 +100,8 @@ def test_killed_before_the_first_checkpoint_starts_again(pictures: Path, whole_r
 
 
 @pytest.mark.parametrize(
-    ("number", "everyone"), [(signal.SIGTERM, True), (signal.SIGINT, False), (signal.SIGHUP, False)]
+    ("number", "everyone"),
+    [(signal.SIGTERM, True), (signal.SIGINT, False), pytest.param(signal.SIGHUP, False, marks=pytest.mark.slow)],
 )
 def test_a_signal_saves_and_says_how_to_go_on(
     number: signal.Signals, everyone: bool, pictures: Path, whole_run: Path, tmp_path: Path
@@ -437,7 +438,7 @@ def in_small_shared_memory(argv: list[str], said: str, decided: bool) -> None:
     _run(argv, said, (), {})
 
 
-@pytest.mark.parametrize("decided", [True, False])
+@pytest.mark.parametrize("decided", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_run_in_a_container_with_little_shared_memory(
     decided: bool, pictures: Path, whole_run: Path, tmp_path: Path
 ) -> None:
