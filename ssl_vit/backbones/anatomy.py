@@ -25,6 +25,7 @@ from ssl_vit.backbones.layout import FeatureLayout, Sight, TimmModel, find_layou
 from ssl_vit.backbones.shapes import ShapesAlone
 from ssl_vit.backbones.timm_mixers import free_sizes
 from ssl_vit.errors import UserError
+from ssl_vit.registry import said
 from ssl_vit.spelling import did_you_mean
 
 _log = logging.getLogger("ssl_vit")
@@ -94,10 +95,8 @@ def examine(name: str, module: str, size: Size | None, args: Arguments) -> Anato
         try:
             sight = find_layout(model, size)
         except Exception as error:  # of any type, and always about the size
-            least = _least(model, size, name)
-            raise UserError(
-                f"{name}: can't take images of {size[0]}×{size[1]} pixels ({error}); {least or 'change image_size'}"
-            ) from error
+            what = f"{name}: can't take images of {size[0]}×{size[1]} pixels"
+            raise UserError(f"{what} ({said(error)}); {_least(model, size, name) or 'change image_size'}") from error
         info = _info(model, name, module, size, sight)
     info = dataclasses.replace(info, drops_paths="drop_path_rate" in known)
     return Anatomy(info, sight.layout, tuple(weight_args.items()), tuple(build_args.items()))

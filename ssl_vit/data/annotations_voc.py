@@ -42,12 +42,16 @@ def read(path: Path, outlined: bool = False) -> Annotations:
     classes = tuple(sorted({name for image in images for name, _, _ in image.objects}))
     number = {name: index for index, name in enumerate(classes)}
     found = Annotations(str(folder / "JPEGImages"), classes, outlined)
-    stems, others = _stems(folder / "JPEGImages"), []
+    stems, others = _stems(folder / "JPEGImages"), list[str]()
     for image in images:
         file = _file(image, stems, folder / "JPEGImages")
-        if image.hint and os.path.splitext(image.hint)[0].lower() not in os.path.splitext(file.lower()):
+        own = os.path.splitext(os.path.basename(file).lower())
+        if image.hint and os.path.splitext(image.hint)[0].lower() not in own:
             others.append(f"{image.stem}.xml ({image.hint}, taken: {file})")
         found.add(file, image.size, partial(_raw, file, image, number))
+    bare = sorted({file for each in stems.values() for file in each} - {*found.files, *found.unreadable})
+    if bare and path.is_dir():
+        found.notes.append(f"{len(bare)} images have no file in Annotations/ and are left out: {first_of(bare)}")
     if others:
         found.notes.append(f"{len(others)} files name another image than their own: {first_of(others)}")
     return found
@@ -84,7 +88,7 @@ def _file(image: _Image, stems: Mapping[str, list[str]], folder: Path) -> str:
 
 def _files(path: Path, folder: Path) -> list[Path]:
     if path.is_dir():
-        return sorted((folder / "Annotations").glob("*.xml"))
+        return sorted(file for file in (folder / "Annotations").rglob("*") if file.suffix.lower() == ".xml")
     # Lists of one class have a second column, 1 where the class is in the image.
     names = [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
     files = [folder / "Annotations" / f"{name}.xml" for name in dict.fromkeys(names)]

@@ -75,7 +75,8 @@ class Header(NamedTuple):
     @property
     def plain(self) -> bool:
         """The answer says whether JPEG could hold it: colours of 8 bits."""
-        return self.kind == "uint8" and self.said != "unnamed" and self.bands <= 4
+        beyond = self.said == "colours" and self.bands == 4 and self.words != "CMYK"  # near infrared, say
+        return self.kind == "uint8" and self.said != "unnamed" and self.bands <= 4 and not beyond
 
 
 Place = str | Member | Row  # where an image is: a path, a part of an archive, a row of a dataset

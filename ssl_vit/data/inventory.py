@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_vit.data.bad import printable
-from ssl_vit.data.decode import BadImage, Member, read_bytes
+from ssl_vit.data.decode import BadImage, Member, Place, read_bytes
 from ssl_vit.data.joined import JoinedSource
 from ssl_vit.data.remote import is_url
 from ssl_vit.data.rows import RowSource
@@ -44,8 +45,33 @@ def take_inventory(source: Source) -> Inventory | None:
         return None
     names = [os.fsencode(source.name(i)) for i in range(len(source))]
     read = _is_local(source) and int(source.sizes.sum()) <= CONTENT
-    digests = [_digest(source, i) for i in range(len(source))] if read else []
+    digests = [_digest(source.path(i)) for i in range(len(source))] if read else []
     return Inventory(names, source.sizes, source.times, np.array(digests, np.uint64))
+
+
+class Known(NamedTuple):
+    """Images are known by this."""
+
+    sha256: str  # in hex
+    by_content: bool  # whether it is of their contents too, beside names and sizes
+
+
+def known_by(source: Source) -> Known:
+    """Fingerprint the images of a source: wherever they lie and whenever they were copied there, it is the same."""
+    found, sha256 = take_inventory(source), str(source.fingerprint["sha256"])
+    return Known(sha256, False) if found is None else _known(sha256, found.digests)
+
+
+def files_known_by(sha256: str, paths: Sequence[str]) -> Known:
+    """Fingerprint files, of whose names and what else belongs to them there is a hash already."""
+    read = sum(os.path.getsize(path) for path in paths if os.path.isfile(path)) <= CONTENT
+    return _known(sha256, np.array([_digest(path) for path in paths] if read else [], np.uint64))
+
+
+def _known(sha256: str, digests: NDArray[np.uint64]) -> Known:
+    if not len(digests):
+        return Known(sha256, False)
+    return Known(hashlib.sha256(sha256.encode() + digests.astype("<u8").tobytes()).hexdigest(), True)
 
 
 def write_inventory(path: Path, found: Inventory | None) -> None:
@@ -134,10 +160,10 @@ def _is_local(source: Source) -> bool:
     return isinstance(place, str) or (isinstance(place, Member) and not is_url(place.archive))
 
 
-def _digest(source: Source, index: int) -> int:
+def _digest(place: Place) -> int:
     """Of a file's bytes; 0 for one that can't be read."""
     try:
-        data = read_bytes(source.path(index))
+        data = read_bytes(place)
     except BadImage:
         return 0
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

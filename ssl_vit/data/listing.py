@@ -65,10 +65,15 @@ def _labelled(line: bytes) -> bool:
 
 
 def _lines(data: bytes, path: str) -> list[bytes]:
-    """The lines, as bytes of UTF-8 where the encoding is said by a mark or is plainly UTF-16; else as they are."""
+    """The lines, as bytes of UTF-8 where the encoding is said by a mark or is plainly UTF-16; else as they are.
+
+    Where each ends in a zero byte, that is what ends it.
+    """
     encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
-    if encoding is None and b"\0" in data[:1024]:
+    if encoding is None and b"\0" in data[:2]:
         encoding = "utf-16-le" if data[1:2] == b"\0" else "utf-16-be"
+    elif encoding is None and b"\0" in data:  # as find -print0 ends its names
+        return data.split(b"\0")
     if encoding is not None:
         try:
             data = data.decode(encoding).encode("utf-8", "surrogatepass")

@@ -146,9 +146,9 @@ def _refuse_unnamed(looked: Looked, max_bad: float) -> None:
 
 
 def _bands(looked: Looked) -> tuple[tuple[int, ...] | None, str]:
-    """A band that a TIFF calls opacity is that only if it looks like it: near infrared often has the same tag."""
-    tagged = [i for i, said in enumerate(looked.headers) if said.said == "opacity" and said.format == "TIFF"]
-    more = [said for said in looked.headers if said.bands > 4 and said.said == "colours"]
+    """A band that is called opacity is that only if it looks like it: near infrared often has its place or its tag."""
+    tagged = [i for i, said in enumerate(looked.headers) if said.said == "opacity"]
+    more = [said for said in looked.headers if said.bands > 3 and said.said == "colours" and not said.plain]
     if tagged:
         clear, coloured = 0, 0
         for i in _some(tagged):

@@ -10,9 +10,11 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import math
 import os
 import tarfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -20,15 +22,21 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from ssl_vit.data.bad import BadFiles, BadList
+from ssl_vit.data.bad import BadList
 from ssl_vit.data.decode import BadImage, Member, Place, decode, header, image_type, read_bytes
 from ssl_vit.data.inventory import INVENTORY, changes_since, take_inventory, write_inventory
 from ssl_vit.data.manifest import FORMAT, MANIFEST
+from ssl_vit.data.measure import look, measure
 from ssl_vit.data.source import Source, extension, has_own_extension
+from ssl_vit.data.values import Pixels
 from ssl_vit.errors import UserError
 from ssl_vit.files import write_whole
 from ssl_vit.progress import Advance, progress
 from ssl_vit.settings import MAX_BAD
+
+log = logging.getLogger("ssl_vit")
+
+Packed = tuple[bytes, str] | BadImage  # an image's file as it will be in the archive, and its extension
 
 ARCHIVE = 256e6  # bytes that an archive has about, of files as they are
 MOST = 10_000  # images in one
@@ -48,6 +56,7 @@ def pack(source: Source, out: Path, size: int | None = None, max_bad: float = MA
     folder = out.with_name(f"{out.name}.partial")
     per = max(1, min(MOST, int(ARCHIVE * len(source) / max(int(source.fingerprint.get("bytes", 0)), 1))))
     _begin(folder, {"format": FORMAT, "source": source.fingerprint, "size": size, "images_each": per}, source)
+    pixels = Pixels() if size is None else _colours(source)
     keys, bad = _keys(source), BadList(len(source), max_bad, consequence="it is left out", setting="--max-bad")
     shards = []
     with contextlib.ExitStack() as stack:
@@ -55,7 +64,8 @@ def pack(source: Source, out: Path, size: int | None = None, max_bad: float = MA
         workers = stack.enter_context(ProcessPoolExecutor()) if size is not None else None
         for number, start in enumerate(range(0, len(source), per)):
             rows = range(start, min(start + per, len(source)))
-            shards.append(_shard(folder / f"shard-{number:06d}.tar", source, rows, keys, size, workers, advance))
+            prepare = partial(_prepare, size=size, pixels=pixels)
+            shards.append(_shard(folder / f"shard-{number:06d}.tar", source, rows, keys, prepare, workers, advance))
             bad.note([(entry["file"], entry["reason"]) for entry in shards[-1]["left_out"]])
     return _finish(folder, out, source, size, shards)
 
@@ -103,7 +113,7 @@ def _shard(
     source: Source,
     rows: range,
     keys: list[str],
-    size: int | None,
+    prepare: Callable[[Place], Packed],
     workers: ProcessPoolExecutor | None,
     advance: Advance,
 ) -> dict[str, Any]:
@@ -112,8 +122,7 @@ def _shard(
     if note.exists():
         advance(len(rows))
         return dict(json.loads(note.read_bytes()))
-    prepare, places = partial(_prepare, size=size), [source.path(i) for i in rows]
-    left_out: BadFiles = []
+    places, left_out = [source.path(i) for i in rows], list[tuple[str, str]]()
 
     def fill(file: BinaryIO) -> None:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
@@ -142,7 +151,15 @@ def _shard(
     return said
 
 
-def _prepare(place: Place, size: int | None) -> tuple[bytes, str] | BadImage:
+def _colours(source: Source) -> Pixels:
+    """Which bands of images with opacity are their colours: what is called opacity may be near infrared."""
+    measured = measure(look(source), low_high=None, max_bad=1.0)
+    if measured.pixels.bands is not None:
+        log.warning("%s: what is made smaller has bands %s: %s", source.root, measured.pixels.bands, measured.bands_why)
+    return measured.pixels
+
+
+def _prepare(place: Place, size: int | None, pixels: Pixels) -> Packed:
     """An image's file as it will be in the archive, and its extension."""
     try:
         said = header(place)
@@ -151,13 +168,13 @@ def _prepare(place: Place, size: int | None) -> tuple[bytes, str] | BadImage:
             named = isinstance(place, str | Member) and has_own_extension(os.fsencode(str(place)))
             return data, extension(os.fsencode(str(place))) if named else image_type(data)
         assert size is not None
-        pixels = Image.fromarray(decode(place, want=2 * size))
+        image = Image.fromarray(decode(place, pixels, want=2 * size))
     except BadImage as error:
         return error
-    scale = size / min(pixels.size)
-    width, height = (max(size, round(side * scale)) for side in pixels.size)
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
     buffer = io.BytesIO()
-    pixels.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=QUALITY)
+    image.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue(), "jpg"
 
 

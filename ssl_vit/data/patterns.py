@@ -25,7 +25,7 @@ def is_shards(path: str) -> bool:
     >>> is_shards("train-{000..009}.tar"), is_shards("photos")
     (True, False)
     """
-    return path.endswith(".tar") and not os.path.isdir(path)
+    return path.lower().endswith(".tar") and not os.path.isdir(path)
 
 
 def is_pattern(path: str) -> bool:

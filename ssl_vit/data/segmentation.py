@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ssl_vit.data.bad import printable
 from ssl_vit.data.caps import MAX_PIXELS
 from ssl_vit.data.crops import Box, resize
 from ssl_vit.data.decode import BadImage, decode, quarter_turn
 from ssl_vit.data.outlines import turned_mask
+from ssl_vit.data.source import EXTENSIONS
 from ssl_vit.data.values import ORDINARY, Pixels
 from ssl_vit.errors import UserError
 
@@ -26,7 +29,9 @@ _PARTS = {
     "train": ("training", "train"),
     "val": ("validation", "val"),
 }  # ADE20K's sub-folders; ours where there are any
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_IMAGES = tuple(f".{extension}" for extension in EXTENSIONS)
+_OTHER_MASKS = (*(ending for ending in _IMAGES if ending != ".png"), ".npy", ".mat")
+_log = logging.getLogger("ssl_vit")
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,7 @@ def _listed(folder: Path, side: str) -> set[str] | None:
 
 
 def _paired(folder: Path, images: Path, masks: Path, listed: set[str] | None) -> list[Pair]:
-    by_name = {path.stem: path for path in sorted(images.iterdir()) if path.suffix.lower() in _IMAGES}
-    found = {path.stem: path for path in sorted(masks.iterdir()) if path.suffix.lower() == ".png"}
+    by_name, found = _by_stem(images, _IMAGES), _by_stem(masks, (".png",))
     wanted = sorted(found if listed is None else listed)
     if not wanted:
         raise UserError(f"{masks}: no masks; expected a .png for each image, of the same name")
@@ -83,7 +87,22 @@ def _paired(folder: Path, images: Path, masks: Path, listed: set[str] | None) ->
         if name not in found or name not in by_name:
             missing = images if name not in by_name else masks
             raise UserError(f"{folder}: {name} has no file in {missing}; add it, or remove its partner")
+    for kind, names in (
+        (f"images have no mask in {masks.name}/", {path.name for stem, path in by_name.items() if stem not in found}),
+        ("files of masks are no PNG", {path.name for path in masks.iterdir() if path.suffix.lower() in _OTHER_MASKS}),
+    ):
+        if names and listed is None:
+            _log.warning("%s: %d %s and are left out, as %s", folder, len(names), kind, printable(min(names)))
     return [Pair(by_name[name], found[name]) for name in wanted]
+
+
+def _by_stem(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
+    """The files of a folder by their names without the ending; UserError where two have one name."""
+    found = dict[str, Path]()
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in endings and (other := found.setdefault(path.stem, path)) is not path:
+            raise UserError(f"{folder}: {other.name} and {path.name} have one name; remove one of them")
+    return found
 
 
 def read_mask(path: Path) -> NDArray[np.int64]:

@@ -123,7 +123,7 @@ def _archives(root: str) -> tuple[list[str], Counter[str]]:
     """
     packed = packed_archives(root)
     entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".") and os.path.isfile(entry.path)]
-    found = packed or sorted(entry.path for entry in entries if entry.name.endswith(".tar"))
+    found = packed or sorted(entry.path for entry in entries if entry.name.lower().endswith(".tar"))
     if not found or (packed is None and holds_images(root)):
         return [], Counter()
     known = {os.path.basename(path) for path in found} | ({MANIFEST} if packed else set())

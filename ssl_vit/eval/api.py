@@ -88,6 +88,7 @@ def outcome_of(
         keep = None if features is None else Path(features)
         layers, pooling, precision = asked.layers, asked.pooling, asked.precision
         job = replace(job, layers=layers, pooling=pooling, precision=precision, seed=asked.seed, keep=keep)
+        job = replace(job, max_bad=asked.max_bad)
     elif features is not None:
         raise UserError(f"eval {kind}: features: no features are kept, the whole network is trained; leave it out")
     outcome = asked.score(job)

@@ -23,7 +23,7 @@ from ssl_vit.detectors.files import detector_of, load_detector
 from ssl_vit.detectors.finder import Finder, SetFinder
 from ssl_vit.detectors.table import DetectorName
 from ssl_vit.errors import RunFailed
-from ssl_vit.eval.detection_data import canvas, fingerprint, numbered_alike, open_boxes
+from ssl_vit.eval.detection_data import canvas, known_by_boxes, numbered_alike, open_boxes
 from ssl_vit.eval.detection_loop import CLIP, WARMUP, WEIGHT_DECAY, DetectorRecipe, train_detector
 from ssl_vit.eval.detection_summary import gain_summary
 from ssl_vit.eval.job import Job, Outcome
@@ -172,7 +172,7 @@ def score(job: Job, asked: Detection) -> Outcome:
             for arm in trial.arms:
                 runs.setdefault((arm, part), []).append(trial.run(arm, part, seed, asked.steps, unfinished))
     read, val = runs["scratch", asked.share[0]][0]["read"], trial.val
-    job.sides["val"] = Side(read, val.left_out + len(val) - read, job.sides["val"].sha256)
+    job.sides["val"] = job.sides["val"]._replace(images=read, left_out=val.left_out + len(val) - read)
     scores = {
         f"{part:g}%": gain_summary(**{arm: [run["scores"] for run in runs[arm, part]] for arm in trial.arms})
         for part in asked.share
@@ -211,7 +211,7 @@ def plan(job: Job, asked: Detection) -> Trial:
     val = numbered_alike(val, train)
     job.classes = len(train.classes)
     for side, boxes in (("train", train), ("val", val)):
-        job.sides[side] = Side(len(boxes), boxes.left_out, fingerprint(boxes))
+        job.sides[side] = Side(len(boxes), boxes.left_out, *known_by_boxes(boxes))
     wide = canvas(job.backbone.info, train, asked.size)
     assert isinstance(job.backbone, AdaptedBackbone)  # the one adapter
     finder = build_finder(asked.detector, copy.deepcopy(job.backbone), job.classes, wide)

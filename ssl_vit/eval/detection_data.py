@@ -11,7 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from ssl_vit.backbones.backbone import BackboneInfo
-from ssl_vit.data.annotations import BAD_OUTLINE, NO_OUTLINE, Annotations, first_of, open_annotations
+from ssl_vit.data.annotations import (
+    BAD_OUTLINE,
+    EMPTY,
+    NO_OUTLINE,
+    NUMBERS,
+    OUTSIDE,
+    UNKNOWN,
+    Annotations,
+    first_of,
+    open_annotations,
+)
+from ssl_vit.data.inventory import Known, files_known_by
 from ssl_vit.errors import UserError
 from ssl_vit.settings import MAX_BAD
 
@@ -36,6 +47,7 @@ def open_boxes(path: Path, images: str, side: str, *, outlined: bool = False, ma
         log.warning("%s: %s", where, line)
     _check_shares(found, where, max_bad, f"name their folder (--{side}-images), " if path.suffix == ".json" else "")
     boxes = sum(len(objects.labels) for objects in found.objects)
+    _check_boxes(found, boxes, where, max_bad)
     if not boxes:
         raise UserError(f"{where}: {len(found)} images and not one box; give images with boxes")
     if all(objects.crowd.all() for objects in found.objects):
@@ -62,6 +74,24 @@ def _check_shares(found: Annotations, where: str, max_bad: float, hint: str) -> 
         raise UserError(
             f"{where}: {len(bare)} of {objects} objects have no outline that can be drawn, {limit}: {first_of(bare)}; "
             "a detector of masks needs one for each, choose --detector faster_rcnn"
+        )
+
+
+def _check_boxes(found: Annotations, boxes: int, where: str, max_bad: float) -> None:
+    """UserError where so many boxes are wrong that it is their writer's doing."""
+    wrong = {kind: found.broken[kind] for kind in (EMPTY, OUTSIDE, NUMBERS, UNKNOWN) if kind in found.broken}
+    count = sum(map(len, wrong.values()))
+    if boxes and count > max_bad * (count + boxes):
+        kind, names = max(wrong.items(), key=lambda item: len(item[1]))
+        raise UserError(
+            f"{where}: {count} of {count + boxes} boxes ({count / (count + boxes):.1%}) can't be used, more than the "
+            f"{max_bad:.1%} that --max-bad allows; {len(names)} of them are {kind}: {first_of(names)}; mend them, or "
+            "raise --max-bad"
+        )
+    if boxes and max(float(objects.boxes.max(initial=0)) for objects in found.objects) <= 1:
+        raise UserError(
+            f"{where}: every box lies within the first pixel of its image; give coordinates in pixels, not in shares "
+            "of the sides"
         )
 
 
@@ -108,10 +138,10 @@ def canvas(info: BackboneInfo, train: Annotations, asked: int | str) -> int:
     return size
 
 
-def fingerprint(annotations: Annotations) -> str:
-    """The fingerprint is the sha256 of names, sizes, boxes and classes, in hex."""
+def known_by_boxes(annotations: Annotations) -> Known:
+    """The images and their boxes are known by names, sides, boxes and classes, and by the files' contents."""
     digest = hashlib.sha256(repr(annotations.classes).encode("utf-8", "surrogateescape"))
     for file, size, objects in zip(annotations.files, annotations.sizes, annotations.objects, strict=True):
         digest.update(f"{file} {size}\n".encode("utf-8", "surrogateescape"))
         digest.update(objects.boxes.tobytes() + objects.labels.tobytes() + objects.crowd.tobytes())
-    return digest.hexdigest()
+    return files_known_by(digest.hexdigest(), [annotations.path(index) for index in range(len(annotations))])

@@ -16,6 +16,7 @@ from torch import nn
 from ssl_vit.data.augment import normalise
 from ssl_vit.data.batch import to_views
 from ssl_vit.data.evalset import EvalDataset, EvalLoader
+from ssl_vit.data.inventory import known_by
 from ssl_vit.data.loader import steps_per_epoch
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import RunFailed
@@ -39,8 +40,8 @@ def score(job: Job, asked: Finetune) -> Outcome:
     train, val = job.labelled()
     model = fitted(job, train, asked)
     correct, left_out = scored(model, val, job.readout, job.device)
-    job.sides["train"] = Side(len(train), 0, str(train.fingerprint["sha256"]))
-    job.sides["val"] = Side(len(correct), left_out, str(val.fingerprint["sha256"]))
+    job.saw("train", Side(len(train), 0, *known_by(train)))
+    job.saw("val", Side(len(correct), left_out, *known_by(val)))
     settings = {
         "classifier": "the whole network and timm's own head",
         "optimizer": f"{'AdamW' if asked.optimizer == 'adamw' else 'SGD'}, lr {asked.lr} x batch / 256, layer decay "

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.dataset_name import Images, images_name
 from ssl_vit.data.evalset import Alteration
+from ssl_vit.data.inventory import known_by
 from ssl_vit.data.left_out import note_left_out
 from ssl_vit.data.measure import Numbered, look, settled
 from ssl_vit.data.sources import Source, open_source
 from ssl_vit.data.values import Pixels
-from ssl_vit.errors import UserError
+from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.eval import weights as weights_of
 from ssl_vit.eval.features import FeatureSet, Keep, extract
 from ssl_vit.eval.labelled import check_every_class, open_labelled, with_classes_of
@@ -58,6 +59,7 @@ class Job:
     precision: str = "float32"
     seed: int = 0
     keep: Path | None = None  # a folder for features; a sub-folder a side
+    max_bad: float = 1.0  # share of a side's images that may be unreadable
     unfinished: Path | None = None  # a folder for what a kill should not cost; removed once the result is written
     ranks: Ranks = field(default_factory=Ranks)
     sides: dict[str, Side] = field(default_factory=dict)  # what was looked at; fill it in where nothing here does
@@ -128,8 +130,19 @@ class Job:
         found = extract(self.backbone, source, readout or self.readout, device=self.device, keep=keep)
         if source.classes:
             check_every_class(found.labels, source)
-        self.sides[side] = found.side
+        self.saw(side, found.side if self.ranks.rank else found.side.of(known_by(source)))
         return found
+
+    def saw(self, side: str, what: Side) -> None:
+        """Note what was looked at, for the protocol; RunFailed where more of it than `max_bad` could not be read."""
+        total = what.images + what.left_out
+        if what.left_out > self.max_bad * total:
+            raise RunFailed(
+                f"--{side} {images_name(self.folders[side])}: {what.left_out} of {total} images "
+                f"({what.left_out / total:.1%}) could not be read, more than the {self.max_bad:.1%} that --max-bad "
+                "allows; mend or remove those named above, or raise --max-bad"
+            )
+        self.sides[side] = what
 
     def altered(self, source: Source, alter: Alteration, title: str) -> FeatureSet:
         """The images become features after a change on purpose; that is for robustness, and never to learn from."""

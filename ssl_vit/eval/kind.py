@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from ssl_vit.errors import ConfigError
-from ssl_vit.settings import Section
+from ssl_vit.settings import MAX_BAD, Fraction, Section
 from ssl_vit.wording import KeyPath, mistake_lines
 
 if TYPE_CHECKING:
@@ -149,3 +149,5 @@ class FeatureKind(ReadoutOptions, ScoreKind):
 
     seed: Number[Seed] = 0
     """Seed of whatever is drawn at random."""
+    max_bad: Number[Fraction] = MAX_BAD
+    """Share of a folder's images that may be unreadable; they are named and left out."""

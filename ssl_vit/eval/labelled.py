@@ -14,6 +14,7 @@ from ssl_vit.data.bad import printable
 from ssl_vit.data.class_folders import in_class_folders
 from ssl_vit.data.dataset_name import Images, images_name
 from ssl_vit.data.folder import LINKS_HINT, OUTSIDE
+from ssl_vit.data.inventory import known_by
 from ssl_vit.data.left_out import note_left_out
 from ssl_vit.data.rows import RowSource
 from ssl_vit.data.sources import Source, open_source
@@ -73,7 +74,7 @@ def with_classes_of(train: Source, val: Source) -> Source:
     Raises:
         UserError: a class of val that train doesn't have, or the same images on both sides.
     """
-    if train.fingerprint == val.fingerprint:
+    if train.fingerprint == val.fingerprint and known_by(train) == known_by(val):
         raise UserError(
             f"--train and --val hold the same images ({train.root}, {val.root}); a score on what was learnt from says "
             "nothing, give --val others"

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.data.class_folders import in_class_folders
+from ssl_vit.data.inventory import known_by
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
 from ssl_vit.eval.features import FeatureSet, extract
@@ -32,6 +33,7 @@ class OnlineScore:
             raise UserError(f"--val {val.root}: no labels; expected {LABELS}")
         self._bank = train if train.classes == val.classes else None
         self._val, self._readout, self._role = val, readout, role
+        self._known = {"val": known_by(val)} | ({} if self._bank is None else {"train": known_by(self._bank)})
         if self._bank is None:
             log.info("the training images have not the labels of %s: half of it is the bank of the rest", val.root)
 
@@ -39,13 +41,13 @@ class OnlineScore:
         """The result is top-1 in percent for each k, and how it was made; the backbone's mode and device stay."""
         device = next(backbone.parameters()).device
         val = extract(backbone, self._val, self._readout, device=device)
-        sides = {"val": val.side}
+        sides = {"val": val.side.of(self._known["val"])}
         if self._bank is None:
             outcome = score_features(_every_other(val, 0), _every_other(val, 1))
             outcome = replace(outcome, settings={**outcome.settings, "bank": _HALVES})
         else:
             bank = extract(backbone, self._bank, self._readout, device=device)
-            sides = {"train": bank.side, "val": val.side}
+            sides["train"] = bank.side.of(self._known["train"])
             outcome = score_features(bank, val)
         classes = len(self._val.classes)
         protocol = Protocol.of(

@@ -14,6 +14,7 @@ import torch
 
 from ssl_vit import __version__
 from ssl_vit.backbones.backbone import Backbone
+from ssl_vit.data.inventory import Known
 from ssl_vit.data.values import ORDINARY, Pixels
 from ssl_vit.eval.readout import Readout, pooling_of
 
@@ -36,7 +37,12 @@ class Side(NamedTuple):
 
     images: int  # that could be read
     left_out: int  # that could not
-    sha256: str  # of their names and sizes
+    sha256: str  # of their names and sizes, and of their contents where these were read for it
+    by_content: bool = False  # whether they were
+
+    def of(self, known: Known) -> Side:
+        """The same, with what the images are known by."""
+        return self._replace(sha256=known.sha256, by_content=known.by_content)
 
 
 def _versions() -> dict[str, str]:
@@ -68,8 +74,9 @@ class Protocol:
     seed: int | None  # None where nothing is drawn
     images: Mapping[str, int]  # by side
     left_out: Mapping[str, int]  # images that could not be read, by side
-    data_sha256: Mapping[str, str]  # of the names and sizes of the files, by side
+    data_sha256: Mapping[str, str]  # of the files' names, sizes and, where `by_content` says so, contents, by side
     classes: int | None
+    by_content: Mapping[str, bool] = field(default_factory=dict)
     pixels: Mapping[str, Any] = field(default_factory=dict)  # the range and the bands of the images' values
     versions: Mapping[str, str] = field(default_factory=_versions)
 
@@ -107,6 +114,7 @@ class Protocol:
             images={name: side.images for name, side in sides.items()},
             left_out={name: side.left_out for name, side in sides.items()},
             data_sha256={name: side.sha256 for name, side in sides.items()},
+            by_content={name: side.by_content for name, side in sides.items()},
             classes=classes,
             pixels=pixels._asdict(),
         )

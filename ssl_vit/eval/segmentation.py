@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from ssl_vit.data.augment import normalise
 from ssl_vit.data.bad import BadList
 from ssl_vit.data.crops import sample_rng
+from ssl_vit.data.inventory import Known, files_known_by
 from ssl_vit.data.lasting import Announced, LastingLoader
 from ssl_vit.data.measure import Files
 from ssl_vit.data.readers import TIMEOUT, worker_count, worker_options
@@ -187,7 +188,7 @@ def _maps(job: Job, pairs: list[Pair], side: str) -> Iterator[tuple[Tensor, list
     """Patches [B, D, h, w] on the CPU, and their images; unreadable files are named and left out."""
     pixels_of = job.pixels_of(Files([str(pair.image) for pair in pairs]))
     dataset, readout = SegmentationDataset(pairs, job.readout.image_size, pixels_of), job.readout
-    bad = BadList(len(pairs), 1.0, consequence="it is left out")
+    bad = BadList(len(pairs), job.max_bad, consequence="it is left out", setting="--max-bad")
     backbone, left_out = job.backbone, 0
     with evaluating(backbone), torch.inference_mode(), progress(side, len(pairs)) as advance:
         for pixels, good, others in _batches(dataset, readout.batch_size):
@@ -199,7 +200,7 @@ def _maps(job: Job, pairs: list[Pair], side: str) -> Iterator[tuple[Tensor, list
             advance(len(good) + len(others))
     if left_out == len(pairs):
         raise UserError(f"--{side} {job.path(side)}: none of the {len(pairs)} images could be read")
-    job.sides[side] = Side(len(pairs) - left_out, left_out, _fingerprint(pairs, job.path(side)))
+    job.sides[side] = Side(len(pairs) - left_out, left_out, *known(pairs, job.path(side)))
 
 
 def _batches(dataset: SegmentationDataset, size: int) -> LastingLoader[tuple[Tensor, list[Segmented], list[Segmented]]]:
@@ -214,7 +215,9 @@ def _batches(dataset: SegmentationDataset, size: int) -> LastingLoader[tuple[Ten
     return LastingLoader(open_from)
 
 
-def _fingerprint(pairs: list[Pair], root: Path) -> str:
-    """sha256 of names and sizes, of images and masks."""
-    lines = [f"{path.relative_to(root)} {path.stat().st_size}\n" for pair in pairs for path in (pair.image, pair.mask)]
-    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+def known(pairs: list[Pair], root: Path) -> Known:
+    """Fingerprint images and masks."""
+    paths = [path for pair in pairs for path in (pair.image, pair.mask)]
+    lines = [f"{path.relative_to(root)} {path.stat().st_size}\n" for path in paths]
+    named = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+    return files_known_by(named, [str(path) for path in paths])

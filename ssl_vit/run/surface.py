@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ssl_vit.config import ResolvedConfig
 from ssl_vit.data.batch import Batch
+from ssl_vit.data.inventory import known_by
 from ssl_vit.data.loader import build_loader
 from ssl_vit.data.readers import worker_count
 from ssl_vit.data.sources import Source
@@ -39,7 +40,7 @@ def score(job: Job, asked: Sharpness) -> Outcome:
     step = int(checkpoint.stem.removeprefix("step-"))
     batches, left_out = _batches(learner, source, asked.images)
     read = sum(len(batch.index) for batch in batches)
-    job.sides["data"] = Side(read, left_out, str(source.fingerprint["sha256"]))
+    job.sides["data"] = Side(read, left_out, *known_by(source))
     method = learner.method.double()
     learner.buffers.keep()
     trained = [p for p in method.parameters() if p.requires_grad]

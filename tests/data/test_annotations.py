@@ -508,6 +508,20 @@ def test_yolo_labels_without_images_are_missing_and_bare_images_said(tmp_path):
     assert "2 of 3 images have no file of labels, as b.png" in found.report()
 
 
+def test_voc_files_in_folders_and_in_capitals_are_read_and_bare_images_said(tmp_path):
+    voc(tmp_path)
+    for name, place in (("a", "Annotations/more/A.XML"), ("b", "Annotations/b.XML")):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / "Annotations" / f"{name}.xml").rename(tmp_path / place)
+    (tmp_path / "JPEGImages" / "more").mkdir()
+    (tmp_path / "JPEGImages" / "a.png").rename(tmp_path / "JPEGImages" / "more" / "A.png")
+    picture(tmp_path / "JPEGImages" / "c.png")
+    found = open_annotations(tmp_path)
+    assert sorted(found.files) == ["b.png", "more/A.png"]
+    assert len(found.objects[found.files.index("more/A.png")].boxes) == 2
+    assert found.report() == "1 images have no file in Annotations/ and are left out: c.png"
+
+
 def test_another_folder_of_images_is_for_coco_alone(tmp_path):
     with pytest.raises(UserError, match=r"only a COCO \.json is given another"):
         open_annotations(voc(tmp_path), tmp_path)

@@ -21,6 +21,7 @@ from ssl_vit.data.pack import pack
 from ssl_vit.data.sources import open_source
 from ssl_vit.errors import RunFailed, UserError
 from tests.data.photo import photo, save_photos
+from tests.data.tiffs import tiff
 
 
 @pytest.fixture(autouse=True)
@@ -166,6 +167,26 @@ def test_a_packing_does_not_go_on_with_images_that_were_edited(tmp_path, monkeyp
 
 def interrupted(*_):
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_near_infrared_is_not_made_white_where_images_are_made_smaller(ending, tmp_path, caplog):
+    (tmp_path / "images").mkdir()
+    image = np.full((32, 40, 4), (200, 100, 50, 70), np.uint8)
+    Image.fromarray(image).save(tmp_path / "images" / f"a.{ending}")
+    pack(open_source(tmp_path / "images"), tmp_path / "set", size=16)
+    packed = open_source(tmp_path / "set").read(0)
+    np.testing.assert_allclose(packed[..., :3], np.broadcast_to([200, 100, 50], packed.shape), atol=4)
+    assert "has bands (0, 1, 2): the band tagged as opacity" in caplog.text
+
+
+def test_a_fourth_band_without_a_name_stays_in_its_file(tmp_path):
+    (tmp_path / "images").mkdir()
+    data = tiff(np.full((32, 40, 4), 70, np.uint8), rgb=True)
+    (tmp_path / "images" / "a.tif").write_bytes(data)
+    pack(open_source(tmp_path / "images"), tmp_path / "set", size=16)
+    with tarfile.open(tmp_path / "set" / "shard-000000.tar") as tar:
+        assert tar.extractfile("a.tif").read() == data
 
 
 def test_a_missing_archive_of_a_packed_set(folder, tmp_path):

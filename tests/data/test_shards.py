@@ -201,6 +201,11 @@ def test_archives_further_down(shards, tmp_path):
     assert len(open_source(pattern)) == 12
 
 
+def test_archives_in_capitals(tmp_path):
+    archive(tmp_path / "set" / "A.TAR", {"a.png": png(0), "b.png": png(1)})
+    assert len(open_source(str(tmp_path / "set" / "A.TAR"))) == len(open_source(str(tmp_path / "set"))) == 2
+
+
 @pytest.mark.parametrize(
     ("pattern", "says"),
     [

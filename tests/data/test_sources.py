@@ -257,6 +257,13 @@ def test_lists_in_any_encoding(tmp_path, encoding, end):
     assert names(open_source(tmp_path / "list.txt")) == ["a.png", "snö/b.png"]
 
 
+def test_a_list_as_find_print0_writes_it(tmp_path):
+    touch(tmp_path / "a\nb.png", tmp_path / "c.png")
+    (tmp_path / "list.txt").write_bytes(b"a\nb.png\0c.png\0")
+    source = open_source(str(tmp_path / "list.txt"))
+    assert [source.name(i) for i in range(len(source))] == ["a\nb.png", "c.png"]
+
+
 def test_a_list_that_is_cut_and_one_with_labels(tmp_path):
     touch(tmp_path / "a.png")
     (tmp_path / "list.txt").write_bytes("a.png\n".encode("utf-16")[:-1])

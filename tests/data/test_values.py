@@ -141,6 +141,35 @@ def test_near_infrared_of_16_bits(extra, tmp_path):
     np.testing.assert_array_equal(decode(str(tmp_path / "a.tif"), found.pixels), expected)
 
 
+@pytest.mark.parametrize("kind", ["png", "webp"])
+@pytest.mark.parametrize("bands", [2, 4])
+def test_near_infrared_in_the_place_of_opacity(kind, bands, tmp_path):
+    """As programs for maps write four bands to a PNG."""
+    for seed in range(3):
+        image = (pattern(seed, bands) * 180 + 20).astype(np.uint8)
+        exact = {"lossless": True, "exact": True} if kind == "webp" else {}
+        Image.fromarray(image, "LA" if bands == 2 else "RGBA").save(tmp_path / f"{seed}.{kind}", **exact)
+    found = measured(tmp_path)
+    assert "left out" in found.bands_why
+    decoded = decode(str(tmp_path / f"2.{kind}"), found.pixels)
+    if bands == 4 or kind == "png":  # WebP has no grey
+        np.testing.assert_array_equal(decoded, image[..., :3] if bands == 4 else image[..., [0, 0, 0]])
+
+
+def test_near_infrared_of_16_bits_in_a_png(tmp_path):
+    image = (pattern(0, 4) * 4000 + 40).astype("uint16")
+    (tmp_path / "a.png").write_bytes(png(image))
+    assert measured(tmp_path).pixels.bands == (0, 1, 2)
+    assert levels(tmp_path) > 200
+
+
+def test_a_fourth_band_that_has_no_name_is_said(tmp_path):
+    (tmp_path / "a.tif").write_bytes(tiff((pattern(0, 4) * 250).astype("uint8"), rgb=True))
+    found = measured(tmp_path)
+    assert found == Measured(bands_why="red, green and blue of 4 bands; the others are left out")
+    assert levels(tmp_path) > 200
+
+
 @pytest.mark.parametrize("kind", ["png", "tif", "webp"])
 def test_opacity_stays_on_white(kind, tmp_path):
     image = (pattern(0, 4) * 255).astype(np.uint8)
@@ -175,7 +204,7 @@ def test_ordinary_images_are_not_read_for_it(tmp_path, monkeypatch):
     Image.fromarray(image).save(tmp_path / "rgb.jpg")
     Image.fromarray(image).convert("P").save(tmp_path / "palette.png")
     Image.fromarray(image).convert("1").save(tmp_path / "bits.png")
-    Image.fromarray(image).convert("LA").save(tmp_path / "grey.png")
+    Image.fromarray(image).convert("L").save(tmp_path / "grey.png")
     monkeypatch.setattr(module, "values", None)
     assert measured(tmp_path).pixels == ORDINARY
 

@@ -16,7 +16,7 @@ from torchvision.datasets import FakeData, ImageFolder
 
 from ssl_vit.backbones.registry import create_backbone
 from ssl_vit.cli import main
-from ssl_vit.errors import UserError
+from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.eval.api import evaluate, outcome_of
 from ssl_vit.eval.embed import embed
 from ssl_vit.eval.weights import load_backbone
@@ -246,3 +246,14 @@ def test_datasets_are_scored_as_their_folders(run, images, tmp_path):
         evaluate("knn", run, train=FakeData(8), val=images / "val")
     with pytest.raises(UserError, match=r"--train python:.*FakeData: this score reads files of more than images"):
         evaluate("segmentation", run, train=FakeData(8), val=images / "val")
+
+
+def test_more_unreadable_images_than_few_end_a_score(run, images, tmp_path):
+    """As many as elsewhere; more where that is asked for, and the protocol says how many."""
+    shutil.copytree(images / "val", tmp_path / "val")
+    for file in sorted((tmp_path / "val" / "ash").iterdir())[:9]:
+        file.write_bytes(b"nothing")
+    sides = {"train": images / "train", "val": tmp_path / "val"}
+    with pytest.raises(RunFailed, match=r"--val .*: 9 of 45 images \(20.0%\) could not be read.*or raise --max-bad"):
+        evaluate("knn", run, **sides)
+    assert evaluate("knn", run, **sides, max_bad=0.2)["protocol"]["left_out"] == {"train": 0, "val": 9}

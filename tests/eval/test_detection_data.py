@@ -8,7 +8,7 @@ import pytest
 
 from ssl_vit.cli import main
 from ssl_vit.errors import UserError
-from ssl_vit.eval.detection_data import open_boxes
+from ssl_vit.eval.detection_data import known_by_boxes, open_boxes
 from tests.data.test_annotations import coco, picture, voc
 
 BOX = {"image_id": 7, "category_id": 9, "bbox": [1, 2, 4, 6]}
@@ -36,6 +36,41 @@ def test_as_many_images_may_be_missing_as_unreadable(tmp_path, caplog):
     assert "1 images that can't be read: 1.png (empty, or no" in caplog.text
     (tmp_path / "more").mkdir()
     assert len(open_boxes(many(tmp_path / "more", 19, 20), "auto", "val")) == 19
+
+
+def test_the_fingerprint_is_of_contents(tmp_path):
+    file = many(tmp_path, 2, 2)
+    before = known_by_boxes(open_boxes(file, "auto", "val"))
+    data = (tmp_path / "0.png").read_bytes()
+    (tmp_path / "0.png").write_bytes(data[:-20] + bytes(20))
+    after = known_by_boxes(open_boxes(file, "auto", "val"))
+    assert before.by_content
+    assert before.sha256 != after.sha256
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"bbox": [500, 2, 4, 6]}, "outside of the image"),
+        ({"bbox": [1, 2, 0, 6]}, "empty"),
+        ({"bbox": [1, 2, 4]}, "without four finite numbers"),
+        ({"category_id": 99}, "of an unknown class"),
+    ],
+)
+def test_few_wrong_boxes_are_left_out_and_many_refused(tmp_path, wrong, says):
+    boxes = [BOX | {"id": i} | (wrong if i < 2 else {}) for i in range(12)]
+    file = coco(tmp_path, boxes)
+    with pytest.raises(UserError, match=rf"2 of 12 boxes .16.7%. can't be used.*{says}: a.png, annotation 0"):
+        open_boxes(file, "auto", "train")
+    assert len(open_boxes(file, "auto", "train", max_bad=0.2).objects[0].labels) == 10
+    many = [BOX | {"id": i} | (wrong if i < 1 else {}) for i in range(30)]
+    assert len(open_boxes(coco(tmp_path, many), "auto", "train").objects[0].labels) == 29
+
+
+def test_shares_of_the_sides_are_no_pixels(tmp_path):
+    file = coco(tmp_path, [BOX | {"id": i, "bbox": [0.1, 0.2, 0.3, 0.4]} for i in range(3)])
+    with pytest.raises(UserError, match=r"every box lies within the first pixel.*in pixels, not in shares"):
+        open_boxes(file, "auto", "val")
 
 
 def test_the_flag_that_is_advised_is_there(tmp_path, capsys):

@@ -2,12 +2,15 @@
 
 import inspect
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+from ssl_vit.data import inventory
 from ssl_vit.data.sources import open_source
 from ssl_vit.eval import fewshot, grid, job, linear, logistic
 from ssl_vit.eval.api import evaluate
@@ -98,6 +101,43 @@ def test_the_hash_tells_protocols_apart_and_not_weights(run, images, tmp_path):
     result = evaluate("clustering", run, val=images / "val", json=tmp_path / "out.json")
     assert json.loads((tmp_path / "out.json").read_text()) == result
     assert 0 <= result["clustering"]["NMI"] <= 100
+
+
+def bitmaps(folder, shade=0):
+    """Two classes of four bitmaps: names and sizes are the same whatever the shade."""
+    for name in ("ash", "birch"):
+        (folder / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (40, 40), (20 * i, shade, 9)).save(folder / name / f"{i}.bmp")
+    return folder
+
+
+def test_the_hash_sees_what_is_in_the_files(run, tmp_path):
+    """An image that was edited in place, of the same size, is another; a copy of the folder is the same."""
+    sides = {"train": bitmaps(tmp_path / "train"), "val": bitmaps(tmp_path / "val", shade=99)}
+    backbone = load_backbone(run)
+
+    def protocols():
+        online = OnlineScore(*map(open_source, sides.values()), Readout.of(backbone.info))(backbone)[1]
+        return [evaluate("knn", run, **sides, k=(1,))["protocol"], online.as_dict()]
+
+    before = protocols()
+    assert all(each["by_content"] == {"train": True, "val": True} for each in before)
+    shutil.copytree(sides["train"], tmp_path / "copy")
+    sides["train"] = tmp_path / "copy"
+    assert [each["hash"] for each in protocols()] == [each["hash"] for each in before]
+    Image.new("RGB", (40, 40), (200, 1, 1)).save(sides["val"] / "ash" / "0.bmp")
+    for then, now in zip(before, protocols(), strict=True):
+        assert then["hash"] != now["hash"]
+        assert then["data_sha256"]["train"] == now["data_sha256"]["train"]
+
+
+def test_contents_of_large_sets_are_not_read_and_that_is_said(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(inventory, "CONTENT", 1000)
+    sides = {"train": bitmaps(tmp_path / "train"), "val": bitmaps(tmp_path / "val", shade=99)}
+    (sides["val"] / "ash" / "0.bmp").rename(sides["val"] / "ash" / "9.bmp")
+    protocol = evaluate("knn", run, **sides, k=(1,))["protocol"]
+    assert protocol["by_content"] == {"train": False, "val": False}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from ssl_vit.eval.kinds.robustness import Corruption
 from tests.test_cli import light, python
 
 READOUT = {"layers": "last0", "pooling": "middle", "precision": "float16"}
-FEATURES = READOUT | {"seed": -1}
+FEATURES = READOUT | {"seed": -1, "max_bad": 2}
 WRONG = {  # a value outside each setting's range
     "augmented": {"epochs": 0, "batch": 2.5, "lr": (0.1, 0)} | FEATURES,
     "budget": {"keep": (0.5, 1.5), "gmacs": (0,), "seed": -1},

@@ -11,9 +11,9 @@ from sklearn.metrics import jaccard_score
 from ssl_vit.cli import main
 from ssl_vit.data.decode import decode
 from ssl_vit.data.segmentation import SegmentationDataset, Segmented, find_pairs
-from ssl_vit.errors import UserError
+from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.eval.api import evaluate
-from ssl_vit.eval.segmentation import confusion, iou_summary, patch_labels
+from ssl_vit.eval.segmentation import confusion, iou_summary, known, patch_labels
 
 COLOURS = {0: (40, 60, 40), 3: (200, 60, 40), 7: (60, 80, 220)}
 
@@ -46,6 +46,19 @@ def test_miou_is_scikit_learns():
     expected = jaccard_score(true[~ignored], values[found[~ignored]], average="macro")
     assert iou_summary(table)["mIoU"] == pytest.approx(100 * expected)  # 9 is nowhere and doesn't count
     assert iou_summary(table)["accuracy"] == pytest.approx(100 * np.mean(true[~ignored] == values[found[~ignored]]))
+
+
+def test_the_fingerprint_is_of_contents_of_images_and_masks(tmp_path):
+    pairs = find_pairs(scenes(tmp_path / "a", 2, 0), "val")
+    before = known(pairs, tmp_path / "a")
+    mask = Image.open(pairs[0].mask)
+    size = pairs[0].mask.stat().st_size
+    changed = np.array(mask)[::-1]
+    Image.fromarray(changed).save(pairs[0].mask)
+    pairs[0].mask.write_bytes(pairs[0].mask.read_bytes()[:size].ljust(size, b"\0"))
+    after = known(pairs, tmp_path / "a")
+    assert before.by_content
+    assert before.sha256 != after.sha256
 
 
 def test_patches_have_the_class_of_most_of_their_pixels():
@@ -116,6 +129,19 @@ def test_what_is_ignored_is_said_and_can_be_counted(run, tmp_path, caplog):
     assert "--ignore '' counts it" in caplog.text
 
 
+def test_what_has_no_partner_is_said(tmp_path, caplog):
+    folder = scenes(tmp_path, 5, 0)
+    (folder / "masks" / "000.png").unlink()
+    Image.open(folder / "masks" / "001.png").save(folder / "masks" / "001.tif")
+    (folder / "masks" / "001.png").unlink()
+    assert [pair.mask.stem for pair in find_pairs(folder, "val")] == ["002", "003", "004"]
+    assert "2 images have no mask in masks/ and are left out, as 000.png" in caplog.text
+    assert "1 files of masks are no PNG and are left out, as 001.tif" in caplog.text
+    Image.open(folder / "images" / "002.png").save(folder / "images" / "002.jpg")
+    with pytest.raises(UserError, match=r"images: 002.jpg and 002.png have one name; remove one"):
+        find_pairs(folder, "val")
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_masks_of_a_turned_photo_fit_either_way(turned, tmp_path):
     (tmp_path / "images").mkdir()
@@ -137,7 +163,10 @@ def test_mistakes_are_one_clear_line(run, tmp_path, caplog):
     with pytest.raises(UserError, match=r"000\.png has class 9.*--ignore 255,9"):
         evaluate("segmentation", run, train=train, val=val)
     Image.fromarray(np.zeros((10, 10), np.uint8)).save(val / "masks" / "000.png")
-    assert evaluate("segmentation", run, train=train, val=val)["protocol"]["left_out"] == {"train": 0, "val": 1}
+    with pytest.raises(RunFailed, match=r"1 of 4 images .25.0%. could not be read.*raise --max-bad"):
+        evaluate("segmentation", run, train=train, val=val)
+    left_out = evaluate("segmentation", run, train=train, val=val, max_bad=0.3)["protocol"]["left_out"]
+    assert left_out == {"train": 0, "val": 1}
     assert "the mask is (10, 10), the image (48, 60)" in caplog.text
     (val / "images" / "001.png").unlink()
     with pytest.raises(UserError, match=r"001 has no file in .*images"):
