@@ -56,6 +56,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with staged.open("rb+") as file:
             os.fsync(file.fileno())
         staged.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say of which file it has no room
+        raise
     finally:
         staged.unlink(missing_ok=True)
     _sync(path.parent)

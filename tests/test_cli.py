@@ -153,7 +153,7 @@ def test_print_config_gives_yaml_on_stdout_and_the_reasons_on_stderr(here, calls
             ["knn", "weights.pth"],
             {"train": "images", "val": "val", "backbone": "vit", "json": "scores.json", "features": None, "seed": "0"}
             | {"k": "(5,)", "temperature": "(0.07,)", "layers": "(-2, -1)"}
-            | {"pooling": "model", "precision": "float32", "mean": None, "std": None},
+            | {"pooling": "model", "precision": "float32", "mean": None, "std": None, "max_bad": "0.05"},
         ),
         ("export images", "export", ["images"], {"to": "timm", "out": None} | NOTHING_SAID),
         ("export images --to timm --out new", "export", ["images"], {"to": "timm", "out": "new"} | NOTHING_SAID),

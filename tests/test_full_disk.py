@@ -15,6 +15,8 @@ import pytest
 
 from ssl_vit import cli
 from ssl_vit.cli import main
+from ssl_vit.data.sources import open_source
+from ssl_vit.data.store import Store
 from ssl_vit.run import finish
 from ssl_vit.training.looks.metrics import Metrics
 from tests.runs import command, losses
@@ -136,6 +138,18 @@ def test_a_disk_that_was_full_for_a_while_costs_one_checkpoint(
     assert len(kept) in (1, 2)
     assert kept[0] == "step-000000004.ckpt"
     assert (out / "checkpoints" / "step-000000012.ckpt").exists()
+
+
+def test_rows_for_which_there_is_no_room_are_said_before_the_first(
+    disk: Callable[[str], Path], pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They lie in a mapped file, which kills its process (SIGBUS) where the disk has no room for what is written."""
+    place = disk("300k")
+    source = open_source(str(pictures / "train"))
+    with pytest.raises(OSError, match="No space left") as error:
+        Store.open(place / "features", source, 10_000, {})
+    assert error.value.filename == str(place / "features" / "features.npy")
+    assert Store.open(place / "few", source, 10, {}).values.shape == (len(source), 10)
 
 
 def test_any_command_says_it_in_one_line(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,16 @@ def value(config: RunConfig, key: str) -> object:
     return getattr(getattr(config, section), name)
 
 
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_alone_is_never_another_methods(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some change a few settings of another recipe: without that, few images must not make it SimCLR's."""
+    monkeypatch.setattr(dalle, "read_encoder", lambda path: None)
+    sets = re.findall(r"--set (\S+)", said(recipe, "Command"))
+    asked = load_config([recipe], sets, {"data.path": "nowhere"})
+    config, _ = resolve_config(asked, replace(IMAGENET, images=5_000))
+    assert config.method.name == recipe.stem.split("_")[0]
+
+
 def test_every_recipe_is_compared_with_its_source() -> None:
     assert [path.stem for path in RECIPES] == sorted(PUBLISHED)
 

@@ -16,7 +16,7 @@ _DEEPEST = 3  # entries in entries
 _ROOTS = re.compile("|".join(f"(?:{mark.replace('^', '(?:^|(?<=[.]))')})" for mark in (
     *MARKS, *(vocabulary.mark for vocabulary in VOCABULARIES)
 )))  # fmt: skip
-_AVERAGED = re.compile(r"(?:^|[._])(?:ema|averaged|teacher)(?:[._]|$)")
+_AVERAGED = re.compile(r"(?:^|[._])(?:ema|averaged|teacher|target_encoder)(?:[._]|$)")  # the last of I-JEPA
 _FOLLOWS = re.compile(r"student|momentum|target|online|raw|_[km]\b")
 _OTHER = re.compile(r"(?:^|[._])(?:text|decoder|discriminator|language|loss|optim)")
 

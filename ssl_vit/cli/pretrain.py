@@ -14,7 +14,7 @@ from typing import Any
 from ssl_vit.cli.parser import Parser, one_or_several, say
 from ssl_vit.cli.tables import aligned
 from ssl_vit.config import FLAGS, RunConfig, check_data, check_out, dump, load_config
-from ssl_vit.config.paths import is_requeued
+from ssl_vit.config.paths import check_method, is_requeued
 from ssl_vit.config.problems import known_keys, takes_text
 from ssl_vit.config.schema import DEFAULT_METHOD
 from ssl_vit.errors import StoppedError
@@ -49,6 +49,9 @@ def pretrain(argv: list[str]) -> None:
         resume = check_out(args.out, resume=resume, overwrite=args.overwrite)
     files = [args.out / "config.yaml", *args.config] if resume else args.config
     given = {key: value for key in FLAGS.values() if (value := vars(args)[key]) is not None}
+    if resume:
+        sets = dict(text.split("=", 1) for text in args.set if "=" in text)
+        check_method(args.out, given.get("method.name", sets.get("method.name")))
     given[FLAGS["DATA"]] = one_or_several(given[FLAGS["DATA"]])
     config = load_config(files, args.set, given)
     check_data(config, resume=resume)

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from ssl_vit.checkpoints.hub import is_hub_id
+from ssl_vit.config.document import read_file
 from ssl_vit.config.schema import RunConfig
 from ssl_vit.data.dataset_name import is_dataset, parse, refuse_object
 from ssl_vit.data.patterns import expand, is_pattern, is_shards, matches
@@ -101,6 +102,16 @@ def check_out(out: Path, *, resume: bool = False, overwrite: bool = False) -> bo
     else:
         check_new(out)
     return resume and has_settings
+
+
+def check_method(out: Path, asked: str | None) -> None:
+    """Raise UserError where a run is to go on with another method: of its settings most would be unknown to that."""
+    own = next((value for key, value, _ in read_file(out / "config.yaml") if key == ("method", "name")), asked)
+    if asked not in (None, own):
+        raise UserError(
+            f"method.name: was {own}, is {asked}; it can't change on --resume (start a new run; --weights {out} begins "
+            "it with this run's weights)"
+        )
 
 
 def is_requeued(out: Path) -> bool:

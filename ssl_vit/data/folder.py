@@ -87,6 +87,9 @@ def _walk(root: bytes, outside_links: bool, skipped: Counter[str]) -> Iterator[t
         except OSError:
             skipped["folders that cannot be read"] += 1
             continue
+        if folder and {entry.name for entry in entries} >= _OF_A_RUN:
+            skipped["folders of runs"] += 1
+            continue
         for entry in entries:
             relative = os.path.join(folder, entry.name)
             if entry.name.startswith(b"."):
@@ -106,6 +109,7 @@ def _walk(root: bytes, outside_links: bool, skipped: Counter[str]) -> Iterator[t
                 skipped[_IRREGULAR] += 1
 
 
+_OF_A_RUN = {b"config.yaml", b"environment.json", b"train.log"}  # whose pictures are of images, and none to learn from
 _IRREGULAR = "entries that are no regular files"
 
 

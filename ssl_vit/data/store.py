@@ -119,6 +119,17 @@ def _check_images(folder: Path, file: str, inventory: Inventory | None) -> None:
         write_inventory(folder / INVENTORY, inventory)
 
 
+def _reserve(file: Path) -> None:
+    """Take the room that a file says it has: where the disk lacks it, writing to the mapped file would kill us."""
+    if hasattr(os, "posix_fallocate"):
+        with file.open("rb+") as opened:
+            try:
+                os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+            except OSError as error:
+                error.filename = str(file)
+                raise
+
+
 def _prepare(
     folder: Path,
     source: Source,
@@ -137,6 +148,7 @@ def _prepare(
     folder.mkdir(parents=True, exist_ok=True)
     for name, dtype, size in ((file, np.float32, shape), (STATE, np.uint8, shape[:1])):
         np.lib.format.open_memmap(folder / name, "w+", dtype, size).flush()
+        _reserve(folder / name)
     write_inventory(folder / INVENTORY, inventory)
     index = {
         "made": made,

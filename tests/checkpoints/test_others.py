@@ -58,6 +58,11 @@ NESTED: dict[str, Callable[[dict[str, Tensor]], dict[str, Any]]] = {
     "all names of model_ema": lambda w: trainer(model=other(w), model_ema=w),
     "all names of net": lambda w: {"net": w, "epoch": 7},
     "m. of ema.module": lambda w: {"ema": {"module": under("m.", w), "decay": 0.9}},
+    "module. of target_encoder": lambda w: {
+        "encoder": under("module.", other(w)),
+        "predictor": {"module.norm.bias": w["norm.bias"]},
+        "target_encoder": under("module.", w),
+    },
     "model.teacher. of state_dict": lambda w: {
         "state_dict": under("model.teacher.", w),
         "pytorch-lightning_version": "2",

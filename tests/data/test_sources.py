@@ -115,6 +115,14 @@ def test_names_that_are_not_utf8_or_hold_newlines(tmp_path):
     assert all(Path(source.path(i)).read_bytes() == b"abc" for i in range(3))
 
 
+def test_pictures_of_a_run_are_no_images_of_the_folder_that_it_lies_in(tmp_path):
+    run = [tmp_path / "runs" / "a" / name for name in ("config.yaml", "environment.json", "train.log", "regions.png")]
+    touch(tmp_path / "a.png", tmp_path / "own" / "config.yaml", tmp_path / "own" / "b.png", *run)
+    source = open_source(tmp_path)
+    assert names(source) == ["a.png", "own/b.png"]
+    assert source.skipped == {"folders of runs": 1, ".yaml files": 1}
+
+
 def test_a_folder_that_cannot_be_read_is_counted(tmp_path, monkeypatch):
     touch(tmp_path / "ok" / "1.png", tmp_path / "shut" / "2.png")
     scandir = os.scandir

@@ -339,6 +339,9 @@ def test_changed_settings_are_refused_by_name(
     error = capfd.readouterr().err.splitlines()
     expected = {"optim.lr: was 0.001, is 0.5", "train.seed: was 0, is 3", "method.momentum: was 0.9, is 0.5"}
     assert {line.removeprefix("ssl-vit: error: ").partition(";")[0] for line in error} == expected
+    for other in (["--method", "mae"], ["--set", "method.name=mae"]):
+        assert main(go_on(unfinished, pictures, *other)) == 2
+        assert "error: method.name: was dino, is mae; it can't change on --resume" in capfd.readouterr().err
     assert files(unfinished) == before
 
 

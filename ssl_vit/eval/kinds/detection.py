@@ -66,8 +66,8 @@ class Detection(ScoreKind):
     val_images: Text = "auto"
     """Likewise, of --val."""
     max_bad: Number[Fraction] = MAX_BAD
-    """Share of the annotated images that may be missing or unreadable, and of the objects that may lack an outline
-    where the detector needs one; they are named and left out."""
+    """Share of the annotated images that may be missing or unreadable, of the boxes that may be wrong, and of the
+    objects that may lack an outline where the detector needs one; they are named and left out."""
 
     def score(self, job: Job) -> Outcome:
         """mAP from scratch, from the weights, and the difference, by share."""
