@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json as jsons
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,8 @@ from ssl_vit.eval.kind import FeatureKind, ScoreKind
 from ssl_vit.eval.kinds import kind_class
 from ssl_vit.eval.protocol import Protocol
 from ssl_vit.files import write_whole
+
+log = logging.getLogger("ssl_vit")
 
 
 def evaluate(
@@ -57,12 +61,25 @@ def evaluate(
     kept = None if json is None else unfinished_of.folder_of(Path(json))
     given: dict[str, Any] = {"backbone": backbone, "mean": mean, "std": std, "features": features, **others}
     outcome, protocol = outcome_of(kind, weights, unfinished=kept, outside_links=outside_links, **given)
-    result = {kind: dict(outcome.scores), **outcome.more, "protocol": protocol.as_dict()}
+    scores: dict[str, Any] = _finite({kind: dict(outcome.scores), **outcome.more}, f"eval {kind}")
+    result = scores | {"protocol": protocol.as_dict()}
     if json is not None:
         text = jsons.dumps(result, indent=2) + "\n"
         write_whole(Path(json), lambda file: file.write(text.encode()))
         unfinished_of.remove(Path(json))
     return result
+
+
+def _finite(found: Any, name: str) -> Any:
+    """The same values, with None, and a warning, for numbers that are not finite: they are none, and JSON has none."""
+    if isinstance(found, Mapping):
+        return {key: _finite(value, f"{name}: {key}") for key, value in found.items()}
+    if isinstance(found, list | tuple):
+        return type(found)(_finite(value, name) for value in found)
+    if isinstance(found, float) and not math.isfinite(found):
+        log.warning("%s can't be told from these images: %s, written as null", name, found)
+        return None
+    return found
 
 
 def outcome_of(

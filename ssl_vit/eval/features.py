@@ -21,7 +21,7 @@ from ssl_vit.data.readers import worker_count
 from ssl_vit.data.sources import Source
 from ssl_vit.data.store import DONE, UNREADABLE, Store
 from ssl_vit.data.values import Pixels
-from ssl_vit.errors import UserError
+from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.ranks import Ranks
 from ssl_vit.eval.readout import Readout, read_out
@@ -135,6 +135,10 @@ def _fill(
     checked = readout.precision == "float32"
 
     def finish(batch: EvalBatch, features: Tensor) -> None:
+        if not features.isfinite().all():
+            raise RunFailed(
+                f"{backbone.info.name}: its features hold NaN or infinity; the weights are broken, score others"
+            )
         store.write(batch.index.numpy(), features.cpu().numpy(), batch.unread.numpy())
         advance(len(batch.index) + len(batch.unread))
 

@@ -106,6 +106,8 @@ def lidar(views: NDArray[np.float32]) -> float:
     values, vectors = np.linalg.eigh(within)
     whiten = vectors / np.sqrt(values)
     told = np.linalg.eigvalsh(whiten.T @ between @ whiten).clip(0)
+    if not told.any():  # all images alike
+        return 1.0
     share = told / told.sum() + 1e-7
     return float(np.exp(-(share * np.log(share)).sum()))
 

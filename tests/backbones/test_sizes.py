@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from ssl_vit.config import load_config
 from ssl_vit.errors import UserError
 from ssl_vit.run.facts import Facts
 from ssl_vit.run.plan import resolve_config
+from tests.families import HEAVY, cheapest
 from tests.test_families_train import small
 
 FAMILIES = ["convnext", "edgenext", "focalnet", "nextvit", "pvt_v2", "resnet", "swin_transformer", "vision_transformer"]
@@ -47,6 +49,34 @@ def test_the_smallest_size_passes_and_the_next_below_does_not(family: str) -> No
         with pytest.raises(Exception, match=r".") as failed:
             train(name, args, 64, below)
         assert not isinstance(failed.value, UserError)
+
+
+def every_family() -> list[Any]:
+    """All of them where there is time, and one of a fixed size, one that needs large crops, and an ordinary one."""
+    quick = {"efficientformer_v2", "fasternet", "deit"}
+    return [pytest.param(f, marks=[] if f in quick else [pytest.mark.slow]) for f in sorted(cheapest().keys() - HEAVY)]
+
+
+@pytest.mark.parametrize("family", every_family())
+def test_what_every_family_is_given_passes(family: str) -> None:
+    """The crops of every method, at its own size and at three small ones; or a line says why not.
+
+    One that takes a single size gets no other, and one that takes any gets none below its smallest, which passes.
+    """
+    name, args = settings_of(family)
+    own = small(family)[1]
+    info = backbone_info(name, image_size=own, model_args=args)
+    given = {(own, info.smallest), (own, info.smallest + info.multiple)} if info.any_size else set()
+    for size in sorted({32, 48, 64, own}):
+        for method in ("dino", "detreg", "simclr", "moby", "esvit"):
+            flags = GIVEN | {"backbone.name": name, "backbone.args": args, "backbone.image_size": size}
+            with suppress(UserError):
+                config, _ = resolve_config(load_config(flags=flags | {"method.name": method}), facts(64))
+                given |= {(size, view.size) for view in config.method.views(size).views}
+    assert info.any_size or all(built == size for built, size in given)
+    assert (own, own) in given
+    for built, size in sorted(given):
+        train(name, args, built, size)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,6 +1,8 @@
 """evaluate(), embed() and load_backbone() on real files; every mistake is one line that names it."""
 
+import copy
 import json
+import math
 import os
 import pickle
 import shutil
@@ -19,8 +21,11 @@ from ssl_vit.cli import main
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.eval.api import evaluate, outcome_of
 from ssl_vit.eval.embed import embed
+from ssl_vit.eval.job import Outcome
+from ssl_vit.eval.kinds import kind_class
 from ssl_vit.eval.weights import load_backbone
 from tests.eval.conftest import MEAN, STD, folder_of
+from tests.export.conftest import written
 
 
 class Bomb:
@@ -246,6 +251,26 @@ def test_datasets_are_scored_as_their_folders(run, images, tmp_path):
         evaluate("knn", run, train=FakeData(8), val=images / "val")
     with pytest.raises(UserError, match=r"--train python:.*FakeData: this score reads files of more than images"):
         evaluate("segmentation", run, train=FakeData(8), val=images / "val")
+
+
+def test_numbers_that_are_none_are_null_and_said(run, images, monkeypatch, capsys, caplog):
+    told = Outcome({"a": math.nan, "b": [1.0, math.inf]}, {})
+    monkeypatch.setattr(kind_class("clustering"), "score", lambda self, job: told)
+    assert main(["eval", "clustering", str(run), "--val", str(images / "val")]) == 0
+    printed = json.loads(capsys.readouterr().out, parse_constant=lambda text: pytest.fail(text))
+    assert printed["clustering"] == {"a": None, "b": [1.0, None]}
+    assert "eval clustering: clustering: a can't be told from these images: nan, written as null" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["knn", "linear", "clustering"])
+def test_weights_that_are_not_finite_give_no_score(kind, vit, images, tmp_path):
+    broken = copy.deepcopy(vit)
+    with torch.no_grad():
+        broken.model.blocks[-1].mlp.fc2.bias[0] = math.nan
+    written(broken, tmp_path / "export", mean=MEAN, std=STD, description={})
+    sides = {"val": images / "val"} | ({} if kind == "clustering" else {"train": images / "train"})
+    with pytest.raises(RunFailed, match="its features hold NaN or infinity; the weights are broken"):
+        evaluate(kind, tmp_path, **sides)
 
 
 def test_more_unreadable_images_than_few_end_a_score(run, images, tmp_path):

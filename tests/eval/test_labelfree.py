@@ -24,6 +24,7 @@ def test_lidar_counts_the_directions_that_tell_images_apart():
     views = (means + rng.normal(size=(6, 5000, 60))).astype(np.float32)
     assert lidar(views) == pytest.approx(20, rel=0.05)
     assert lidar(views[..., :20] * np.float32(1e3)) == pytest.approx(20, rel=0.01)  # any scale
+    assert lidar(np.ones((6, 50, 8), np.float32)) == 1
     collapsed = np.ones((6, 500, 60)) + 1e-3 * rng.normal(size=(500, 1)) * rng.normal(size=60)
     assert lidar(collapsed.astype(np.float32)) == pytest.approx(1, abs=0.1)
 
