@@ -156,7 +156,7 @@ def test_a_recipe_alone_is_never_another_methods(recipe: Path, monkeypatch: pyte
     monkeypatch.setattr(dalle, "read_encoder", lambda path: None)
     sets = re.findall(r"--set (\S+)", said(recipe, "Command"))
     asked = load_config([recipe], sets, {"data.path": "nowhere"})
-    config, _ = resolve_config(asked, replace(IMAGENET, images=5_000))
+    config, _ = resolve_config(asked, replace(IMAGENET, images=5_000, colours=lambda: ((0.5,) * 3, (0.2,) * 3)))
     assert config.method.name == recipe.stem.split("_")[0]
 
 
