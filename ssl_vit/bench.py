@@ -10,9 +10,9 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ssl_vit import device
 from ssl_vit.config import ResolvedConfig, RunConfig, check_data
 from ssl_vit.data.batch import Batch
 from ssl_vit.data.crops import make_views, sample_rng, wanted_side
@@ -113,7 +113,7 @@ class _Steps:
         self.fabric = new_fabric(config.train.model_copy(update={"devices": 1, "nodes": 1}))
         self.fabric.launch()
         self.device = self.fabric.device
-        self.device_name = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
+        self.device_name = device.name()
         method = new_method(config, None)
         self.plan = method.views()
         per_epoch = steps_per_epoch(images, config.train.batch_size)
@@ -129,8 +129,7 @@ class _Steps:
     def timed(self, part: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        device.wait()
         self.seconds[part] += time.perf_counter() - start
 
 
@@ -202,7 +201,7 @@ def _together(loader: Any, step: _Steps) -> tuple[float, float]:
 
 def _advice(parts: Parts, wait: float, workers: int, config: ResolvedConfig) -> Iterator[str]:
     """What bounds the run, and what would change it."""
-    step, train, on_gpu = sum(parts[p] for p in PARTS), config.train, torch.cuda.is_available()
+    step, train, on_gpu = sum(parts[p] for p in PARTS), config.train, device.on_gpu()
     shares = {part: parts[part] / step for part in PARTS}
     if wait > _WAITS:
         yield f"Images come too slowly: training waits for them {wait:.0%} of the time."

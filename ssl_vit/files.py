@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
+from ssl_vit import system
 from ssl_vit.errors import UserError
 
 PARTIAL = ".partial"  # how the name ends of a file or folder that is still being written
@@ -104,8 +104,10 @@ def _beside(path: Path) -> Path:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file's or a folder's content is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file's or a folder's content is on the disk; Windows opens no folders, and sees to them itself."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -152,7 +154,7 @@ def alone(lock: Path, what: str, *, wait: bool = True) -> Iterator[None]:
 def _in_the_way(file: TextIO, lock: Path, what: str) -> str | None:
     """Who has the lock; None: this process, from now on."""
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        system.lock(file.fileno())
     except OSError as error:
         holder = _holder(file)
         name = "pid {} on {}".format(*holder) if holder else "it has not said which"
@@ -177,10 +179,4 @@ def _may_live(pid: int, host: str) -> bool:
     """Whether a process may still be at work; of another host's nothing is known."""
     if host != socket.gethostname():
         return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return pid != os.getpid()
+    return system.lives(pid) and pid != os.getpid()

@@ -27,9 +27,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from threading import Thread
 from types import TracebackType
+
+from ssl_vit.system import lives
 
 STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 """The signals that end a run: of schedulers, of Ctrl-C, of a terminal that was closed."""
@@ -98,7 +100,8 @@ def start_worker(main: int, _: int) -> None:
     import torch  # the worker has it; a configuration error must not wait for it
 
     if wanted("OWN_GROUP"):
-        os.setpgid(0, 0)
+        if hasattr(os, "setpgid"):
+            os.setpgid(0, 0)
         for number in (*STOPS, *NOTICES):
             signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
@@ -114,8 +117,6 @@ def _says(kind: type[BaseException], error: BaseException, where: TracebackType 
 
 
 def _end_with(main: int) -> None:
-    with suppress(ProcessLookupError):
-        while True:
-            os.kill(main, 0)
-            time.sleep(2)
+    while lives(main):
+        time.sleep(2)
     os._exit(1)

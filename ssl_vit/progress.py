@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import IO, Protocol, cast
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ssl_vit.system import most_memory
 from ssl_vit.terminal import Lasting
 
 log = logging.getLogger("ssl_vit")
@@ -71,8 +71,6 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
 
 def memory_gb() -> float:
     """The most memory held so far, in GB: of the GPU where there is one, else of this process."""
-    import torch
+    from ssl_vit import device  # it imports torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return (device.most_held() or most_memory()) / 1e9

@@ -21,6 +21,8 @@ from ssl_vit.data.values import ORDINARY, Deep, Pixels, to_rgb
 
 LARGE = 1e6  # pixels; below, decoding at a part of the size saves next to nothing
 
+# Windows has neither of the first two, and without the last turns line ends round.
+_READ = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # the only parsers that untrusted bytes reach
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 
@@ -252,7 +254,7 @@ def _part(place: Member) -> bytes:
 def _open_regular(path: str) -> BinaryIO:
     """Open without ever waiting: a FIFO that nobody writes to must not stop a run."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, _READ)
     except OSError as error:
         raise BadImage(path, error.strerror or "cannot be opened") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -213,10 +213,10 @@ def _lost(batches: Any, watch: _Watch, error: Exception) -> LostReader | None:
     if not dead:
         return None
     number, code = next(iter(dead.items()))
-    if code == -signal.SIGBUS:
+    if code < 0 and signal.Signals(-code).name == "SIGBUS":
         return LostReader("shared memory (/dev/shm) is full", [number], memory=True)
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    hint = ": often memory ran out" if code == -signal.SIGKILL else ""
+    hint = ": often memory ran out" if how.endswith("SIGKILL") else ""
     return LostReader(f"a process that reads images was lost ({how}){hint}", [*dead])
 
 
@@ -245,10 +245,11 @@ def _kill(workers: list[BaseProcess]) -> None:
 @contextmanager
 def _no_handler() -> Iterator[None]:
     """Inside, torch may set its handler of SIGCHLD; afterwards there is none of torch's."""
-    before = signal.getsignal(signal.SIGCHLD)
+    number = getattr(signal, "SIGCHLD", None)  # Windows has none, and torch no handler there
+    before = number and signal.getsignal(number)
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
+        if number and threading.current_thread() is threading.main_thread():
             is_torchs = getattr(before, "__module__", "").startswith("torch.utils.data")
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL if is_torchs or before is None else before)
+            signal.signal(number, signal.SIG_DFL if is_torchs or before is None else before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -10,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from ssl_vit import system
 from ssl_vit.doctor.finding import Finding, fine, hurts, stops
 
 # Three checkpoints of DINO's ViT-S, of which two are kept and one is being written, and the weights.
@@ -32,9 +32,9 @@ def examine_disk(out: Path) -> Iterator[Finding]:
 
 
 def _room(place: Path) -> Finding:
-    found, status = shutil.disk_usage(place), os.statvfs(place)
+    found, status = shutil.disk_usage(place), os.statvfs(place) if hasattr(os, "statvfs") else None
     words, mend = f"{place}: {found.free / 1e9:,.1f} GB free", "make room, or choose another disk: --out DIR"
-    if status.f_files and status.f_favail < _INODES:
+    if status and status.f_files and status.f_favail < _INODES:
         return stops("disk", f"{words}, and only {status.f_favail} more files fit (inodes)", mend)
     if found.free < _LITTLE:
         return stops("disk", f"{words}: not one checkpoint fits", mend)
@@ -81,7 +81,7 @@ def _speed(descriptor: int, size: int) -> float | None:
 
 def _has_locks(descriptor: int) -> bool:
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        system.lock(descriptor)
     except OSError:
         return False
     return True

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator
 from pathlib import Path
+
+from ssl_vit import system
 
 _ROOT = Path("/sys/fs/cgroup")
 
@@ -29,9 +30,9 @@ def free_memory() -> float | None:
             limit, used = _number(_text(group / most)), _number(_text(group / now))
             if limit is not None and used is not None:
                 found.append(limit - used)
-    most_addresses = resource.getrlimit(resource.RLIMIT_AS)[0]
+    most_addresses, _ = system.soft_and_hard_limit("RLIMIT_AS") or (-1, -1)
     used_addresses = _number(_field("/proc/self/status", "VmSize"))
-    if most_addresses != resource.RLIM_INFINITY and used_addresses is not None:
+    if most_addresses >= 0 and used_addresses is not None:
         found.append(most_addresses - 1024 * used_addresses)
     return min(found, default=None)
 

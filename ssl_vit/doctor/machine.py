@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from ssl_vit import system
 from ssl_vit.config import RunConfig
 from ssl_vit.doctor.finding import Finding, fine, hurts, stops
 from ssl_vit.doctor.limits import free_memory, processes, share_of_cores
@@ -89,13 +89,13 @@ def _shared_memory() -> Finding:
 
 
 def _open_files() -> Finding:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = system.soft_and_hard_limit("RLIMIT_NOFILE") or (-1, -1)
     words = f"{_amount(soft)} allowed"
-    most = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    most = _FILES if hard < 0 else min(_FILES, hard)
     higher = f"ulimit -n {most}" if most > soft else "docker run --ulimit nofile=4096, or LimitNOFILE= of systemd"
-    if soft != resource.RLIM_INFINITY and soft < _FEW:
+    if soft >= 0 and soft < _FEW:
         return stops("open files", f"{words}: a run with reading processes needs more", higher)
-    if soft != resource.RLIM_INFINITY and soft < _FILES:
+    if soft >= 0 and soft < _FILES:
         return hurts("open files", f"{words}: many reading processes or archives need more", higher)
     return fine("open files", words)
 
@@ -124,4 +124,4 @@ def _timeouts() -> Finding:
 
 
 def _amount(limit: int) -> str:
-    return "any number" if limit == resource.RLIM_INFINITY else f"{limit:,}"
+    return "any number" if limit < 0 else f"{limit:,}"

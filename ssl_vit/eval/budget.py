@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ssl_vit import device
 from ssl_vit.backbones.adaptive import DropsPatches, HasExits, fit_thresholds, leaving
 from ssl_vit.backbones.backbone import Backbone, BackboneInfo, Features
 from ssl_vit.data.augment import normalise
@@ -253,6 +254,5 @@ def _milliseconds(run: Callable[[Tensor], object], batches: Sequence[Tensor]) ->
     start = time.perf_counter()
     for batch in batches:
         run(batch)
-    if batches[0].is_cuda:
-        torch.cuda.synchronize()
+    device.wait()
     return 1000 * (time.perf_counter() - start)

@@ -21,6 +21,7 @@ from ssl_vit.data.readers import worker_count
 from ssl_vit.data.sources import Source
 from ssl_vit.data.store import DONE, UNREADABLE, Store
 from ssl_vit.data.values import Pixels
+from ssl_vit.device import kind
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.ranks import Ranks
@@ -83,7 +84,7 @@ def extract(
     Raises:
         UserError: not one image could be read, the folder holds other features, bfloat16 is not safe.
     """
-    backbone.to(device := torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    backbone.to(device := torch.device(device or kind()))
     store, ranks = _open(backbone, source, readout, device, keep), keep.ranks if keep else Ranks()
     rows = _mine(store, readout.batch_size, ranks)
     if rows:

@@ -21,6 +21,7 @@ from ssl_vit.data.left_out import note_left_out
 from ssl_vit.data.measure import Numbered, look, settled
 from ssl_vit.data.sources import Source, open_source
 from ssl_vit.data.values import Pixels
+from ssl_vit.device import the_device
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.eval import weights as weights_of
 from ssl_vit.eval.features import FeatureSet, Keep, extract
@@ -80,7 +81,7 @@ class Job:
     @property
     def device(self) -> torch.device:
         """The device is a GPU if there is one."""
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return the_device()
 
     @property
     def dtype(self) -> torch.dtype:

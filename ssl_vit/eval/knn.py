@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ssl_vit.device import kind
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.eval.features import FeatureSet
 from ssl_vit.eval.job import Job, Outcome
@@ -131,7 +132,7 @@ def nearest_neighbours(
     Block by block, keeping the best k so far: no more than a block of the bank is copied, and the whole matrix of
     similarities never exists. Equal ones are ranked by their place in the bank. k: at most N.
     """
-    search = search or (on_gpu if torch.cuda.is_available() else on_cpu)
+    search = search or (on_gpu if kind() == "cuda" else on_cpu)
     asked = [slice(first, first + _ASKED) for first in range(0, len(queries), _ASKED)]
     heaps = [faiss.ResultHeap(len(queries[rows]), k, keep_max=True) for rows in asked]
     for start in range(0, len(bank), _BANK):

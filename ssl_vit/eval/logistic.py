@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssl_vit.device import widest
 from ssl_vit.eval.job import Job, Outcome
 from ssl_vit.eval.linear import LinearProbe, Scaling, hold_out, percent
 
@@ -50,7 +51,7 @@ def fit_logistic(
         UserError: no class has two images, so nothing can be held out.
     """
     scaling, classes = Scaling.of(features), int(labels.max()) + 1
-    x, y = scaling(features, device).double(), torch.from_numpy(labels).to(device)
+    x, y = scaling(features, device).to(widest(torch.device(device))), torch.from_numpy(labels).to(device)
     fit, held_out = (torch.from_numpy(part).to(device) for part in hold_out(labels, seed))
     found = {}
     for strength in strengths:

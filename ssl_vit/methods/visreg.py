@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_vit.backbones.backbone import Backbone
+from ssl_vit.device import widest
 from ssl_vit.methods.gaussian import Gaussian, directions
 from ssl_vit.methods.joint import of_all_ranks
 from ssl_vit.methods.method import Progress
@@ -43,7 +44,7 @@ def visreg(projections: Tensor, slices: int, step: int) -> Tensor:
     scaled = (projections - mean) / (deviation.detach() + EPSILON)
     ordered = (scaled @ directions(projections.shape[2], slices, step, projections)).sort(dim=1).values
     images = projections.shape[1]
-    places = torch.arange(1, images + 1, dtype=torch.float64, device=projections.device) / (images + 1)
+    places = torch.arange(1, images + 1, dtype=widest(projections.device), device=projections.device) / (images + 1)
     quantiles = (math.sqrt(2) * torch.erfinv(2 * places - 1)).to(projections)
     shape = (ordered - quantiles[:, None]).square().mean()
     return mean.square().mean() + (1 - deviation).square().mean() + shape

@@ -23,6 +23,7 @@ from ssl_vit.checkpoints.load import backbone_of_file
 from ssl_vit.checkpoints.reader import weights_file
 from ssl_vit.data.augment import normalise
 from ssl_vit.data.crops import Box, resize
+from ssl_vit.device import the_device
 from ssl_vit.errors import UserError
 from ssl_vit.proposals.prior import Boxes, Pixels, Prior
 from ssl_vit.proposals.ranking import best_boxes
@@ -63,8 +64,7 @@ class PatchRegions(Prior):
     @cached_property
     def network(self) -> Backbone:
         """The network is read when it is first asked for, and frozen."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return backbone_of_file(self.weights, self.architecture).eval().requires_grad_(False).to(device)
+        return backbone_of_file(self.weights, self.architecture).eval().requires_grad_(False).to(the_device())
 
     @cached_property
     def size(self) -> tuple[int, int]:

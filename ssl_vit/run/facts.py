@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import numpy as np
-import torch
 
+from ssl_vit import device
 from ssl_vit.backbones.backbone import Colour
 from ssl_vit.config import DataConfig
 from ssl_vit.data.decode import BadImage
@@ -19,7 +19,6 @@ from ssl_vit.data.scan import scan
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
 from ssl_vit.training.compiler import can_compile
-from ssl_vit.training.speed import bfloat16_is_fast
 
 _OF_VAL = 64  # headers that are read of images to score on
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -54,9 +53,9 @@ def gather_facts(source: Source, data: DataConfig, val: Source | None = None) ->
         images=len(source),
         side=sides["short"]["median"],
         colours=cache(partial(_colours, replace(source, pixels=measured.pixels))),
-        gpus=torch.cuda.device_count(),
+        gpus=device.gpus(),
         cpus=os.cpu_count() or 1,
-        bfloat16=bfloat16_is_fast(),
+        bfloat16=device.bfloat16_is_fast(),
         numba=importlib.util.find_spec("numba") is not None,
         compiler=can_compile(),
         measured=measured,

@@ -17,7 +17,7 @@ import timm
 import torch
 
 import ssl_vit
-from ssl_vit import plugins
+from ssl_vit import device, plugins
 from ssl_vit.config import ResolvedConfig, dump
 from ssl_vit.config.paths import LOCK
 from ssl_vit.data.inventory import INVENTORY, write_inventory
@@ -156,5 +156,5 @@ def _environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "gpus": [device.name(index) for index in range(device.gpus())],
     } | ({"slurm_job": os.environ["SLURM_JOB_ID"]} if "SLURM_JOB_ID" in os.environ else {})

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from ssl_vit import device
 from ssl_vit.config import ResolvedConfig
 from ssl_vit.data.bad import printable
 from ssl_vit.data.left_out import left_out
@@ -38,11 +39,19 @@ def say_opening(
         ("mean, deviation", _colours(config, decisions)),
         ("classes", _classes(source)),
         *scored_rows(val),
+        ("device", _device(config)),
         ("recipe", _recipe(config)),
         *(("schedule", remark) for remark in remarks_on_spans(config, _steps(config, source))),
         *([("expected", expected)] if expected is not None else []),
     ]
     log.info("this run:\n%s", opening_table(rows))
+
+
+def _device(config: ResolvedConfig) -> str:
+    train = config.train
+    count = train.devices * train.nodes
+    words = f"{count} × {device.name()}" if count > 1 else device.name()
+    return f"{words} ({device.UNTRIED})" if device.apples() and not device.on_gpu() else words
 
 
 def image_rows(source: Source) -> list[Row]:

@@ -14,6 +14,7 @@ from ssl_vit.checkpoints.load import put
 from ssl_vit.config import ResolvedConfig
 from ssl_vit.data.sources import Source
 from ssl_vit.data.values import Pixels
+from ssl_vit.device import on_gpu
 from ssl_vit.eval.online import OnlineScore
 from ssl_vit.eval.readout import Readout
 from ssl_vit.methods import method_class
@@ -57,7 +58,7 @@ def build_method(config: ResolvedConfig, weights: Inspection | None = None) -> M
         diversify(built, config.train.diversify)
     if config.train.checkpoint_activations:
         train = config.train
-        lean = train.lean_cpu and train.precision == "bf16-mixed" and not torch.cuda.is_available()
+        lean = train.lean_cpu and train.precision == "bf16-mixed" and not on_gpu()
         recompute(built, part.image_size, lean)
     return built
 

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from ssl_vit import device
 from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.checkpoints.inspection import Inspection
 from ssl_vit.config import ResolvedConfig
@@ -36,9 +36,6 @@ from ssl_vit.training.fabric import new_fabric
 from ssl_vit.training.looks.checkup import Checkup
 from ssl_vit.training.separation import HeldBack
 from ssl_vit.training.step import Learner, take_step
-
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric
 
 SECONDS = 3.0  # for the steps, at the least where the run's length follows from them
 _WARM, _CHECKED, _FEWEST, _MOST = 1, 2, 2, 200  # steps that are left out, that are checked too, and that count
@@ -103,7 +100,7 @@ def measure(
     held_back = HeldBack(source, method.views(), config.train.seed, (config.data.mean, config.data.std))
     check = Checkup(None, 1, {}, held_back)
     check.begin(learner, 0)
-    lap = _Lap(fabric, begun)
+    lap = _Lap(begun)
     laps: dict[str, list[float]] = {"step": [], "check": []}
     measured_from = 0.0
     for step, batch in enumerate(_loader(config, source, learner)):
@@ -129,12 +126,11 @@ def measure(
 class _Lap:
     """Called at the end of something, gives the seconds since the last call, in which the device has finished too."""
 
-    def __init__(self, fabric: Fabric, begun: float) -> None:
-        self._on_gpu, self._mark = fabric.device.type == "cuda", begun
+    def __init__(self, begun: float) -> None:
+        self._mark = begun
 
     def __call__(self) -> float:
-        if self._on_gpu:
-            torch.cuda.synchronize()
+        device.wait()
         before, self._mark = self._mark, clock()
         return self._mark - before
 
@@ -205,9 +201,7 @@ def _beside(out: Path) -> Iterator[Path]:
 
 def _forget() -> None:
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    device.forget()
 
 
 def longest(seconds: Callable[[int], float], most: float) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ssl_vit.device import kind
 from ssl_vit.errors import RunFailed
 
 PAYS = 2_000_000  # images of 224 pixels in a run: a quarter of an hour on the quickest GPUs, for minutes of compiling
@@ -22,7 +23,7 @@ def can_compile() -> bool:
     """Whether torch.compile can write kernels for the GPUs here, by Triton, a C compiler and Python's headers."""
     compilers = (os.environ.get("CC", "cc"), "gcc", "clang")
     headers = Path(sysconfig.get_paths()["include"], "Python.h")
-    if not torch.cuda.is_available() or find_spec("triton") is None:
+    if kind() != "cuda" or find_spec("triton") is None:
         return False
     if not headers.exists() or not any(map(shutil.which, compilers)):
         return False

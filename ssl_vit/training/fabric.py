@@ -16,6 +16,7 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.strategies.launchers import subprocess_script
 from lightning.fabric.strategies.strategy import Strategy
 
+from ssl_vit import device
 from ssl_vit.config import TrainConfig
 from ssl_vit.errors import RunFailed
 from ssl_vit.training.ranks import watch
@@ -28,13 +29,13 @@ def new_fabric(train: TrainConfig) -> Fabric:
     """A Fabric for these settings, not launched yet; its other processes start with ``launch()``."""
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # it greets by logging each process
     subprocess_script._launch_process_observer = watch
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    accelerator = device.kind()
     return Fabric(
-        accelerator=device,
+        accelerator=accelerator,
         devices=train.devices,
         num_nodes=train.nodes,
         strategy=_strategy(train),
-        plugins=_precision(train, device),
+        plugins=_precision(train, accelerator),
     )
 
 
@@ -84,8 +85,8 @@ class Autocast(MixedPrecision):
         return data
 
 
-def _precision(train: TrainConfig, device: str) -> Precision:
-    return Precision() if train.precision == "32-true" else Autocast(train.precision, device)
+def _precision(train: TrainConfig, accelerator: str) -> Precision:
+    return Precision() if train.precision == "32-true" else Autocast(train.precision, accelerator)
 
 
 def _strategy(train: TrainConfig) -> Strategy | str:

@@ -68,7 +68,7 @@ def rank_me(features: Tensor) -> float:
     """
     if not features.numel() or not features.isfinite().all():
         return math.nan
-    values = torch.linalg.svdvals(features.double().cpu())
+    values = torch.linalg.svdvals(features.cpu().double())
     p = values / values.sum().clamp_min(1e-300)
     return float(torch.special.entr(p).sum().exp())
 
@@ -78,7 +78,7 @@ def feature_std(features: Tensor) -> float:
     """Spread over images of L2-normalised features [N, D], mean over D, times sqrt(D)."""
     if not features.numel():
         return math.nan
-    unit = torch.nn.functional.normalize(features.double(), dim=-1)
+    unit = torch.nn.functional.normalize(features.cpu().double(), dim=-1)
     return float(unit.std(dim=0, correction=0).mean() * unit.shape[1] ** 0.5)
 
 

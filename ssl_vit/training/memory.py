@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+from ssl_vit import device
 from ssl_vit.config import RunConfig
 from ssl_vit.errors import RunFailed
 from ssl_vit.progress import memory_gb
+from ssl_vit.system import machine_memory
 
 _NEAR = 0.9  # of a GPU's memory
 _OF_CPU = ("can't allocate memory", "std::bad_alloc")  # what torch says of a machine's own
@@ -45,13 +46,13 @@ def _where(error: Exception) -> str | None:
     """Whose memory an allocation failed in, and how full it was; None for any other error."""
     if isinstance(error, torch.OutOfMemoryError):
         figures = ""
-        if torch.cuda.is_available():
-            free, total = (number / 1e9 for number in torch.cuda.mem_get_info())
+        if found := device.memory():
+            free, total = (number / 1e9 for number in found)
             figures = f": {total:.1f} GB, of which this process had {memory_gb():.1f} and {free:.1f} are free"
-        return f"the memory of the GPU ({torch.cuda.get_device_name()}{figures})"
+        return f"the memory of the GPU ({device.name()}{figures})"
     if isinstance(error, MemoryError) or any(words in str(error) for words in _OF_CPU):
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-        held = "" if torch.cuda.is_available() else f", of which this process had {memory_gb():.1f}"
+        total = machine_memory() / 1e9
+        held = "" if device.on_gpu() else f", of which this process had {memory_gb():.1f}"
         return f"the memory of this machine ({total:.1f} GB{held})"
     return None
 
@@ -68,6 +69,5 @@ def _step(config: RunConfig) -> str:
 
 def memory_is_short() -> bool:
     """Whether the GPU's memory was nearly used up at some time."""
-    if not torch.cuda.is_available():
-        return False
-    return torch.cuda.max_memory_allocated() > _NEAR * torch.cuda.get_device_properties().total_memory
+    held, found = device.most_held(), device.memory()
+    return held is not None and found is not None and held > _NEAR * found[1]

@@ -77,7 +77,7 @@ def lost_rank(error: RuntimeError, minutes: float) -> RunFailed | None:
     failure = RunFailed(f"another process of this run was lost: {names} ({how}); go on with --resume")
     if lost == [0] and _is_child():
         tell(f"ssl-vit: error: {failure}")
-        os.kill(os.getppid(), signal.SIGKILL)  # it would stay, with its lock and its memory
+        os.kill(os.getppid(), getattr(signal, "SIGKILL", signal.SIGTERM))  # it would stay, with its lock and its memory
         os._exit(RunFailed.exit_code)
     return failure
 

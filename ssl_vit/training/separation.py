@@ -87,7 +87,7 @@ def own_view_share(features: Tensor) -> float:
     >>> own_view_share(torch.eye(4).expand(2, 4, 4)), own_view_share(torch.ones(2, 4, 4))
     (1.0, 0.0)
     """
-    views = features.double().flatten(0, 1)
+    views = features.cpu().double().flatten(0, 1)
     if not views.isfinite().all():
         return math.nan
     unit = nn.functional.normalize(views - views.mean(0), dim=1)
@@ -101,7 +101,7 @@ def own_view_share(features: Tensor) -> float:
 @torch.no_grad()
 def distance(now: Tensor, start: Tensor) -> float:
     """How far features are from what they were, as a share of their length."""
-    return float((now - start).double().norm() / start.double().norm().clamp_min(1e-30))
+    return float((now - start).cpu().double().norm() / start.cpu().double().norm().clamp_min(1e-30))
 
 
 def clearly_above(share: float, other: float, views: int) -> bool:

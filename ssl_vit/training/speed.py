@@ -10,13 +10,6 @@ import torch
 from ssl_vit.backbones.backbone import BackboneInfo
 
 
-def bfloat16_is_fast() -> bool:
-    """Whether matrix products in bfloat16 are quicker than in float32 here: on recent GPUs and CPUs."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
 def wants_channels_last(info: BackboneInfo) -> bool:
     """Whether the backbone is quicker with images that lie pixel by pixel in memory: where it has many convolutions.
 
@@ -37,11 +30,11 @@ def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
     The maker's figure for GPUs that are known in 16 bits; else what a large product reaches here.
     """
     kind = torch.float32 if precision == "32-true" else torch.bfloat16
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     known = next((peak for part, peak in _PEAKS.items() if part in name.split() or f"{part}-" in name), None)
     if known is not None and kind is not torch.float32:
         return known, f"the {known / 1e12:.0f} TFLOP/s of a {name}"
-    side = 4096 if device.type == "cuda" else 1024
+    side = 1024 if device.type == "cpu" else 4096
     a = torch.randn(side, side, device=device, dtype=kind)
     best = math.inf
     for _ in range(6):
