@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ssl_vit import device
 from ssl_vit.cli import main
 from ssl_vit.config import ResolvedConfig, load_config
 from ssl_vit.data.scan import scan
@@ -23,7 +24,7 @@ def test_a_run_says_at_its_start_what_it_sees(whole_run: Path) -> None:
     log, said = (whole_run / "train.log").read_text(), (whole_run.parent / "said").read_text()
     for text in (log, said):
         table = text.split("this run:\n")[1].split("\n20")[0]
-        rows = dict(line.strip().split("  ", 1) for line in table.splitlines()[:8])
+        rows = dict(line.strip().split("  ", 1) for line in table.splitlines()[:9])
         found = {subject: text.strip() for subject, text in rows.items()}
         assert found["images"].startswith("48 of ")
         assert found["images"].endswith("(24 png, 24 jpg)")
@@ -32,6 +33,7 @@ def test_a_run_says_at_its_start_what_it_sees(whole_run: Path) -> None:
         assert found["values"] == "0 to 255, as they are"
         assert found["classes"].startswith("3 (")
         assert found["scored on"].startswith("24 images of ")
+        assert found["device"] == device.name()
         assert found["recipe"] == "dino on vit_tiny_patch16_224 at 32 pixels, a batch of 8"
         assert found["mean, deviation"].endswith((": measured on your images", "from which yours hardly differ"))
 
