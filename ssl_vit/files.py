@@ -20,6 +20,7 @@ from ssl_vit.errors import UserError
 PARTIAL = ".partial"  # how the name ends of a file or folder that is still being written
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk that takes nothing more
+_PLACE = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EIO, errno.ESTALE)
 _LONGEST = 255  # bytes of a file's name
 _CUT = 32  # characters, each of at most four bytes, that are left of a name that would become too long
 _POLL = 0.2  # seconds between two looks at a lock that another process has
@@ -37,6 +38,12 @@ def disk_problem(error: BaseException | None) -> str:
             return f"a file can't be written: {told}"
         error = error.__cause__ or error.__context__
     return ""
+
+
+def place_problem(error: BaseException) -> str:
+    """What stands where a file or a folder should be, or keeps us from it; "" where that is not behind an error."""
+    named = isinstance(error, OSError) and error.errno in _PLACE and error.filename is not None
+    return f"{os.fsdecode(error.filename)}: {error.strerror}" if named else ""  # type: ignore[attr-defined]
 
 
 def room(folder: Path) -> int | None:
@@ -127,7 +134,7 @@ def alone(lock: Path, what: str, *, wait: bool = True) -> Iterator[None]:
     One that is killed lets go of it, and its workers never have it. A file system that knows no locks goes by what the
     file says. what: is for messages; wait: until the other has ended, or raise UserError at once.
     """
-    with lock.open("a+", encoding="utf-8") as file:
+    with lock.open("a+", encoding="utf-8", errors="replace") as file:
         spoken = False
         while (other := _in_the_way(file, lock, what)) is not None:
             if not wait:

@@ -90,6 +90,32 @@ def test_what_is_no_checkpoint_is_passed_over(how: str, run: Path, pictures: Pat
     assert newest_checkpoint(run / "checkpoints") == newest
 
 
+@pytest.mark.parametrize("name", ["train.log", "metrics.jsonl", ".lock", "checkpoints", "COMPLETE"])
+def test_what_stands_in_the_place_of_a_file_is_one_line(
+    name: str, run: Path, pictures: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A folder for a file, or a file for a folder."""
+    place = run / name
+    if name == "checkpoints":
+        shutil.rmtree(place)
+        place.write_bytes(b"")
+    else:
+        place.unlink(missing_ok=True)
+        place.mkdir()
+    if name != "COMPLETE":
+        (run / "COMPLETE").unlink()
+    assert resume(run, pictures) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"ssl-vit: error: {run}/")
+    assert name in last
+    assert last.endswith("; see to what is there, then give the same command again")
+
+
+def test_a_lock_that_is_no_text_is_taken(run: Path, pictures: Path) -> None:
+    (run / ".lock").write_bytes(bytes(range(256)))
+    assert resume(run, pictures) == 0
+
+
 def test_a_binary_list_of_bad_images_is_one_line(run: Path, pictures: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (run / "COMPLETE").unlink()
     (run / "bad_images.jsonl").write_bytes(b"\xff\xfe\x00\x01\n")

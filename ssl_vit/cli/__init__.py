@@ -19,7 +19,7 @@ from ssl_vit.cli.pack import pack
 from ssl_vit.cli.parser import PLUGIN, Parser, new, results, results_alone, say, without_plugins
 from ssl_vit.cli.pretrain import pretrain
 from ssl_vit.errors import RunFailed, UserError
-from ssl_vit.files import disk_problem
+from ssl_vit.files import disk_problem, place_problem
 from ssl_vit.spelling import did_you_mean
 from ssl_vit.terminal import lasting, tell
 
@@ -42,9 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell("ssl-vit: error: stopped; nothing is half-written: give the same command again")
         return INTERRUPTED
     except Exception as error:
-        if not (problem := disk_problem(error)):
+        if problem := disk_problem(error):
+            tell(f"ssl-vit: error: {problem}; free some space there, or choose another place")
+        elif problem := place_problem(error):
+            tell(f"ssl-vit: error: {problem}; see to what is there, then give the same command again")
+        else:
             raise
-        tell(f"ssl-vit: error: {problem}; free some space there, or choose another place")
         return RunFailed.exit_code
     return 0
 
