@@ -97,6 +97,8 @@ def examine(name: str, module: str, size: Size | None, args: Arguments) -> Anato
         except Exception as error:  # of any type, and always about the size
             what = f"{name}: can't take images of {size[0]}×{size[1]} pixels"
             raise UserError(f"{what} ({said(error)}); {_least(model, size, name) or 'change image_size'}") from error
+        if type(model).__name__ in _FAIL_UNSEEN and any(side % (unit := _coarsest(model)) for side in size):
+            raise UserError(f"{name}: can't take images of {size[0]}×{size[1]} pixels, only multiples of {unit}")
         info = _info(model, name, module, size, sight)
     info = dataclasses.replace(info, drops_paths="drop_path_rate" in known)
     return Anatomy(info, sight.layout, tuple(weight_args.items()), tuple(build_args.items()))
@@ -108,7 +110,8 @@ _FREEING: dict[str, Argument] = {  # arguments that let a model take other sizes
 }
 _PLAIN = (VisionTransformer, VisionTransformerDistilled)  # each block takes any set of tokens
 PLAIN_FAMILIES = {model.__module__.rpartition(".")[2] for model in _PLAIN}
-# Models that fail at larger sizes where the meta device, which reads no index, can't see it.
+# Models that fail at larger sizes, and built for cells that are not whole, where the meta device, which reads no index,
+# can't see it.
 _FAIL_UNSEEN = {"MultiScaleVit": "its tables of relative positions end at the size it was built for"}
 
 
@@ -171,6 +174,11 @@ def _info(model: TimmModel, name: str, module: str, size: Size, sight: Sight) ->
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         drops_patches=patch is not None and type(model) in _PLAIN,
     )
+
+
+def _coarsest(model: TimmModel) -> int:
+    """The stride of the coarsest map, pixels."""
+    return max(int(level["reduction"]) for level in model.feature_info)
 
 
 def patch_embedding(model: TimmModel) -> Any:

@@ -52,8 +52,8 @@ def test_the_smallest_size_passes_and_the_next_below_does_not(family: str) -> No
 
 
 def every_family() -> list[Any]:
-    """All of them where there is time, and one of a fixed size, one that needs large crops, and an ordinary one."""
-    quick = {"efficientformer_v2", "fasternet", "deit"}
+    """All of them where there is time; one of a fixed size, one that needs large crops and an ordinary one always."""
+    quick = {"mvitv2", "fasternet", "deit"}
     return [pytest.param(f, marks=[] if f in quick else [pytest.mark.slow]) for f in sorted(cheapest().keys() - HEAVY)]
 
 
