@@ -52,8 +52,8 @@ def test_the_smallest_size_passes_and_the_next_below_does_not(family: str) -> No
 
 
 def every_family() -> list[Any]:
-    """All of them where there is time; one of a fixed size, one that needs large crops and an ordinary one always."""
-    quick = {"mvitv2", "fasternet", "deit"}
+    """All of them where there is time; one that needs large crops and an ordinary one always."""
+    quick = {"fasternet", "deit"}
     return [pytest.param(f, marks=[] if f in quick else [pytest.mark.slow]) for f in sorted(cheapest().keys() - HEAVY)]
 
 
@@ -104,6 +104,11 @@ def test_a_crop_that_is_too_small_is_refused_in_a_line() -> None:
         resolve_config(load_config(flags=flags | {"method.local_size": 14}), facts(64))
     with pytest.raises(UserError, match=f"can't take images of 16×16 pixels .*set image_size={least} or more"):
         resolve_config(load_config(flags=flags | {"backbone.image_size": 16}), facts(64))
+
+
+def test_a_size_at_which_a_network_would_fail_at_the_first_step_is_refused() -> None:
+    with pytest.raises(UserError, match="can't take images of 48×48 pixels, only multiples of 32"):
+        backbone_info("mvitv2_tiny", image_size=48)
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
