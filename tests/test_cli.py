@@ -155,13 +155,19 @@ def test_print_config_gives_yaml_on_stdout_and_the_reasons_on_stderr(here, calls
             | {"k": "(5,)", "temperature": "(0.07,)", "layers": "(-2, -1)"}
             | {"pooling": "model", "precision": "float32", "mean": None, "std": None, "max_bad": "0.05"},
         ),
-        ("export images", "export", ["images"], {"to": "timm", "out": None} | NOTHING_SAID),
-        ("export images --to timm --out new", "export", ["images"], {"to": "timm", "out": "new"} | NOTHING_SAID),
+        ("export images", "export", ["images"], {"to": "timm", "out": None, "int8": None} | NOTHING_SAID),
+        (
+            "export images --to timm --out new",
+            "export",
+            ["images"],
+            {"to": "timm", "out": "new", "int8": None} | NOTHING_SAID,
+        ),
         (
             "export weights.pth --backbone vit --mean 0.5,0.5,0.5 --std .2,.2,.2",
             "export",
             ["weights.pth"],
-            {"to": "timm", "out": None, "backbone": "vit", "mean": "(0.5, 0.5, 0.5)", "std": "(0.2, 0.2, 0.2)"},
+            {"to": "timm", "out": None, "backbone": "vit", "mean": "(0.5, 0.5, 0.5)", "std": "(0.2, 0.2, 0.2)"}
+            | {"int8": None},
         ),
         (
             "embed images val --out new.npz",

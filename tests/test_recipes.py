@@ -16,6 +16,7 @@ from ssl_vit.run.facts import Facts
 from ssl_vit.run.plan import resolve_config
 from ssl_vit.run.spans import remarks_on_spans
 from ssl_vit.tokenizers import dalle
+from tests.methods.settings import NEEDED
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
@@ -261,6 +262,7 @@ def test_phases_that_outlast_a_run_are_refused(settings: dict[str, object], refu
 def test_no_recipe_of_our_own_outlasts_its_run(method: str, epochs: int, images: int) -> None:
     facts = replace(IMAGENET, images=images, side=64)
     flags = {"data.path": "nowhere", "data.mean": [0.5] * 3, "data.std": [0.2] * 3, "method.name": method}
+    flags |= {f"method.{key}": value for key, value in NEEDED.get(method, {}).items()}
     config, _ = resolve_config(load_config(flags=flags | {"train.epochs": epochs}), facts)
     steps = max(1, images // config.train.batch_size) * epochs
     assert not [each for each in remarks_on_spans(config, steps) if "momentum" not in each]

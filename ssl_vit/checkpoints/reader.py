@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import pathlib
 from collections import defaultdict
@@ -17,6 +18,7 @@ from ssl_vit.checkpoints.content import begins_like_safetensors, no_weights
 from ssl_vit.checkpoints.hub import fetch, is_hub_id
 from ssl_vit.checkpoints.sums import check_sums
 from ssl_vit.errors import UserError
+from ssl_vit.files import sha256
 
 
 class _Settings(dict[str, Any]):
@@ -124,6 +126,12 @@ def weights_file(path: str | Path) -> Path:
     raise UserError(
         f"{path}: holds neither model.safetensors nor pytorch_model.bin; give a finished run, or a file of weights"
     )
+
+
+def digest(path: str | Path) -> str:
+    """The sha256 of the weights' file comes in hex, of several files that of all; UserError where there is none."""
+    found = [sha256(file) for file in files_of(weights_file(path))]
+    return found[0] if len(found) == 1 else hashlib.sha256("\n".join(found).encode()).hexdigest()
 
 
 def _forbidden(file: Path, error: Exception) -> str:

@@ -17,6 +17,8 @@ def compare(argv: list[str]) -> None:
     parser.add_argument("--val", type=images, metavar="DIR", required=True, help="labelled images to score on")
     add_outside_links(parser)
     parser.add_argument("--kind", default="knn", metavar="KIND", help="knn, linear, logistic or grid (knn, k = 20)")
+    words = "measure parameters, multiply-adds, time and size of the file of each, too"
+    parser.add_argument("--costs", action="store_true", help=words)
     parser.add_argument("--figure", type=new_file, metavar="FILE", help="draw the result there, a .png")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the result there too")
     args = parser.parse(argv)
@@ -24,7 +26,8 @@ def compare(argv: list[str]) -> None:
     from ssl_vit.eval.compare import compare as run
     from ssl_vit.files import write_whole
 
-    found = run(args.runs, args.train, args.val, kind=args.kind, outside_links="outside_links" in args)
+    links = "outside_links" in args
+    found = run(args.runs, args.train, args.val, kind=args.kind, costs=args.costs, outside_links=links)
     if args.json is not None:
         text = json.dumps(asdict(found), indent=2) + "\n"
         write_whole(args.json, lambda file: file.write(text.encode()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssl_vit.cli.parser import Parser, add_weights, bring_in_plugins, heard, new, say, weights
+from ssl_vit.cli.parser import Parser, add_weights, bring_in_plugins, heard, images, new, say, weights
 from ssl_vit.export import TARGETS
 
 
@@ -12,13 +12,21 @@ def export(argv: list[str]) -> None:
     add_weights(parser)
     parser.add_argument("--to", default="timm", metavar="LIBRARY", help=f"what is to load them: {', '.join(TARGETS)}")
     parser.add_argument("--out", type=new, metavar="DIR", help="folder for the weights (RUN/export-LIBRARY)")
+    words = "with --to onnx: write the graph in 8 bits too, calibrated on these images"
+    parser.add_argument("--int8", type=images, metavar="IMAGES", help=words)
     args = parser.parse(argv)
     bring_in_plugins()
     from ssl_vit.export import api
 
     with heard():
         result = api.export(
-            args.weights, to=args.to, out=args.out, backbone=args.backbone, mean=args.mean, std=args.std
+            args.weights,
+            to=args.to,
+            out=args.out,
+            backbone=args.backbone,
+            mean=args.mean,
+            std=args.std,
+            int8=args.int8,
         )
     say(f"{result.folder}: {result.check}")
     say(result.snippet)

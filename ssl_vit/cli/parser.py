@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
         """Parse the arguments; UserError with the nearest flag if one is unknown."""
-        flags = ["--help", *re.findall(r"--[a-z][a-z-]*", self.format_usage())]
+        flags = ["--help", *re.findall(r"--[a-z][a-z0-9-]*", self.format_usage())]
         for word in itertools.takewhile(lambda word: word != "--", argv):
             flag = word.partition("=")[0]
             if flag.startswith("--") and flag not in flags:

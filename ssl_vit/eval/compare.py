@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ssl_vit.data.dataset_name import Images
 from ssl_vit.errors import UserError
 from ssl_vit.eval.api import outcome_of
+from ssl_vit.eval.costs import Cost, cost_table, costs_of
 from ssl_vit.eval.linear import percent
 
 PAIRED = ("knn", "linear", "logistic", "grid")  # the kinds that are right or wrong about every image
@@ -43,9 +44,10 @@ class Comparison:
     images: int
     protocol: str  # the hash that all share
     entries: tuple[ComparedRun, ...]
+    costs: tuple[Cost, ...] = ()  # of each run, where they were asked for
 
     def table(self) -> str:
-        """The table has a header, a line for each run, and one that says how they were compared."""
+        """The table has a header, a line for each run, and one that says how they were compared; then the costs."""
         width = max(len(entry.run) for entry in self.entries)
         lines = [f"{'run':{width}}   top-1   95 % interval   against the first       p"]
         for entry in self.entries:
@@ -55,14 +57,17 @@ class Comparison:
                 line += f"  {entry.difference:+6.2f} {interval:16} {entry.p:7.4f}"
             lines.append(line)
         lines.append(f"{self.kind}, {self.images} images, protocol {self.protocol}; p: McNemar's exact test, Holm")
-        return "\n".join(lines)
+        return "\n".join(lines + (["", cost_table(self.costs)] if self.costs else []))
 
 
-def compare(runs: Sequence[Path | str], train: Images, val: Images, *, kind: str = "knn", **options: Any) -> Comparison:
+def compare(
+    runs: Sequence[Path | str], train: Images, val: Images, *, kind: str = "knn", costs: bool = False, **options: Any
+) -> Comparison:
     """Score two or more runs (or files of weights) in one way on the same images, and test them in pairs.
 
     Each run is tested against the first. Both have seen the same images, so that only those count on which one is
-    right and the other wrong (McNemar). options: as ``evaluate`` takes them. "knn" is that of k = 20.
+    right and the other wrong (McNemar). costs: measure what each costs, too. options: as ``evaluate`` takes them. "knn"
+    is that of k = 20.
 
     Raises:
         UserError: fewer than two runs, a kind without pairs, runs that can't be scored in the same way.
@@ -88,7 +93,7 @@ def compare(runs: Sequence[Path | str], train: Images, val: Images, *, kind: str
     entries = [_entry(str(runs[0]), encoders[0], correct[0], None, None)]
     for run, encoder, each, p in zip(runs[1:], encoders[1:], correct[1:], ps, strict=True):
         entries.append(_entry(str(run), encoder, each, correct[0], p))
-    return Comparison(kind, len(correct[0]), hashes[0], tuple(entries))
+    return Comparison(kind, len(correct[0]), hashes[0], tuple(entries), costs_of(runs) if costs else ())
 
 
 def _entry(

@@ -13,6 +13,7 @@ import torch
 
 from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.backbones.registry import create_backbone
+from ssl_vit.checkpoints.reader import digest
 from ssl_vit.data.annotations import Annotations
 from ssl_vit.data.detection import JITTER, DetectionDataset, Scene, scenes_in_order, share_of
 from ssl_vit.data.readers import worker_count
@@ -31,7 +32,6 @@ from ssl_vit.eval.kinds.detection import Detection
 from ssl_vit.eval.mean_ap import MaskPrecision, check_installed, mean_average_precision
 from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.unfinished import Unfinished
-from ssl_vit.eval.weights import digest
 from ssl_vit.progress import progress
 
 WORDS = {"scratch": "from scratch", "backbone": "from the backbone's weights", "weights": "from the weights"}

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ssl_vit.backbones.intermediates import has_class_token, layer_count
 from ssl_vit.eval.job import Job, Outcome
 from ssl_vit.eval.linear import CLASSIFIER, RATES, LinearProbe, percent, settle, trial
-from ssl_vit.eval.readout import LayerColumns, has_class_token, layer_columns, layer_count
+from ssl_vit.eval.readout import LayerColumns, layer_columns
 
 
 class Choice(NamedTuple):

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ssl_vit.backbones.backbone import Backbone
+from ssl_vit.checkpoints.reader import digest
 from ssl_vit.data.dataset_name import Images, images_name
 from ssl_vit.data.evalset import Alteration
 from ssl_vit.data.inventory import known_by
@@ -76,7 +77,7 @@ class Job:
     @cached_property
     def weights_sha256(self) -> str:
         """The sha256 of the file of weights, in hex, tells weights apart."""
-        return weights_of.digest(self.weights)
+        return digest(self.weights)
 
     @property
     def device(self) -> torch.device:

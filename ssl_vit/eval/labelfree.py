@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.backbones.diversity import patch_cosine
+from ssl_vit.backbones.intermediates import layer_count
 from ssl_vit.data.augment import normalise
 from ssl_vit.data.crops import Box, make_views, resize, sample_rng
 from ssl_vit.data.evalset import EvalDataset, EvalLoader
@@ -20,7 +21,7 @@ from ssl_vit.errors import UserError
 from ssl_vit.eval.features import evaluating
 from ssl_vit.eval.job import Job, Outcome
 from ssl_vit.eval.knn import nearest_neighbours, unit
-from ssl_vit.eval.readout import layer_count, patch_maps
+from ssl_vit.eval.readout import patch_maps
 
 PAIRS = 2048  # images between which distances are averaged
 PATCH_IMAGES = 64  # whose patches are compared

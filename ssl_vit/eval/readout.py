@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ssl_vit.backbones.backbone import Backbone, BackboneInfo
-from ssl_vit.backbones.module_adapter import ModuleBackbone
+from ssl_vit.backbones.intermediates import has_class_token, layer_count, layer_widths, read_layers
 from ssl_vit.errors import UserError
 
 LAST = (-1,)
@@ -65,7 +64,7 @@ def read_out(backbone: Backbone, images: Tensor, readout: Readout) -> Tensor:
             return pooled.float()
         found = layer_columns(backbone, readout)
         layers = list(dict.fromkeys(part.layer for part in found))
-        maps = dict(zip(layers, _intermediates(backbone, images, layers), strict=True))
+        maps = dict(zip(layers, read_layers(backbone, images, layers), strict=True))
     return torch.cat([_pool(*maps[part.layer], part.pooling) for part in found], 1)
 
 
@@ -84,7 +83,7 @@ def layer_columns(backbone: Backbone, readout: Readout) -> list[LayerColumns]:
     Raises:
         UserError: a layer or a class token that the backbone doesn't have.
     """
-    widths = _widths(backbone)
+    widths = layer_widths(backbone)
     kinds = readout.pooling.split("+") if readout.pooling != "model" else [_like_the_head(backbone)]
     if "class" in kinds and not has_class_token(backbone):
         raise UserError(f"{backbone.info.name}: has no class token; use --pooling mean")
@@ -97,11 +96,6 @@ def layer_columns(backbone: Backbone, readout: Readout) -> list[LayerColumns]:
             found.append(LayerColumns(layer % len(widths), kind, start, start + width))
             start += width
     return found
-
-
-def layer_count(backbone: Backbone) -> int:
-    """The number says how many layers there are to read from."""
-    return len(_widths(backbone))
 
 
 def pooling_of(backbone: Backbone) -> str:
@@ -117,22 +111,7 @@ def pooling_of(backbone: Backbone) -> str:
 
 def patch_maps(backbone: Backbone, images: Tensor, layer: int = -1) -> Tensor:
     """One layer gives patches [B, D, H, W], normalised by the model's last norm where it has one for that."""
-    return _intermediates(backbone, images, [layer % layer_count(backbone)])[0][0].float()
-
-
-def _intermediates(backbone: Backbone, images: Tensor, layers: list[int]) -> list[tuple[Tensor, Tensor | None]]:
-    """Patches [B, D, H, W] and prefix tokens [B, P, D], of each layer."""
-    if isinstance(backbone, ModuleBackbone):
-        maps = backbone.pyramid(images)
-        return [(maps[layer], None) for layer in layers]
-    model = _model(backbone)
-    known = inspect.signature(model.forward_intermediates).parameters
-    options = {name: True for name in ("norm", "return_prefix_tokens") if name in known}
-    ordered = sorted(layers)
-    found = model.forward_intermediates(images, indices=ordered, intermediates_only=True, **options)
-    pairs = [tuple(layer) if isinstance(layer, tuple | list) else (layer, None) for layer in found]
-    by_layer = dict(zip(ordered, pairs, strict=True))
-    return [by_layer[layer] for layer in layers]
+    return read_layers(backbone, images, [layer % layer_count(backbone)])[0][0].float()
 
 
 def _pool(patches: Tensor, prefix: Tensor | None, kind: str) -> Tensor:
@@ -144,24 +123,3 @@ def _pool(patches: Tensor, prefix: Tensor | None, kind: str) -> Tensor:
 
 def _like_the_head(backbone: Backbone) -> str:
     return "class" if pooling_of(backbone) == "token" and has_class_token(backbone) else "mean"
-
-
-def has_class_token(backbone: Backbone) -> bool:
-    """The answer says whether the backbone has a class token, so that pooling "class" is there."""
-    if isinstance(backbone, ModuleBackbone):
-        return False
-    model = _model(backbone)
-    prefix = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
-    return prefix and getattr(model, "cls_token", None) is not None
-
-
-def _widths(backbone: Backbone) -> list[int]:
-    """Channels of each layer: timm's, or the stages that were declared."""
-    if isinstance(backbone, ModuleBackbone):
-        return [stage.channels for stage in backbone.info.stages]
-    return [int(layer["num_chs"]) for layer in _model(backbone).feature_info]
-
-
-def _model(backbone: Backbone) -> Any:
-    """timm's model, whose ``forward_intermediates`` is in no type."""
-    return getattr(backbone, "model", backbone)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import Any
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.checkpoints.description import OURS
 from ssl_vit.checkpoints.load import backbone_of_file
-from ssl_vit.checkpoints.reader import METADATA, files_of, read_document, weights_file
+from ssl_vit.checkpoints.reader import METADATA, read_document, weights_file
 from ssl_vit.checkpoints.sums import check_sums
 from ssl_vit.data.values import Pixels
 from ssl_vit.export.timm import CONFIG, read_config
-from ssl_vit.files import sha256
 
 
 def load_backbone(
@@ -34,12 +32,6 @@ def load_backbone(
         UserError: nothing of that kind there, a file without a backbone's name, or weights that don't fit.
     """
     return backbone_of_file(weights, backbone, mean, std)
-
-
-def digest(weights: Path | str) -> str:
-    """The sha256 of the weights' file comes in hex, of several files that of all; UserError where there is none."""
-    found = [sha256(file) for file in files_of(weights_file(weights))]
-    return found[0] if len(found) == 1 else hashlib.sha256("\n".join(found).encode()).hexdigest()
 
 
 def pixels_of(weights: Path | str) -> Pixels | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,10 @@ from ssl_vit.backbones.module_adapter import ModuleBackbone
 from ssl_vit.checkpoints.hub import is_hub_id
 from ssl_vit.checkpoints.load import backbone_of_file
 from ssl_vit.checkpoints.reader import weights_file
+from ssl_vit.data.dataset_name import Images
+from ssl_vit.data.source import Source
+from ssl_vit.data.sources import open_source
+from ssl_vit.data.values import Pixels
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export import REFUSED, TARGETS, card, timm
 from ssl_vit.export.target import ExportTarget, KeyPairs, Verified
@@ -42,6 +46,7 @@ def export(
     backbone: str | None = None,
     mean: Sequence[float] | str | None = None,
     std: Sequence[float] | str | None = None,
+    int8: Images | None = None,
 ) -> ExportResult:
     """Write weights for another library, and let it load them; an export that does not verify never appears.
 
@@ -54,6 +59,7 @@ def export(
         backbone: timm's name of the architecture, for a weights file that doesn't say it.
         mean, std: of the images that those weights were trained on, in [0, 1], where they don't say it; without, what
             is usual for such a file, which the log says.
+        int8: images by which an ONNX graph is also written in 8 bits, as ``pretrain`` takes them; for ``onnx`` alone.
 
     Raises:
         UserError: an unknown target, a library that is not installed or has no such architecture, no export in the
@@ -64,10 +70,15 @@ def export(
         raise UserError(f"--to {to}: no target: {REFUSED[to]}")
     if to not in TARGETS:
         raise UserError(f"--to {to}: unknown target; {did_you_mean(to, TARGETS)}")
+    if int8 is not None and to != "onnx":
+        raise UserError(f"--int8: not for --to {to}; set --to onnx, whose graph it makes one of in 8 bits")
+    calibrating = open_source(int8) if int8 is not None else None
     folder, asked = Path(weights), {"backbone": backbone, "mean": mean, "std": std}
     if not _is_run(folder):
         loaded = backbone_of_file(weights, backbone, mean, std)
-        return hand_over(loaded, Path(out or _beside(weights, to)), to, _origin(weights), whose="the file's")
+        return hand_over(
+            loaded, Path(out or _beside(weights, to)), to, _origin(weights), calibrating, whose="the file's"
+        )
     if given := [name for name, value in asked.items() if value is not None]:
         raise UserError(f"--{given[0]}: {weights} is a run, which says it itself; leave it out")
     source = folder / "export"
@@ -79,7 +90,7 @@ def export(
         target = _target(to, made)
         return _result(source, target.verify(source, made), target.snippet(source, made), pairs)
     description = timm.read_config(source).get("ssl_vit", {})
-    return hand_over(made, Path(out or folder / f"export-{to}"), to, description)
+    return hand_over(made, Path(out or folder / f"export-{to}"), to, description, calibrating)
 
 
 def _is_run(folder: Path) -> bool:
@@ -106,12 +117,19 @@ def _origin(weights: Path | str) -> dict[str, Any]:
 
 
 def hand_over(
-    backbone: AdaptedBackbone, folder: Path, to: str, description: Mapping[str, Any], *, whose: str = OURS
+    backbone: AdaptedBackbone,
+    folder: Path,
+    to: str,
+    description: Mapping[str, Any],
+    calibrating: Source | None = None,
+    *,
+    whose: str = OURS,
 ) -> ExportResult:
     """Write one of ``TARGETS`` with its model card into a new folder, which appears whole and verified, or not at all.
 
     backbone: its info has the mean, deviation and size of the images that it was trained with.
-    description: of the run that trained it, for the card and for targets that keep it. whose: outputs they are held
+    description: of the run that trained it, for the card and for targets that keep it. calibrating: images by which
+    an ONNX graph is also written in 8 bits. whose: outputs they are held
     against, in words.
 
     Raises:
@@ -124,11 +142,17 @@ def hand_over(
             verified = target.verify(staging, backbone)
         except RunFailed as error:
             raise RunFailed(f"--to {to}: {error}; nothing was written") from error
+        said = says(verified, whose)
+        if calibrating is not None:
+            from ssl_vit.export.int8 import quantise
+
+            seen = replace(calibrating, pixels=Pixels.of(description.get("pixels")))
+            said += f"; {quantise(staging, backbone.info, seen)}"
         snippet = target.snippet(folder, backbone)
         shapes = {key: tuple(value.shape) for key, value in backbone.model.state_dict().items()}
         keys = [(*pair, shapes[pair[0]]) for pair in pairs]
-        card.write(staging, backbone.info, description, says(verified, whose), snippet, keys)
-    return _result(folder, verified, snippet, pairs, whose)
+        card.write(staging, backbone.info, description, said, snippet, keys)
+    return replace(_result(folder, verified, snippet, pairs, whose), check=said)
 
 
 def _target(to: str, backbone: AdaptedBackbone) -> ExportTarget:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -83,6 +83,7 @@ class Situation:
     drops_paths: bool  # whether the backbone has stochastic depth
     grid: tuple[int, int]  # its rows and columns of patches of a global crop
     parts: int = 1  # in which a step's images are seen, one after the other
+    layers: Callable[[], int] = field(default=lambda: 1, kw_only=True, compare=False)  # of the backbone, as timm counts
     weights: str | None = None  # whose file the network begins with; None where it begins with random numbers
 
 

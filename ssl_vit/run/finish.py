@@ -138,7 +138,7 @@ def description(
     if (start := settings["backbone"]["weights"]) is not None and not is_hub_id(start):
         settings["backbone"]["weights"] = Path(start).name
     for key, file in settings["method"].items():
-        if key.endswith("_weights") and file is not None:
+        if (key == "teacher" or key.endswith("_weights")) and file is not None and not is_hub_id(file):
             settings["method"][key] = Path(file).name
     settings["plugins"] = {Path(place).name: digest for place, digest in settings["plugins"].items()}
     of_data = scanned(out)

@@ -7,12 +7,14 @@ small sets was measured on small sets of posed digits and icons, where the offic
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
 from ssl_vit.backbones import backbone_info, create_backbone
 from ssl_vit.backbones.backbone import BackboneInfo
+from ssl_vit.backbones.intermediates import layer_count
 from ssl_vit.backbones.registry import usual_size
 from ssl_vit.checkpoints.inspection import Inspection
 from ssl_vit.checkpoints.load import fitted_weights, opened
@@ -132,7 +134,14 @@ def _situation(resolver: _Resolver, facts: Facts, info: BackboneInfo, weights: I
         grid=info.grid,
         parts=resolver.get("train.accumulate"),
         weights=weights.layout if weights is not None else None,
+        layers=partial(_layers, resolver.tree["backbone"]),
     )
+
+
+def _layers(part: dict[str, Any]) -> int:
+    """The number of the backbone's layers."""
+    with torch.device("meta"):
+        return layer_count(create_backbone(part["name"], image_size=part["image_size"], model_args=part["args"]))
 
 
 class _Resolver:

@@ -21,6 +21,7 @@ from ssl_vit.training.fabric import new_fabric
 from ssl_vit.training.step import Learner
 from tests.checkpoints.files import dino_head, filled, save, shapes_of, trainer
 from tests.export.conftest import randomised
+from tests.methods.settings import TEACHER
 from tests.test_families_train import resolved
 
 NAME = "vit_tiny_patch16_224"
@@ -40,6 +41,7 @@ def test_a_runs_checkpoint_gives_what_the_method_exports(method: str, tmp_path: 
     given = {"queue_size": 8, "out_dim": 8, "hidden_dim": 8, "bottleneck_dim": 8, "head_norm": "none"}
     given |= {"norm_last_layer": False, "centering": "mean", "local_size": 16}
     given |= {"codes": 8, "tokenizer_steps": 0, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
+    given |= {"teacher": TEACHER, "teacher_size": 32, "layers": ((-1, -1),)}
     given |= {"boxes": 4, "queries": 6, "dim": 64, "depth": 1, "hidden": 32, "crop_size": 32}
     config = config.model_copy(update={key: value for key, value in given.items() if key in type(config).model_fields})
     backbone = create_backbone(NAME, image_size=32, model_args=VIT, masked=config.masks)

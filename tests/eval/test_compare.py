@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 from scipy.stats import binomtest
 
 from ssl_vit.cli import main
@@ -72,6 +73,31 @@ def test_the_command_draws_and_says_what_eval_says(run, other, images, tmp_path,
     assert said[-1].startswith("knn, 45 images")
     with Image.open(tmp_path / "out.png") as drawn:
         assert drawn.size[0] > 1000
+
+
+def test_costs_stand_beside_the_scores(run, other, images, tmp_path, capsys):
+    """Parameters and bytes are those of the files, multiply-adds those counted by hand; times are only above 0."""
+    sides = ["--train", str(images / "train"), "--val", str(images / "val"), "--costs"]
+    files = ["--json", str(tmp_path / "out.json"), "--figure", str(tmp_path / "out.png")]
+    assert main(["compare", str(run), str(other), *sides, *files]) == 0
+    said = capsys.readouterr().out
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert [each["run"] for each in found["costs"]] == [str(run), str(other)]
+    for each, weights in zip(found["costs"], (run, other), strict=True):
+        file = weights / "export" / "model.safetensors"
+        state = load_file(file)
+        assert each["parameters"] == sum(value.numel() for value in state.values())
+        assert each["bytes"] == file.stat().st_size
+        assert each["image_size"] == 32
+        assert set(each["ms"]) == {"1", "32"}
+        assert min(each["ms"].values()) > 0
+        dim, tokens, patch = state["cls_token"].shape[-1], state["pos_embed"].shape[1], state["patch_embed.proj.weight"]
+        blocks = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+        by_hand = (tokens - 1) * patch.numel() + blocks * (12 * tokens * dim**2 + 2 * tokens**2 * dim)
+        assert each["gmacs"] == pytest.approx(by_hand / 1e9, rel=1e-6)
+    assert "parameters    GMACs   ms at 1   ms at 32" in said
+    with Image.open(tmp_path / "out.png") as drawn:
+        assert drawn.size[0] > 1500
 
 
 def test_runs_that_read_other_features_are_refused(run, tmp_path, images):

@@ -19,6 +19,7 @@ import yaml
 
 import ssl_vit
 from ssl_vit.errors import UserError
+from tests.methods.settings import NEEDED
 from tests.training.drawn import draw
 
 TRACES = Path(__file__).with_name("traces.json")
@@ -71,13 +72,15 @@ SMALL: dict[str, dict[str, Any]] = {
     "sigreg": SIAMESE | {"local_crops": 1, "slices": 16},
     "beit": {"codes": 16, "tokenizer_steps": 3},
     "mae": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
+    "distill": {"queue_size": 16},
+    "manifold": {"queue_size": 16, "random_patches": 20},
     "detreg": {"proposals": "random", "boxes": 4, "queries": 6, "dim": 64, "depth": 1, "hidden": 32},
 }
 
 
 def settings(method: str, backbone: str) -> dict[str, Any]:
     """A small run of a method on a backbone."""
-    own = {"name": method} | SMALL.get(method, {})
+    own = {"name": method} | SMALL.get(method, {}) | NEEDED.get(method, {})
     if "local_crops" in own:
         own["local_size"] = BACKBONES[backbone]["backbone.image_size"] // 2
     return COMMON | BACKBONES[backbone] | {f"method.{key}": value for key, value in own.items()}
@@ -101,7 +104,7 @@ def trace(images: Path, out: Path, method: str, backbone: str) -> dict[str, Any]
         f"{section}.{key}": value
         for section, values in resolved.items()
         for key, value in values.items()
-        if value is not None and (section, key) != ("data", "path")
+        if value is not None and (section, key) not in (("data", "path"), ("method", "teacher"))
     }
     return {column: [row[column] for row in steps(out)] for column in COLUMNS} | {"settings": kept}
 

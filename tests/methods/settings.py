@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+TEACHER = str(Path(__file__).with_name("teacher.safetensors"))
+"""A ViT for 32 pixels, width 16, two blocks, with large random weights and colours of its own, which says so itself."""
+NEEDED: dict[str, dict[str, Any]] = {"distill": {"teacher": TEACHER}, "manifold": {"teacher": TEACHER}}
+"""What a method has no usual value for."""
 COMMON = {
     "backbone.name": "vit_tiny_patch16_224",
     "backbone.args": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
@@ -42,5 +47,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "beit": {"codes": 16, "tokenizer_steps": 5},
     "simmim": {},
     "mae": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
+    "distill": NEEDED["distill"] | {"queue_size": 16},
+    "manifold": NEEDED["manifold"] | {"queue_size": 16, "random_patches": 20},
     "detreg": {"proposals": "random", "boxes": 4, "queries": 6, "dim": 64, "depth": 1, "hidden": 32},
 }

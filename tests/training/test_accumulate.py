@@ -43,6 +43,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     "ibot": {"head_norm": "none", "centering": "mean"},
     "moby": {},
     "beit": {},
+    "distill": {},
     "mae": {},
     "simmim": {},
 }

@@ -100,6 +100,17 @@ def test_keys_of_both_processes_are_contrasted(method: str, pictures: Path, tmp_
     equal_losses(lines, tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["distill", "manifold"])
+def test_a_student_of_two_processes_learns_what_one_does(method: str, pictures: Path, tmp_path: Path) -> None:
+    """A queue that both fill with the teacher's vectors, and relations of the images of both."""
+    settings = COMMON | {"method.name": method, "backbone.drop_path": 0.0, "optim.lr": 1e-4}
+    settings |= {f"method.{key}": value for key, value in SMALL[method].items()}
+    sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    lines = [["pretrain", str(pictures / "train"), "--out", str(tmp_path / name), *sets] for name in ("one", "two")]
+    equal_losses(lines, tmp_path)
+
+
 def equal_losses(lines: list[list[str]], tmp_path: Path) -> None:
     """The first command in one process, the second in two."""
     assert finish_two([*lines[1], "--devices", "2"], tmp_path / "said2") == [0, 0], (tmp_path / "said2").read_text()

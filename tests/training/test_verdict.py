@@ -23,7 +23,7 @@ from ssl_vit.run.pretrain import pretrain as run
 from ssl_vit.training.advice import advice_for, setting
 from ssl_vit.training.health import Vitals, diagnose
 from ssl_vit.training.separation import HeldBack, clearly_above, distance, own_view_share
-from tests.methods.settings import COMMON, SMALL
+from tests.methods.settings import COMMON, NEEDED, SMALL
 from tests.test_families_train import resolved
 from tests.training.test_health import pretrain
 
@@ -138,6 +138,7 @@ def test_every_advice_can_be_followed(method: str) -> None:
     """Each key exists, each value differs, and the configuration with it is accepted."""
     facts = Facts(images=300, side=64, colours=lambda: pytest.fail("given"), gpus=0, cpus=2, bfloat16=False)
     flags = {"data.path": "x", "method.name": method, "data.mean": [0.5] * 3, "data.std": [0.2] * 3}
+    flags |= {f"method.{key}": value for key, value in NEEDED.get(method, {}).items()}
     config, _ = resolve_config(load_config(flags=flags), facts)
     found = advice_for(config)
     assert {"diverged", "not learning yet"} <= found.keys()
