@@ -151,7 +151,7 @@ def measured(said: Predictions, targets: list[GroundTruth], matched: list[Matche
     """ "regions" an image; where there are any, the mean "overlap" (IoU) of matched pairs, and the share "found"."""
     found = torch.cat([own[query] for own, (query, _) in zip(said.boxes, matched, strict=True)]).float()
     wanted = torch.cat([target.boxes[index] for target, (_, index) in zip(targets, matched, strict=True)])
-    parts = {"regions": found.new_tensor(len(found) / len(targets))}
+    parts = {"regions": found.new_full((), len(found) / len(targets))}
     if len(found):
         pairs: Tensor = box_iou(box_convert(found, "cxcywh", "xyxy"), box_convert(wanted, "cxcywh", "xyxy"))
         overlaps = pairs.diagonal()

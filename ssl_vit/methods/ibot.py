@@ -76,7 +76,7 @@ class IBOT(DenseDINO):
         flat = masks.flatten(1)
         shares = flat.double() / flat.sum(1, keepdim=True).clamp(min=1) / flat.any(1).sum()
         hidden = flat.flatten().nonzero()[:, 0]
-        shares, hidden = shares.flatten()[hidden], hidden.to(seen.device)
+        shares, hidden = shares.flatten()[hidden], hidden.to(seen.device, non_blocking=True)
 
         start, end = self.config.warmup_teacher_patch_temp, self.config.teacher_patch_temp
         targets, entropy = self.patch_targets(
@@ -85,7 +85,7 @@ class IBOT(DenseDINO):
         )
         head = self.patch_heads()[0]
         vectors = head.bottleneck(rows(student)[hidden])
-        shares = shares.to(vectors)
+        shares = shares.to(vectors, non_blocking=True)
         learnt = vectors * shares[:, None]
         return dense_loss(vectors, shares, learnt, targets, head.last_layer, self.config.student_temp), entropy
 

@@ -54,8 +54,8 @@ class MoBY(Siamese):
         kept = cosine(self.config.momentum, 1.0, progress.step, progress.total) ** age
         parts = {
             "own_key_first": (first1 + first2) / 2,
-            "queue_filled": loss1.new_tensor(age / steps),
-            "queue_stale": loss1.new_tensor(1.0 - kept),  # share of the teacher that is newer than its oldest key
+            "queue_filled": loss1.new_full((), age / steps),
+            "queue_stale": loss1.new_full((), 1.0 - kept),  # share of the teacher that is newer than its oldest key
         }
         return Step(loss1 + loss2, parts, seen.features)
 

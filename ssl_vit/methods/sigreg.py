@@ -31,7 +31,7 @@ class SIGReg(Gaussian):
         every = of_all_ranks(projections)
         cost = sigreg(every, self.config.slices, progress.step)
         loss, parts = self.mixed(projections, every, self.config.weight, cost)
-        return loss, parts | {"collapsed": cost.new_tensor(collapsed(every.shape[1]))}
+        return loss, parts | {"collapsed": cost.new_full((), collapsed(every.shape[1]))}
 
     def remark(self, parts: dict[str, float]) -> str:
         """How far the projections are from a normal distribution, between what it costs and what a collapse does."""

@@ -31,7 +31,7 @@ class SimCLR(JointEmbedding):
         own = F.normalize(projections, dim=-1)
         loss, first = pick_other_view(own, of_all_ranks(own), self.config.temperature)
         self.uniform_loss = math.log(2 * len(own[0]) * rank_and_world()[1] - 1)
-        return loss, {"own_view_first": first, "blind_loss": loss.new_tensor(self.uniform_loss)}
+        return loss, {"own_view_first": first, "blind_loss": loss.new_full((), self.uniform_loss)}
 
     def remark(self, parts: dict[str, float]) -> str:
         """How often the other view is found."""

@@ -34,7 +34,7 @@ class SimMIM(Masked):
         drawn = F.pixel_shuffle(exact(self.head(features.patches.movedim(1, -1))).movedim(-1, 1), self.cell)
         drawn = drawn[..., : images.shape[-2], : images.shape[-1]]  # of a grid that reaches beyond the image
         cells = masks.repeat_interleave(self.cell, 1).repeat_interleave(self.cell, 2)
-        hidden = cells[:, None, : images.shape[-2], : images.shape[-1]].to(drawn)
+        hidden = cells[:, None, : images.shape[-2], : images.shape[-1]].to(drawn, non_blocking=True)
         loss = ((drawn - images).abs() * hidden).sum() / hidden.sum() / 3
         with torch.no_grad():
             mean = (images * (1 - hidden)).sum((2, 3), keepdim=True) / (1 - hidden).sum((2, 3), keepdim=True)

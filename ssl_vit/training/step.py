@@ -154,11 +154,11 @@ def take_step(learner: Learner, batch: Batch | ReadyViews, step: int, clock: Clo
     method.seen = told.seen
     with clock("optimiser"):
         losses = mean_over_ranks(fabric, told.given.loss.detach(), told.penalties)
-        grad_norm, taken = _update(learner, progress, losses)
+        grad_norm, loss, taken = _update(learner, progress, losses)
         if not taken:
             learner.buffers.put_back()
     lost = None if taken else batch
-    return Outcome(progress, float(losses[0]), told.given, told.penalties, grad_norm, lr, taken, lost, told.noted)
+    return Outcome(progress, loss, told.given, told.penalties, grad_norm, lr, taken, lost, told.noted)
 
 
 class Pass(NamedTuple):
@@ -200,8 +200,8 @@ def _forward(learner: Learner, batch: Batch | ReadyViews, progress: Progress, cl
             return learner.model(views, progress), penalties
 
 
-def _update(learner: Learner, progress: Progress, losses: Tensor) -> tuple[float, bool]:
-    """Clip as the recipe says and step, then the teacher; the gradient's norm, and whether the step was taken.
+def _update(learner: Learner, progress: Progress, losses: Tensor) -> tuple[float, float, bool]:
+    """Clip as the recipe says and step, then the teacher; the gradient's norm, the loss, and whether it was taken.
 
     losses: [2], as all ranks know them; where they or the gradient are not finite, the step is not taken.
     """
@@ -210,8 +210,9 @@ def _update(learner: Learner, progress: Progress, losses: Tensor) -> tuple[float
         learner.scaler.unscale_(learner.optimizer)  # before clipping, which fused optimisers would leave to their step
     method.before_optimizer(progress)
     trained = [p for p in method.parameters() if p.requires_grad]
-    grad_norm = float(clip_gradients(trained, config.optim.clip, config.method.clip_per_tensor))
-    finite = math.isfinite(grad_norm) and bool(losses.isfinite().all())
+    total = clip_gradients(trained, config.optim.clip, config.method.clip_per_tensor)
+    told = torch.stack([total.to(losses), *losses]).cpu().tolist()  # here alone a step waits for the device
+    finite = all(map(math.isfinite, told))
     if finite:
         learner.step_optimizer()
     else:
@@ -219,7 +220,7 @@ def _update(learner: Learner, progress: Progress, losses: Tensor) -> tuple[float
     learner.optimizer.zero_grad()  # before the next forward pass, whose activations take the most memory
     if finite:
         method.after_step(progress)
-    return grad_norm, finite
+    return told[0], told[1], finite
 
 
 def mean_over_ranks(fabric: Fabric, loss: Tensor, penalties: Mapping[str, Tensor]) -> Tensor:

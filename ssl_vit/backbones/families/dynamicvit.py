@@ -178,7 +178,7 @@ class DynamicViT(WiredViT):
         penalties.penalise("keep_ratio", self.keep_weight * torch.stack(off).mean())
         if self.distil_weight and penalties.wanted():
             self.distil(embedded, x, kept.detach())
-        sums = torch.stack([*(share.sum() for share in shares), shares[0].new_tensor(len(x))])
+        sums = torch.stack([*(share.sum() for share in shares), shares[0].new_full((), len(x))])
         penalties.note("kept", sums, partial(kept_shares, self.stages))
 
     def said(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
