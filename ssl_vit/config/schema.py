@@ -133,9 +133,10 @@ class BackboneConfig(Section):
 class OptimConfig(Section):
     """The optimiser and its schedules."""
 
-    optimizer: Auto[Literal["adamw", "sgd", "adafactor", "lamb", "lars", "lion", "muon"]] = AUTO
+    optimizer: Auto[Literal["adamw", "sgd", "adafactor", "lamb", "lars", "lion", "muon", "schedulefree"]] = AUTO
     """The optimiser: torch's AdamW or SGD, or timm's Adafactor (as in Scaling Vision Transformers: a quarter of AdamW's
-    memory), LAMB, LARS, Lion or Muon. Rates are chosen for AdamW or SGD: set optim.lr with the others."""
+    memory), LAMB, LARS, Lion or Muon, or AdamW without a schedule (pip install 'ssl_vit[schedulefree]').
+    Rates are chosen for AdamW or SGD: set optim.lr with the others."""
     lr: Auto[Positive] = AUTO
     """Peak learning rate, as used: already scaled to the batch size."""
     lr_batch: Count | None = None

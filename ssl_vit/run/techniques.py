@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from ssl_vit.config import RunConfig
 from ssl_vit.errors import UserError
 
@@ -20,6 +22,27 @@ def check_techniques(config: RunConfig) -> None:
         raise UserError(
             f"optim.sam_rho: {optim.sam_rho:g}; with train.strategy=fsdp no device has all weights to move by itself; "
             "set optim.sam_global=true"
+        )
+    if train.strategy == "fsdp" and optim.optimizer in ("muon", "schedulefree"):
+        raise UserError(
+            f"optim.optimizer: {optim.optimizer} needs whole weights, which no device has with train.strategy=fsdp; "
+            "set another optimiser, or train.strategy=ddp"
+        )
+    if optim.optimizer == "schedulefree":
+        _check_schedule_free(config)
+
+
+def _check_schedule_free(config: RunConfig) -> None:
+    if find_spec("schedulefree") is None:
+        raise UserError("optim.optimizer: schedulefree is not installed; pip install 'ssl_vit[schedulefree]'")
+    if config.optim.schedule != "constant":
+        raise UserError(
+            f"optim.schedule: {config.optim.schedule}; schedulefree wants no schedule beside its warm-up; "
+            "set optim.schedule=constant"
+        )
+    if config.train.ema or config.train.swa:
+        raise UserError(
+            "optim.optimizer: schedulefree gives the average of its weights already; leave out train.ema and .swa"
         )
 
 

@@ -72,7 +72,7 @@ def make_optimizer(
     layer_decay: float = 1.0,
     head_weight_decay: float | None = None,
 ) -> torch.optim.Optimizer:
-    """AdamW (1711.05101; beta1 0.9) or SGD with momentum 0.9, both in torch's fused kernels, or one of timm's.
+    """AdamW (1711.05101; beta1 0.9) or SGD with momentum 0.9 in torch's fused kernels, one of timm's, `schedule_free`.
 
     Adafactor is that of 2106.04560: momentum in bfloat16, squares factored and their share kept at most 0.999, no
     relative step and no clipping. The last two are those of `parameter_groups`.
@@ -81,12 +81,37 @@ def make_optimizer(
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), fused=True)
     if name == "sgd":
-        return with_momentum(torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=True))
+        whole = not any(isinstance(p, DTensor) for p in model.parameters())  # the fused kernel knows no sharded ones
+        return with_momentum(torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=whole))
     groups = [group for group in groups if group["params"]]
     if name == "adafactor":
         return create_optimizer_v2(groups, opt="adafactorbv", lr=lr, weight_decay=0.0, min_dim_size_to_factor=32)
+    if name == "schedulefree":
+        return schedule_free(groups, lr, beta2)
     more: dict[str, Any] = {"betas": (0.9, beta2)} if name == "lamb" else {}
     return create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=0.0, **more)
+
+
+def schedule_free(groups: list[dict[str, Any]], lr: float, beta2: float) -> torch.optim.Optimizer:
+    """AdamW without a schedule (2405.15682), which trains weights between the newest and their average."""
+    from schedulefree import AdamWScheduleFree
+
+    optimizer: torch.optim.Optimizer = AdamWScheduleFree(groups, lr=lr, betas=(0.9, beta2))
+    optimizer.train()  # type: ignore[attr-defined]  # and never anything else: `averaged` is computed beside
+    return optimizer
+
+
+def averaged(optimizer: torch.optim.Optimizer) -> dict[Tensor, Tensor]:
+    """By weight of a `schedule_free` optimiser, the average, which is what is looked at and kept; of others, nothing.
+
+    The package's own switch changes the weights in place and back, which would not give the same bits.
+    """
+    found = {}
+    for group in optimizer.param_groups:
+        for p in group["params"] if "weight_lr_power" in group else []:
+            if (newest := optimizer.state.get(p, {}).get("z")) is not None:  # it has had a gradient
+                found[p] = p.detach().lerp(newest, 1 - 1 / group["betas"][0])
+    return found
 
 
 def with_momentum(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

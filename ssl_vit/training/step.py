@@ -26,7 +26,7 @@ from ssl_vit.training.accumulate import joined, joined_rows
 from ssl_vit.training.buffers import Buffers
 from ssl_vit.training.cpu.bfloat16 import lean_bfloat16
 from ssl_vit.training.finite import all_finite
-from ssl_vit.training.optim import clip_gradients, make_optimizer, set_hyperparameters
+from ssl_vit.training.optim import averaged, clip_gradients, make_optimizer, set_hyperparameters
 from ssl_vit.training.sam import ascended
 from ssl_vit.training.sharding import fill_whole, is_sharded
 from ssl_vit.training.speed import wants_channels_last
@@ -79,7 +79,11 @@ class Learner:
         self.per_epoch, self.total = per_epoch, total  # steps
         self.warmup = round(config.optim.warmup_epochs * per_epoch)
         self.channels_last = wants_channels_last(method.exported().info)
-        self._copy = deepcopy(method) if is_sharded(fabric) else None  # of a sharded one, which no process has whole
+        self._copy = None  # for what is looked at, where it is not what is trained
+        if is_sharded(fabric):
+            self._copy = deepcopy(method)
+        elif config.optim.optimizer == "schedulefree":
+            self._copy = deepcopy(method).to(fabric.device)
         self.model = fabric.setup_module(method)
         self.buffers, self.ascent = Buffers(method), Buffers(method)
         self.infinite = {name for name, each in method.named_buffers() if not all_finite([each])}  # by design: masks
@@ -94,8 +98,18 @@ class Learner:
         return getattr(self.fabric.strategy.precision, "scaler", None)
 
     def whole(self) -> Method:
-        """The method with all of its weights: itself, or a copy of a sharded one; asked for on all ranks together."""
-        return self.method if self._copy is None else fill_whole(self._copy, self.method)
+        """The method with all of its weights, as they are looked at and kept; asked for on all ranks together.
+
+        It is itself, or a copy: of a sharded one the whole, with Schedule-Free the average of its weights.
+        """
+        if self._copy is None:
+            return self.method
+        found, means = fill_whole(self._copy, self.method), averaged(self.optimizer)
+        with torch.no_grad():
+            for weight, kept in zip(self.method.parameters(), found.parameters(), strict=True):
+                if weight in means:
+                    kept.copy_(means[weight])
+        return found
 
     def progress(self, step: int) -> Progress:
         """Where the run is after so many steps."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from ssl_vit.backbones import create_backbone
 from ssl_vit.errors import UserError
@@ -17,6 +22,7 @@ from ssl_vit.schedules import held, rsqrt
 from ssl_vit.training.fabric import new_fabric
 from ssl_vit.training.optim import make_optimizer, parameter_groups, set_hyperparameters
 from ssl_vit.training.step import Learner, ReadyViews, take_step
+from tests.runs import process_of
 from tests.test_families_train import resolved
 from tests.training.test_accumulate import RECIPE
 
@@ -92,12 +98,12 @@ def test_layers_learn_the_slower_the_deeper_they_lie_and_heads_decay_apart() -> 
     assert sum(len(group["params"]) for group in parameter_groups(model, 0.5, 3.0)) == len(list(model.parameters()))
 
 
-@pytest.mark.parametrize("name", ["adafactor", "lamb", "lars", "lion", "muon"])
-def test_timms_optimisers_train_and_go_on(name: str) -> None:
+@pytest.mark.parametrize("name", ["adafactor", "lamb", "lars", "lion", "muon", "schedulefree"])
+def test_other_optimisers_train_and_go_on(name: str) -> None:
     """Two steps, one of them after the state went through a checkpoint: the same to the bit."""
-    config = resolved(
-        "mae", "vision_transformer", **RECIPE | {"optim.optimizer": name, "optim.lr": 1e-3, "optim.min_lr": 0.0}
-    )
+    more = {"optim.optimizer": name, "optim.lr": 1e-3, "optim.min_lr": 0.0}
+    more |= {"optim.schedule": "constant"} if name == "schedulefree" else {}
+    config = resolved("mae", "vision_transformer", **RECIPE | more)
     states = []
     for kept in (False, True):
         torch.manual_seed(0)
@@ -114,6 +120,110 @@ def test_timms_optimisers_train_and_go_on(name: str) -> None:
     assert any(not value.equal(before[key]) for key, value in states[0].items())
     for key, value in states[0].items():
         assert value.equal(states[1][key]), key
+
+
+def test_schedule_free_shows_the_average() -> None:
+    """Beside a hand-written AdamW (2405.15682, algorithm 1): z is trained, x its average, gradients are taken at y."""
+    free = {"optim.optimizer": "schedulefree", "optim.schedule": "constant", "optim.lr": 0.1, "optim.min_lr": 0.0}
+    free |= {"optim.beta2": 0.99, "optim.weight_decay": 0.0, "optim.weight_decay_end": 0.0, "optim.clip": 0.0}
+    config = resolved("mae", "vision_transformer", **RECIPE | free)
+    method = build_method(config).double()
+    learner = Learner(new_fabric(config.train), method, config, per_epoch=2, total=4)
+    learner.warmup = 3
+    weight = method.exported().get_parameter("model.patch_embed.proj.weight")
+    z = x = y = weight.detach().clone()
+    square, rates = torch.zeros_like(y), []
+    for step in range(4):
+        gradient = torch.randn(y.shape, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        weight.grad = gradient.clone()
+        set_hyperparameters(learner.optimizer, learner.learning_rate(step), 0.0)
+        learner.step_optimizer()
+        square = 0.99 * square + 0.01 * gradient**2
+        rates.append(learner.learning_rate(step))
+        z = z - rates[-1] * gradient / ((square / (1 - 0.99 ** (step + 1))).sqrt() + 1e-8)
+        share = rates[-1] ** 2 / max(sum(rate**2 for rate in rates), 1e-30)
+        x = (1 - share) * x + share * z
+        y = 0.1 * z + 0.9 * x
+        torch.testing.assert_close(weight.detach(), y, rtol=0, atol=1e-12)
+        before, shown = weight.detach().clone(), learner.whole()
+        seen = shown.exported().get_parameter("model.patch_embed.proj.weight")
+        torch.testing.assert_close(seen.detach(), x, rtol=0, atol=1e-12)
+        assert weight.equal(before), "looking changes nothing that is trained"
+    assert rates == pytest.approx([0.0, 0.05, 0.1, 0.1])
+    assert not torch.allclose(x, y)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, r"optim\.schedule: cosine; schedulefree wants no schedule .* set optim\.schedule=constant"),
+        ({"optim.schedule": "constant", "train.ema": 0.9}, r"schedulefree gives the average .* already"),
+        ({"train.strategy": "fsdp"}, r"optim\.optimizer: schedulefree needs whole weights"),
+        ({"train.strategy": "fsdp", "optim.optimizer": "muon"}, r"optim\.optimizer: muon needs whole weights"),
+    ],
+)
+def test_what_does_not_go_with_an_optimiser_is_refused(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        resolved("mae", "vision_transformer", **{"optim.optimizer": "schedulefree"} | more)
+
+
+def test_without_the_package_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssl_vit.run.techniques.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'ssl_vit\[schedulefree\]'"):
+        resolved("mae", "vision_transformer", **{"optim.optimizer": "schedulefree", "optim.schedule": "constant"})
+
+
+SHARDED = ("adamw", "sgd", "adafactor", "lamb", "lars", "lion")
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 4, 4), nn.Flatten(), nn.Linear(128, 48), nn.LayerNorm(48), nn.Linear(48, 33)
+    ).double()
+
+
+def trained(model: nn.Module, name: str, rank: int = 0, world: int = 1) -> list[Tensor]:
+    """Its weights after four steps on a share of the images."""
+    optimizer = make_optimizer(model, name, 0.01)
+    for step in range(4):
+        set_hyperparameters(optimizer, 0.01, 0.1)
+        images = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(step)).double()
+        model(images.chunk(world)[rank]).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return list(model.parameters())
+
+
+def one_of_two(rank: int, port: str, place: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    mesh, found = init_device_mesh("cpu", (2,)), {}
+    for name in SHARDED:
+        model = small()
+        fully_shard(model[2], mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        found[name] = [each.full_tensor().detach() for each in trained(model, name, rank, 2)]  # type: ignore[attr-defined]
+    if rank == 0:
+        torch.save(found, place)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_sharded_weights_are_trained_as_whole_ones(tmp_path: Path) -> None:
+    """Every optimiser that is not refused, four steps in two processes against one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    two = [process_of(one_of_two, rank, port, str(tmp_path / "found")) for rank in (0, 1)]
+    for process in two:
+        process.join()
+    assert [process.exitcode for process in two] == [0, 0]
+    found = torch.load(tmp_path / "found", weights_only=True)
+    for name in SHARDED:
+        for one, each in zip(trained(small(), name), found[name], strict=True):
+            torch.testing.assert_close(each, one.detach(), rtol=0, atol=1e-4 if name == "adafactor" else 1e-12)
 
 
 @pytest.mark.parametrize("function", [held, rsqrt])
