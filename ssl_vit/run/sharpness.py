@@ -27,7 +27,7 @@ class Sharpness(ScoreKind):
     images: Number[Count] = 128
     """Images whose loss is looked at, in batches of the run's size."""
     iterations: Number[Count] = 30
-    """Most steps of the power iteration for the largest eigenvalue of the Hessian."""
+    """Most steps of Lanczos' iteration for the largest eigenvalue of the Hessian."""
     span: Number[Positive] = 1.0
     """How far the two directions are followed; 1 is as far as the weights are from 0, filter by filter
     (arXiv 1712.09913)."""

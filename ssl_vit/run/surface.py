@@ -62,7 +62,7 @@ def score(job: Job, asked: Sharpness) -> Outcome:
         "loss": f"{learner.config.method.name}'s, after step {step}, in float64 with the run's views and noise",
         "images": read,
         "directions": "random, filter-normalised (arXiv 1712.09913)",
-        "eigenvalue": f"power iteration, at most {asked.iterations} steps, to a thousandth",
+        "eigenvalue": f"Lanczos' iteration, at most {asked.iterations} steps, to a thousandth",
     }
     return Outcome(scores, settings, seed=asked.seed, more={"surface": surface})
 

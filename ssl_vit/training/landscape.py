@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 _STEP = 1e-4  # along a direction of length 1, between two gradients whose difference is the curvature
-_CLOSE = 1e-3  # relative change of an eigenvalue below which it is found
+_CLOSE = 1e-3  # relative error of an eigenvalue below which it is found
 
 Direction = list[Tensor]
 """A tensor for each of the weights, of its shape."""
@@ -21,8 +22,7 @@ class Eigenvalue(NamedTuple):
 
     value: float
     iterations: int
-    found: bool  # whether it had stopped to change
-    vector: Direction
+    found: bool  # to a thousandth
 
 
 class Landscape:
@@ -68,25 +68,28 @@ class Landscape:
             weight.copy_(sum((far * direction[i] for far, direction in steps), centre))
 
 
-def largest_eigenvalue(landscape: Landscape, most: int, seed: int, shift: float = 0.0) -> Eigenvalue:
-    """The largest eigenvalue of the Hessian, by power iteration from a random direction, in at most so many steps.
+def largest_eigenvalue(landscape: Landscape, most: int, seed: int) -> Eigenvalue:
+    """The largest eigenvalue of the Hessian, by Lanczos' iteration from a random direction, in at most so many steps.
 
-    Power iteration finds the one that is furthest from 0. Where that is negative, it is found again ``shift`` above
-    all others: the Hessian plus that multiple of the identity has no negative one.
+    A step is a product with the Hessian, as one of power iteration, which finds the eigenvalue furthest from 0 alone,
+    and slowly where others are near. Here the value only rises from step to step, up to the largest one.
     """
     vector = unit(random_direction(landscape.weights, seed))
-    value, found, steps = 0.0, False, 0
-    while steps < most and not found:
-        image = [h + shift * v for h, v in zip(landscape.curvature(vector), vector, strict=True)]
-        before, value = value, dot(vector, image) - shift
-        steps, found = steps + 1, abs(value - before) <= _CLOSE * abs(value)
-        if dot(image, image) == 0:
-            return Eigenvalue(0.0, steps, True, vector)
-        vector = unit(image)
-    if value < 0 and not shift:
-        again = largest_eigenvalue(landscape, most, seed, shift=-value)
-        return again._replace(iterations=steps + again.iterations)
-    return Eigenvalue(value, steps, found, vector)
+    before = [torch.zeros_like(each) for each in vector]
+    along, beside = list[float](), [0.0]  # the two diagonals of the Hessian among the directions so far
+    for _ in range(most):
+        image = landscape.curvature(vector)
+        along.append(dot(vector, image))
+        parts = zip(image, vector, before, strict=True)
+        image = [h - along[-1] * now - beside[-1] * then for h, now, then in parts]
+        beside.append(math.sqrt(dot(image, image)))
+        small = np.diag(along) + np.diag(beside[1:-1], 1) + np.diag(beside[1:-1], -1)
+        values, vectors = np.linalg.eigh(small)
+        error = beside[-1] * abs(float(vectors[-1, -1]))  # some eigenvalue is as near as this
+        if error <= _CLOSE * abs(float(values[-1])):
+            break
+        before, vector = vector, [each / beside[-1] for each in image]
+    return Eigenvalue(float(values[-1]), len(along), error <= _CLOSE * abs(float(values[-1])))
 
 
 def random_direction(weights: Sequence[Tensor], seed: int) -> Direction:

@@ -44,6 +44,8 @@ def test_the_largest_is_not_the_furthest_from_zero(values: tuple[float, ...], la
     landscape = Landscape([weight], [lambda: (torch.tensor(values).double() * weight.square()).sum() / 2])
     found = largest_eigenvalue(landscape, 200, seed=0)
     assert found.value == pytest.approx(largest, rel=1e-2)
+    assert found.found
+    assert found.iterations == 3, "as many products as there are dimensions"
     assert not weight.detach().any(), "weights are put back"
 
 
