@@ -115,8 +115,11 @@ class ExpertLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(experts, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[E, N, in] -> [E, N, out]."""
-        return torch.baddbmm(self.bias[:, None], x, self.weight.mT)
+        """[E, N, in] -> [E, N, out].
+
+        The weights come first, so that their gradient has their own order: turned around, it is copied, all experts'.
+        """
+        return torch.baddbmm(self.bias[:, :, None], self.weight, x.mT.contiguous()).mT
 
 
 class Losses(NamedTuple):

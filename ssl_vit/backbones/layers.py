@@ -108,6 +108,18 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Attention of [..., N, d] to keys and values [..., M, d] with a bias [..., N, M] on its logits: [..., N, d].
+
+    Each of them must have something to attend to. Torch's kernels for a CPU know no bias that learns: what it does
+    instead goes over all pairs more often than this.
+    """
+    if q.device.type != "cpu" or not (bias.requires_grad and torch.is_grad_enabled()):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    attended: Tensor = ((q * q.shape[-1] ** -0.5) @ k.mT + bias).softmax(-1) @ v
+    return attended
+
+
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Pad [B, D, H, W] with zeros below and on the right, so that `multiple` divides both sides."""
     height, width = x.shape[-2:]

@@ -11,7 +11,7 @@ from timm.layers.mlp import Mlp
 from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import Size, merge_heads, pad_to_multiple
+from ssl_vit.backbones.layers import Size, attend, merge_heads, pad_to_multiple
 
 
 def even_windows(size: Size, most: Size) -> Size:
@@ -78,7 +78,7 @@ class WindowAttention(nn.Module):
         window = even_windows(size, self.window)
         qkv = to_windows(self.qkv(x), window)
         q, k, v = qkv.view(*qkv.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.position(window))
+        out = attend(q, k, v, self.position(window))
         x = self.proj(from_windows(merge_heads(out), window, size))
         return x
 

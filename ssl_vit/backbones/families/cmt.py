@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ssl_vit.backbones.layers import (
     PatchEmbed,
     Size,
+    attend,
     init_linear,
     merge_heads,
     pad_to_multiple,
@@ -64,7 +65,7 @@ class Attention(nn.Module):
         if self.reduction > 1:
             x = to_tokens(self.sr(pad_to_multiple(to_map(x, size), self.reduction)))
         k, v = split_heads(self.k(x), self.heads), split_heads(self.v(x), self.heads)
-        x = self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=bias)))
+        x = self.proj(merge_heads(attend(q, k, v, bias)))
         return x
 
 

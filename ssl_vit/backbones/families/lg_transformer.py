@@ -19,7 +19,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import merge_heads, register_variants
+from ssl_vit.backbones.layers import attend, merge_heads, register_variants
 from ssl_vit.backbones.pyramid import SwinLayout
 from ssl_vit.backbones.windows import MapBlock, RelativePositionBias, even_windows, from_windows, to_windows
 
@@ -53,7 +53,7 @@ class PathAttention(nn.Module):
             bias = (bias + HIDDEN * (1 - inside.transpose(1, 2)[:, None])).repeat(x.shape[0], 1, 1, 1)
         qkv = to_windows(F.pad(self.qkv(x), (0, 0, left, 0, top, 0)), window)
         q, k, v = qkv.view(*qkv.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        out = merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=bias))
+        out = merge_heads(attend(q, k, v, bias))
         x = self.proj(from_windows(out, window, full)[:, top:, left:])
         return x
 

@@ -19,7 +19,7 @@ from timm.layers.norm import LayerNorm2d
 from timm.models import checkpoint
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import init_linear, pad_to_multiple, register_variants, rename_keys
+from ssl_vit.backbones.layers import attend, init_linear, pad_to_multiple, register_variants, rename_keys
 from ssl_vit.backbones.pyramid import Pyramid, drop_path_rates
 from ssl_vit.backbones.windows import RelativePositionBias, from_windows, to_windows
 
@@ -77,7 +77,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
         q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        x = self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2))
+        out = F.scaled_dot_product_attention(q, k, v) if bias is None else attend(q, k, v, bias)
+        x = self.proj(out.transpose(1, 2).flatten(2))
         return x
 
 

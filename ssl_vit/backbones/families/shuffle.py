@@ -17,7 +17,7 @@ from timm.layers.drop import DropPath
 from timm.layers.mlp import ConvMlp
 from torch import Tensor, nn
 
-from ssl_vit.backbones.layers import init_linear, pad_to_multiple, register_variants, rename_keys
+from ssl_vit.backbones.layers import attend, init_linear, pad_to_multiple, register_variants, rename_keys
 from ssl_vit.backbones.pyramid import Pyramid, PyramidStage, drop_path_rates
 from ssl_vit.backbones.windows import RelativePositionBias, even_windows
 
@@ -51,7 +51,7 @@ class WindowAttention(nn.Module):
         q, k, v = qkv.reshape(3, batch * rows * columns, self.heads, high * wide, dim // self.heads)
         bias = self.position((high, wide))
         if self.fused_attn:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+            out = attend(q, k, v, bias)
         else:
             out = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + bias).softmax(dim=-1) @ v
         out = out.view(batch, rows, columns, self.heads, high, wide, -1)

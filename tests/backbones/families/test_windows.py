@@ -9,11 +9,13 @@ import math
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from timm.models import group_parameters
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from ssl_vit.backbones.families import focal, lg_transformer, linmapper, pgt, regionvit, shuffle
+from ssl_vit.backbones.layers import attend
 from ssl_vit.backbones.shapes import ShapesAlone
 from ssl_vit.backbones.windows import RelativePositionBias
 from tests.backbones.families.compiled import check_compiled
@@ -329,3 +331,19 @@ def test_focal_nearest_tokens_are_real_and_near(size: tuple[int, int]) -> None:
     assert torch.equal(found.sort(dim=1).values, every.flatten(1).sort(dim=1).values[:, :128])
     assert torch.equal(offset, torch.stack((centre_rows[:, None] - rows, centre_columns[:, None] - columns), dim=-1))
     assert len({*map(tuple, far[:, :1].tolist())}) == high * wide  # each window is nearest to itself
+
+
+def test_a_bias_that_learns_is_attended_with_as_torch_does() -> None:
+    """The same numbers and gradients in float64, of the bias too; without a gradient it is torch's own call."""
+    torch.manual_seed(0)
+    given = [torch.randn(2, 3, n, 5, dtype=torch.float64, requires_grad=True) for n in (4, 7, 7)]
+    bias = torch.randn(1, 3, 4, 7, dtype=torch.float64, requires_grad=True)
+    found, expected = attend(*given, bias), F.scaled_dot_product_attention(*given, attn_mask=bias)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+    weights = torch.randn_like(expected)
+    for one, two in zip(
+        *(torch.autograd.grad(each, [*given, bias], weights) for each in (found, expected)), strict=True
+    ):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-13)
+    with torch.no_grad():
+        assert attend(*given, bias).equal(F.scaled_dot_product_attention(*given, attn_mask=bias))
