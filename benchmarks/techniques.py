@@ -2,11 +2,13 @@
 
     python benchmarks/techniques.py costs [--rounds 4]
     python benchmarks/techniques.py learning DIGITS --json benchmarks/results/techniques.json --figures docs/images
+    python benchmarks/techniques.py pictures DIGITS --figures docs/images
 
-`costs`: one thread, CPU time; settings alternate, and what counts is the ratio of medians. `learning`: DIGITS has
+`costs`: one thread, CPU time; settings alternate, and what counts is the ratio of medians. `pictures`: the schedules,
+and what AugReg's presets do to images. `learning`: DIGITS has
 train/ and val/, one sub-folder a class; the same runs plain, with SAM and with diversification, for each of three
-seeds, all of as many epochs: so SAM has twice the time. They are of a minute on one core, from the first images of each
-class. Runs that are in the file already are not made again; the first seed is drawn.
+seeds, all of as many epochs: so SAM has twice the time. They take a minute or two on one core, of the first images of
+each class. Runs that are in the file already are not made again; the first seed is drawn.
 """
 
 from __future__ import annotations
@@ -14,26 +16,37 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import random
 import shutil
 import statistics
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-IMAGES, STEPS = 8, 3
+STEPS = 3
 TECHNIQUES: dict[str, dict[str, Any]] = {
     "plain": {},
     "sam": {"optim.sam_rho": 0.1},
     "diversify": {"train.diversify": 1.0},
 }
 SEEDS = (0, 1, 2)
-OF_A_CLASS, EPOCHS, BATCH = 150, 1, 32  # images, passes over them, images a step
-NETWORK = {"patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3, "global_pool": "avg", "weight_init": "moco"}
+OF_A_CLASS, EPOCHS, BATCH = 150, 4, 32  # images, passes over them, images a step
+NETWORK = {"patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 3, "global_pool": "avg", "weight_init": "moco"}
+NETWORKS: dict[str, dict[str, Any]] = {  # whose costs are measured
+    "ViT-Ti/16, 4 images of 224": {"backbone.name": "vit_tiny_patch16_224", "train.batch_size": 4},
+    "the small ViT of `learning`, 32 images of 32": {
+        "backbone.name": "vit_tiny_patch16_224",
+        "backbone.args": NETWORK,
+        "backbone.image_size": 32,
+        "train.batch_size": 32,
+    },
+}
 
 
-def cost(technique: str) -> tuple[float, float]:
-    """CPU seconds of a step of DINO on a ViT-Ti/16, the first left out, and the most memory in those, GB."""
+def cost(technique: str, network: str) -> tuple[float, float]:
+    """CPU seconds of a step of DINO, the first left out, and the most memory in those, GB."""
     import torch
 
     from ssl_vit.config import load_config
@@ -45,12 +58,13 @@ def cost(technique: str) -> tuple[float, float]:
 
     torch.set_num_threads(1)
     facts = Facts(1_281_167, 224, lambda: ((0.5,) * 3, (0.25,) * 3), gpus=0, cpus=1, bfloat16=False)
-    flags = {"data.path": "none", "backbone.name": "vit_tiny_patch16_224", "train.batch_size": IMAGES}
-    flags |= {"train.precision": "32-true"} | TECHNIQUES[technique]
+    flags = {"data.path": "none", "method.name": "dino", "train.precision": "32-true"}
+    flags |= NETWORKS[network] | TECHNIQUES[technique]
+    images = NETWORKS[network]["train.batch_size"]
     config, _ = resolve_config(load_config(flags=flags), facts)
     torch.manual_seed(0)
     method = build_method(config)
-    batch = ReadyViews([torch.randn(view.count * IMAGES, 3, view.size, view.size) for view in method.views().views])
+    batch = ReadyViews([torch.randn(view.count * images, 3, view.size, view.size) for view in method.views().views])
     learner = Learner(new_fabric(config.train), method, config, per_epoch=50, total=100)
     for step in range(STEPS):
         if step == 1:
@@ -90,22 +104,20 @@ def states() -> tuple[int, int]:
 
 
 def costs(rounds: int) -> None:
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in TECHNIQUES}
-    for _ in range(rounds):
-        for name, measured in found.items():
-            measured.append(cost(name))
-            gc.collect()
-    middle = {name: [statistics.median(each) for each in zip(*rows, strict=True)] for name, rows in found.items()}
-    print(f"A step of DINO, ViT-Ti/16, {IMAGES} images, fp32, one thread; medians of {rounds} rounds")
-    for name, (seconds, memory) in middle.items():
-        ratios = [mine / plain for mine, plain in zip((seconds, memory), middle["plain"], strict=True)]
-        print(
-            f"{name:10} {seconds:6.2f} s  {memory:5.2f} GB   x {ratios[0]:.3f} of the time, x {ratios[1]:.3f} of memory"
-        )
+    for network in NETWORKS:
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in TECHNIQUES}
+        for _ in range(rounds):
+            for name, measured in found.items():
+                measured.append(cost(name, network))
+                gc.collect()
+        middle = {name: [statistics.median(each) for each in zip(*rows, strict=True)] for name, rows in found.items()}
+        print(f"A step of DINO, {network}, fp32, one thread; medians of {rounds} rounds")
+        for name, (seconds, memory) in middle.items():
+            longer, larger = (mine / plain for mine, plain in zip((seconds, memory), middle["plain"], strict=True))
+            print(f"{name:10} {seconds:6.3f} s  {memory:5.2f} GB   x {longer:.3f} of time, x {larger:.3f} of memory")
     adamw, adafactor = states()
-    print(
-        f"ViT-G/14's states: AdamW {adamw / 1e9:.2f} GB, Adafactor {adafactor / 1e9:.2f} GB: x {adafactor / adamw:.3f}"
-    )
+    said = f"AdamW {adamw / 1e9:.2f} GB, Adafactor {adafactor / 1e9:.2f} GB: x {adafactor / adamw:.3f}"
+    print(f"ViT-G/14's states: {said}", flush=True)
 
 
 def learn(folder: Path, technique: str, seed: int, run: Path, figures: Path | None) -> dict[str, Any]:
@@ -125,6 +137,7 @@ def learn(folder: Path, technique: str, seed: int, run: Path, figures: Path | No
         "train.batch_size": BATCH,
         "train.seed": seed,
         "train.precision": "32-true",
+        "optim.warmup_epochs": 1.0,
         "data.workers": 0,
         "health.every": 1000,
     }
@@ -133,8 +146,8 @@ def learn(folder: Path, technique: str, seed: int, run: Path, figures: Path | No
     knn = evaluate("knn", run, **sides, k=(20,))["knn"]
     job = Job(run, {})
     alike = patch_cosines(job.backbone, first_images(job, open_source(sides["val"])))
-    drawn = figures is not None and seed == SEEDS[0]
-    sharp = evaluate("sharpness", run, data=sides["train"], images=BATCH, iterations=10, places=9 if drawn else 3)
+    drawn = figures is not None and seed == SEEDS[0] and technique != "diversify"
+    sharp = evaluate("sharpness", run, data=sides["train"], images=BATCH, iterations=20, places=9 if drawn else 3)
     if figures is not None and drawn:
         from ssl_vit.report.figures import save_figure
         from ssl_vit.report.sharpness import figure
@@ -205,9 +218,71 @@ def depth_figure(found: dict[str, Any], path: Path) -> None:
     save_figure(drawn, path)
 
 
+def schedules_figure(path: Path) -> None:
+    """The learning rate over a run of 100 epochs, 5 of warm-up and 20 of cool-down."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    from ssl_vit.drawing import ACCENT, FAINT, INK, SECOND, STYLE
+    from ssl_vit.report.figures import save_figure
+    from ssl_vit.schedules import held, rsqrt, warmup_cosine
+
+    ends = (1.0, 0.0)
+    drawn = {
+        "cosine": (INK, lambda step: warmup_cosine(*ends, step, 1000, 50)),
+        "rsqrt": (ACCENT, lambda step: rsqrt(*ends, step, 1000, 50, 200)),
+        "wsd": (SECOND, lambda step: held(*ends, step, 1000, 50, 200)),
+        "constant": (FAINT, lambda step: held(*ends, step, 1000, 50, 0)),
+    }
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(6, 3.2), layout="constrained")
+        axes = figure.add_subplot()
+        for name, (colour, rate) in drawn.items():
+            axes.plot(
+                [step / 10 for step in range(1001)], [rate(step) for step in range(1001)], color=colour, label=name
+            )
+        axes.set(title="The learning rate of each schedule", xlabel="epoch of 100", ylabel="share of the peak")
+        axes.legend(frameon=False)
+    save_figure(figure, path)
+
+
+def presets_figure(folder: Path, path: Path) -> None:
+    """A few images as each of AugReg's presets gives them to the network, a row a preset."""
+    import matplotlib as mpl
+    import numpy as np
+    import torch
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    from ssl_vit.drawing import STYLE
+    from ssl_vit.eval.finetune_recipe import PRESETS, augmenting, mixing
+    from ssl_vit.eval.kinds.finetune import Finetune
+    from ssl_vit.report.figures import save_figure
+
+    files = [sorted((folder / "train" / str(digit)).iterdir())[0] for digit in range(8)]
+    pixels = torch.stack([torch.from_numpy(np.array(Image.open(file).convert("RGB"))) for file in files])
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(8, 7.4), layout="constrained")
+        for row, preset in enumerate(PRESETS):
+            random.seed(row)
+            np.random.seed(row)
+            asked, shown = Finetune(preset=preset), pixels.clone()
+            augmenting(asked)(SimpleNamespace(places=[[shown]]))  # type: ignore[arg-type]
+            mixed = shown.permute(0, 3, 1, 2).float()
+            if PRESETS[preset].mixup:
+                mixed, _ = mixing(asked, 10)(mixed, torch.arange(8))
+            for column, image in enumerate(mixed.permute(0, 2, 3, 1).byte().numpy()):
+                axes = figure.add_subplot(len(PRESETS), 8, row * 8 + column + 1)
+                axes.imshow(image)
+                axes.set(xticks=[], yticks=[])
+                if not column:
+                    axes.set_ylabel(preset)
+    save_figure(figure, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["costs", "learning"])
+    parser.add_argument("what", choices=["costs", "learning", "pictures"])
     parser.add_argument("where", nargs="?")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--json", type=Path, default=Path("techniques.json"))
@@ -215,6 +290,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.what == "costs":
         costs(args.rounds)
+    elif args.what == "pictures":
+        schedules_figure(args.figures / "schedules.png")
+        presets_figure(Path(args.where), args.figures / "augreg.png")
     else:
         learning(Path(args.where), args.json, args.figures)
 

@@ -26,7 +26,6 @@ from ssl_vit.eval.job import Job
 from ssl_vit.eval.kinds.finetune import Finetune
 from ssl_vit.eval.linear import fit_linear
 from ssl_vit.eval.readout import read_out
-from ssl_vit.eval.weights import load_backbone
 
 SMOOTHING = 0.1
 
@@ -205,12 +204,10 @@ class Distillation:
         if asked.teacher == "none":
             raise UserError(f"eval finetune: distill: {asked.distill} needs --teacher, a run or a file of weights")
         self.soft = asked.distill == "soft"
-        teacher = load_backbone(asked.teacher).eval().to(job.device)
-        own = Job(job.weights, job.folders, pixels=job.pixels, seed=job.seed)
-        own.__dict__["backbone"] = teacher  # which the job would load of its own weights
-        found = own.features(source, "train")
+        of_teacher = Job(Path(asked.teacher), job.folders, pixels=job.pixels, seed=job.seed)
+        found = of_teacher.features(source, "train")
         self.probe = fit_linear(found.features, found.labels, seed=job.seed, device=job.device)
-        self.teacher, self.readout, self.student = teacher, own.readout, job.readout
+        self.teacher, self.readout, self.student = of_teacher.backbone, of_teacher.readout, job.readout
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
