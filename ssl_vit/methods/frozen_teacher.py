@@ -110,7 +110,7 @@ class FrozenTeacher:
 
     def as_it_wants(self, images: Tensor) -> Tensor:
         """The student's images [B, 3, S, S] in the teacher's colours and size."""
-        gain, offset = (torch.tensor(each).to(images)[:, None, None] for each in self.colours)
+        gain, offset = (torch.tensor(each).to(images, non_blocking=True)[:, None, None] for each in self.colours)
         if self.colours != ((1.0,) * 3, (0.0,) * 3):
             images = torch.addcmul(offset, images, gain)
         if images.shape[-1] != self.size:

@@ -41,5 +41,5 @@ def invariance_loss(projections: Tensor) -> Tensor:
 def directions(dims: int, count: int, step: int, like: Tensor) -> Tensor:
     """Random unit vectors [dims, count] of this step, the same in every process."""
     drawn = torch.randn(dims, count, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
-    unit: Tensor = (drawn / torch.linalg.vector_norm(drawn, dim=0)).to(like)
+    unit: Tensor = (drawn / torch.linalg.vector_norm(drawn, dim=0)).to(like, non_blocking=True)
     return unit

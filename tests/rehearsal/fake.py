@@ -1,7 +1,7 @@
 """A GPU that isn't there: tensors on "cuda" are fake, those on the CPU real, and every operation passes by here.
 
-``python -m tests.rehearsal.fake METHOD:BACKBONE …`` takes two steps of each and prints, as JSON, what the second did:
-what waited for the device, what mixed devices, by file and line; and how many kernels each part of it launched.
+``python -m tests.rehearsal.fake '{"METHOD:BACKBONE": {SETTINGS}}'`` takes two steps and prints, as JSON, what the
+second did: what waited for the device or mixed devices, by file and line, and how many kernels each part launched.
 ``build`` makes the stand-in for CUDA's runtime and driver under which it runs; no kernel is ever run.
 """
 
@@ -19,6 +19,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -247,9 +248,9 @@ def rehearse(method_name: str, backbone: str, images: int = 4, **settings: Any) 
             rows.zero_()
             rows[:, : columns.shape[1]] = columns
             assert rows.shape[1] == len(Column)
-        if batch.boxes is not None:
+        if plan.boxes:
             corners = np.sort(rng.random((images, plan.boxes, 2, 2), dtype=np.float32), axis=2)
-            batch.boxes.copy_(torch.from_numpy(corners.reshape(images, plan.boxes, 4)))
+            batch = replace(batch, boxes=torch.from_numpy(corners.reshape(images, plan.boxes, 4)))
         for number in range(2):
             mode.clear()
             take_step(learner, batch, 5000 + number, clock)  # type: ignore[arg-type]
@@ -260,6 +261,5 @@ def rehearse(method_name: str, backbone: str, images: int = 4, **settings: Any) 
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
-    settings_of_all = json.loads(sys.argv[1])
-    for pair in sys.argv[2:]:
-        print(json.dumps({"pair": pair, **rehearse(*pair.split(":"), **settings_of_all)}), flush=True)
+    for pair, chosen in json.loads(sys.argv[1]).items():
+        print(json.dumps({"pair": pair, **rehearse(*pair.split(":"), **chosen)}), flush=True)

@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 
 from ssl_vit.methods import list_methods
+from tests.methods.settings import NEEDED
 from tests.rehearsal.fake import ROOT, build
 
 VIT, SWIN = "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
 PLAIN_ONLY = {"mae"}
 MATCHING = "detreg"  # on the CPU, for which it waits
 SHALLOW = {VIT: {"backbone.args": {"depth": 2}}, SWIN: {"backbone.args": {"depths": [1, 1, 1, 1]}}}
+
+TAUGHT = {name: {f"method.{key}": value for key, value in needed.items()} for name, needed in NEEDED.items()}
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +35,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def rehearsed(environment: dict[str, str], backbone: str, *methods: str) -> list[dict[str, Any]]:
     pairs = [f"{method}:{backbone}" for method in methods]
-    settings = json.dumps(SHALLOW.get(backbone, {}))
-    argv = [sys.executable, "-m", "tests.rehearsal.fake", settings, *pairs]
+    settings = {pair: SHALLOW.get(backbone, {}) | TAUGHT.get(pair.partition(":")[0], {}) for pair in pairs}
+    argv = [sys.executable, "-m", "tests.rehearsal.fake", json.dumps(settings)]
     done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
@@ -65,6 +68,7 @@ def test_every_method_rehearses_on_every_kind(environment: dict[str, str], backb
 def test_what_waits_and_what_mixes_devices_is_seen(environment: dict[str, str], tmp_path: Path) -> None:
     code = """
 import torch
+from tests.methods.settings import NEEDED
 from tests.rehearsal.fake import device_class
 with device_class()() as device:
     x = torch.ones(3, 4, device="cuda")
