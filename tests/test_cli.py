@@ -198,7 +198,7 @@ def test_list_methods_says_when_to_choose_which(capsys):
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.split() == ["name", "idea", "needs", "choose_when"]
     assert "dino" in [row.split()[0] for row in rows]
-    assert main(["list", "methods", "di*", "--json"]) == 0
+    assert main(["list", "methods", "din*", "--json"]) == 0
     [dino] = json.loads(capsys.readouterr().out)
     assert dino["name"] == "dino"
     assert all(dino[fact] for fact in ("idea", "needs", "choose_when"))
