@@ -157,6 +157,16 @@ _TABLE: dict[str, tuple[str, int, dict[str, Any]]] = {
 # Their smallest published model has 40 to 90 million parameters, of layers that other families have too.
 HEAVY = {"inception_resnet_v2", "inception_v4", "mobilenetv5", "nasnet", "pnasnet"}
 
+# Of the others those whose smallest model takes a second or more a step.
+COSTLY = HEAVY | {
+    *("coat", "cotnet", "crossvit", "csatv2", "densenet", "dpn", "efficientformer", "focal", "hat_net", "inception_v3"),
+    *("lg_transformer", "linmapper", "lowformer", "nextvit", "rams_trans", "rdnet", "refiner", "regionvit", "repghost"),
+    *("cat", "cmt", "dvt", "efficientvit_msra", "fastvit", "focalnet", "hrnet", "metaformer", "res2net", "rexnet"),
+    *("selecsls", "sequencer", "shuffle", "shvit", "swiftformer", "swin_transformer_v2", "swin_transformer_v2_cr"),
+    *("tiny_vit", "tresnet", "augvit", "convmixer", "cswin", "efficientformer_v2", "gcvit", "mvitv2", "nest", "p2t"),
+    *("pgt", "repvit", "xception", "xception_aligned"),
+}
+
 
 @cache
 def cheapest() -> dict[str, tuple[str, dict[str, Any]]]:

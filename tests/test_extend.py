@@ -219,6 +219,7 @@ def test_an_installed_package_needs_no_plugin(tmp_path: Path, outside: tuple[Pat
     assert "Two views of an image get the same vector" in run(["ssl-vit list methods varcov"], tmp_path, ROOT, tmp_path)
 
 
+@pytest.mark.slow
 def test_all_of_it_moves_into_the_package(tmp_path: Path, pictures: Path, outside: tuple[Path, str]) -> None:
     folder = workplace(tmp_path / "inside", pictures)
     new = write_inside(folder)

@@ -22,22 +22,14 @@ from ssl_vit.run.prepare import build_method
 from ssl_vit.training.fabric import new_fabric
 from ssl_vit.training.speed import wants_channels_last
 from ssl_vit.training.step import Learner, ReadyViews, take_step
-from tests.families import HEAVY, cheapest
+from tests.families import COSTLY, cheapest
 from tests.methods.settings import NEEDED, SMALL
 
 IMAGES, MOMENTUM = 4, 0.9
 STEP = {"optim.optimizer": "adamw", "optim.lr": 1e-3, "optim.warmup_epochs": 0.0, "optim.clip": 3.0}
 FACTS = {"images": 1000, "colours": lambda: ((0.5,) * 3, (0.2,) * 3), "gpus": 0, "cpus": 1, "bfloat16": False}
-# One of each kind; with DINO all families are quick enough for every run of the tests but these and the heavy ones.
+# One of each kind; with DINO all families are quick enough for every run of the tests but the costly ones.
 QUICK = {"vision_transformer", "deit", "swin_transformer", "resnet", "convnext", "mlp_mixer", "pvt_v2", "volo"}
-SLOW = HEAVY | {
-    *("coat", "cotnet", "crossvit", "csatv2", "densenet", "dpn", "efficientformer", "focal", "hat_net", "inception_v3"),
-    *("lg_transformer", "linmapper", "lowformer", "nextvit", "rams_trans", "rdnet", "refiner", "regionvit", "repghost"),
-    *("cat", "cmt", "dvt", "efficientvit_msra", "fastvit", "focalnet", "hrnet", "metaformer", "res2net", "rexnet"),
-    *("selecsls", "sequencer", "shuffle", "shvit", "swiftformer", "swin_transformer_v2", "swin_transformer_v2_cr"),
-    *("tiny_vit", "tresnet", "augvit", "convmixer", "cswin", "efficientformer_v2", "gcvit", "mvitv2", "nest", "p2t"),
-    *("pgt", "repvit", "xception", "xception_aligned"),
-}
 
 
 def small(family: str) -> tuple[str, int, dict[str, Any]]:
@@ -85,7 +77,7 @@ def cases() -> list[object]:
             method,
             family,
             id=f"{method}-{family}",
-            marks=[] if family in QUICK or (method == "dino" and family not in SLOW) else [pytest.mark.slow],
+            marks=[] if family in QUICK or (method == "dino" and family not in COSTLY) else [pytest.mark.slow],
         )
         for method in list_methods()
         for family in sorted(cheapest())

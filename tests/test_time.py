@@ -170,6 +170,7 @@ MEASURED = """
 """
 
 
+@pytest.mark.slow
 def test_two_processes_use_the_first_one_s_time(pictures: Path, tmp_path: Path) -> None:
     gone = {key.replace(".", "__"): "auto" for key in CHOSEN[:-1]}
     line = command(pictures / "train", tmp_path / "run", "--time", "60s", "--devices", "2", data__workers=0, **gone)

@@ -150,7 +150,7 @@ def _attempt(path: Path, write: Callable[[], None]) -> str:
     try:
         write()
     except OSError as error:
-        problem = f"{path} could not be saved ({error})"
+        problem = f"{path} could not be saved ({error.strerror or error})"
         log.error("%s: what was saved before is untouched", problem)
         return problem
     return ""

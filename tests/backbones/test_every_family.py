@@ -13,7 +13,7 @@ from torch import Tensor
 from ssl_vit.backbones import create_backbone
 from ssl_vit.backbones.backbone import Features
 from ssl_vit.backbones.timm_adapter import TimmBackbone
-from tests.families import HEAVY, cheapest
+from tests.families import COSTLY, cheapest
 
 FAMILIES = sorted(cheapest())
 # A last convolution or activation comes after the last level of forward_intermediates, which gives what it gives too.
@@ -25,7 +25,7 @@ UNPADDED = {"inception_resnet_v2", "inception_v3", "inception_v4", "xception"}  
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(family, marks=[pytest.mark.slow] if family in HEAVY else []) for family in FAMILIES],
+    params=[pytest.param(family, marks=[pytest.mark.slow] if family in COSTLY else []) for family in FAMILIES],
 )
 def backbone(request: pytest.FixtureRequest) -> TimmBackbone:
     name, kwargs = cheapest()[request.param]

@@ -65,6 +65,7 @@ def test_shares_of_patches(adaptive: Any, images: Path) -> None:
     assert costs[1] == gmacs(backbone.model, torch.zeros(1, 3, 32, 32))
 
 
+@pytest.mark.slow
 def test_exits(adaptive: Any, images: Path) -> None:
     run, backbone = adaptive["exits"]
     costs = exit_costs(backbone.model, torch.zeros(1, 3, 32, 32))

@@ -55,7 +55,7 @@ def check(found: list[dict[str, Any]]) -> None:
 
 
 def test_a_step_waits_for_the_device_once(environment: dict[str, str]) -> None:
-    check(rehearsed(environment, VIT, "simclr", "ibot", "beit"))
+    check(rehearsed(environment, VIT, "ibot"))
 
 
 @pytest.mark.slow

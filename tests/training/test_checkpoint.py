@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import pickle
 import random
@@ -152,7 +151,7 @@ def test_a_full_disk_leaves_the_old_one_and_the_run_goes_on(room, tmp_path, capl
         write_checkpoint({"weights": torch.zeros(2**18)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert f"{path} could not be saved ([Errno {errno.EFBIG}] File too large)" in caplog.text
+    assert f"{path} could not be saved (File too large)" in caplog.text
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
     assert load(newest_checkpoint(tmp_path)) == 7
 

@@ -89,7 +89,7 @@ def test_parts_of_two_processes_are_the_whole(pictures: Path, tmp_path: Path) ->
     equal_losses([whole, parts], tmp_path)
 
 
-@pytest.mark.parametrize("method", ["moby", "mocov3"])
+@pytest.mark.parametrize("method", ["moby", pytest.param("mocov3", marks=pytest.mark.slow)])
 def test_keys_of_both_processes_are_contrasted(method: str, pictures: Path, tmp_path: Path) -> None:
     """A queue that both fill, or a batch that both share."""
     settings = COMMON | {"method.name": method, "method.momentum": 0.99, "backbone.drop_path": 0.0}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import sys
 import ssl_vit.run.pretrain
@@ -21,6 +23,7 @@ assert not hasattr(lightning, "Trainers")
 """
 
 
+@pytest.mark.slow  # it imports all of it
 def test_the_rest_of_lightning_comes_when_it_is_asked_for() -> None:
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

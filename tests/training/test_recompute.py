@@ -173,7 +173,7 @@ def test_too_little_memory_is_one_line(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr("ssl_vit.training.step.to_views", full)  # as a GPU without memory does
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA T4")
+    monkeypatch.setattr("ssl_vit.device.name", lambda: "NVIDIA T4")
     assert main(command(pictures / "train", tmp_path / "run", data__workers=0)) == 1
     last = capfd.readouterr().err.splitlines()[-1]
     said = (

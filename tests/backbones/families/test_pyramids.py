@@ -108,7 +108,10 @@ MIXERS = ("cyclemlp", "gfnet", "as_mlp", "s2_mlp", "vip", "ccs_mlp")
 for family in ("pvt", "cmt", "rest", "p2t", "hat_net", "vit_early_conv", "cotnet", *MIXERS):
     importlib.import_module(f"ssl_vit.backbones.families.{family}")
 
-families = pytest.mark.parametrize("name", BUILDS)
+ALIKE = {"cotnext50_2x48d", "se_cotnetd_152"}  # the code paths of others
+families = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in BUILDS]
+)
 
 
 def build(name: str, **options) -> torch.nn.Module:
