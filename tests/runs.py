@@ -22,7 +22,7 @@ from ssl_vit.cli import main
 from ssl_vit.process import NOTICES, STOPS
 
 _fork = multiprocessing.get_context("forkserver")
-_fork.set_forkserver_preload(["ssl_vit.run.pretrain"])
+_fork.set_forkserver_preload(["ssl_vit.run.pretrain", "torchmetrics.detection"])
 
 SETTINGS = {  # every one that "auto" would choose and that matters here
     "backbone.name": "vit_tiny_patch16_224",
