@@ -35,6 +35,7 @@ def saved(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "train"
 
 
+@pytest.mark.slow
 def test_a_saved_dataset_stopped_and_resumed(saved: Path, pictures: Path, whole_run: Path, tmp_path: Path) -> None:
     line = command(saved, tmp_path / "run", "--val", str(pictures / "val"))
     assert finish(line, tmp_path / "said", Trap(signal.SIGTERM, step=7)) == 143, (tmp_path / "said").read_text()
@@ -109,6 +110,7 @@ def test_every_process_makes_the_dataset_itself(same: bool, pictures: Path, tmp_
         assert not (tmp_path / "run" / "metrics.jsonl").exists(), "no step was taken"
 
 
+@pytest.mark.slow  # an interpreter of its own
 def test_a_program_that_is_no_file_can_not_be_started_again(pictures: Path, tmp_path: Path) -> None:
     settings = CHOSEN | {"train.devices": 2}
     program = f"import ssl_vit; ssl_vit.pretrain({str(pictures / 'train')!r}, {str(tmp_path / 'run')!r}, {settings!r})"

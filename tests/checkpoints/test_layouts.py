@@ -359,7 +359,9 @@ def test_an_official_file_gives_the_official_outputs(tmp_path):
         ("swin_tiny_patch4_window7_224", 14, 224, " with window_size=14, image_size=224"),  # EsViT's
         ("swin_tiny_patch4_window7_224", 6, 192, " with window_size=6, image_size=192"),  # SimMIM's
         pytest.param("swin_base_patch4_window12_384", 12, 384, "", marks=pytest.mark.slow),
-        ("swin_base_patch4_window7_224", 24, 768, " with window_size=24, image_size=768"),
+        pytest.param(
+            *("swin_base_patch4_window7_224", 24, 768, " with window_size=24, image_size=768"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_the_windows_of_a_swin_are_those_of_its_file(name, window, size, said):

@@ -70,7 +70,7 @@ def test_the_page_on_detection_names_them_all():
     ("name", "trunk"),
     [
         ("faster_rcnn", "vit_tiny_patch16_224"),
-        ("retinanet", "resnet18"),
+        pytest.param("retinanet", "resnet18", marks=pytest.mark.slow),
         pytest.param("mask_rcnn", "resnet18", marks=pytest.mark.slow),
     ],
 )

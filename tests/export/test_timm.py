@@ -75,6 +75,7 @@ save_file({{"pooled": model(image).detach(), "white": white}}, {str(tmp_path / "
     torch.testing.assert_close(found["white"], expected)
 
 
+@pytest.mark.slow
 def test_the_snippet_of_our_own_families_imports_them(tmp_path):
     name, kwargs = OURS
     backbone = randomised(name, **kwargs)

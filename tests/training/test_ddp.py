@@ -209,7 +209,7 @@ def reduces(me: int, victim: int, folder: Path) -> None:
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("victim", [0, 2])
+@pytest.mark.parametrize("victim", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_who_gives_no_answer_is_named_by_one(victim: int, tmp_path: Path) -> None:
     """By the first, unless it is the first."""
     started = [process_of(reduces, me, victim, tmp_path) for me in range(3)]
