@@ -41,8 +41,9 @@ class Manifold(Taught):
         seen, own = read_all(self.student.backbone, images, self.own, self.at_once)
         pooled, parts = self.pooled(seen, told)
         found = torch.stack([self.relations(*pair, progress.step) for pair in zip(own, its, strict=True)]).mean(0)
-        weights = (self.config.inside_weight, self.config.across_weight, self.config.random_weight)
-        loss = self.config.pooled_weight * pooled.loss + (found * found.new_tensor(weights)).sum()
+        weights = torch.tensor((self.config.inside_weight, self.config.across_weight, self.config.random_weight))
+        weighted = found * weights.to(found, non_blocking=True)
+        loss = self.config.pooled_weight * pooled.loss + weighted.sum()
         parts |= {f"{kind}_loss": value for kind, value in zip(KINDS, found.detach(), strict=True)}
         return Step(loss, parts | {"pooled_loss": pooled.loss.detach()}, seen.pooled.detach())
 
@@ -52,7 +53,7 @@ class Manifold(Taught):
         student, teacher = (units(rows_of(each)) for each in (own, its))  # [B, N, D], [B, N, E]
         everyone = [of_all_ranks(each.transpose(0, 1)) for each in (student, teacher)]  # [N, images, …]
         drawn = draw_patches(everyone[0].shape[0] * everyone[0].shape[1], self.config.random_patches, step)
-        some = [each.flatten(0, 1)[drawn.to(each.device)] for each in everyone]
+        some = [each.flatten(0, 1)[drawn.to(each.device, non_blocking=True)] for each in everyone]
         random = relation_gap(some[0], some[1]) if len(drawn) else 0 * own.sum()
         return torch.stack([relation_gap(student, teacher), relation_gap(everyone[0], everyone[1]), random])
 

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def where() -> str:
     return f"{frame.f_code.co_filename.rpartition('/ssl_vit/')[2]}:{frame.f_lineno}" if frame else "elsewhere"
 
 
+@cache
 def device_class() -> type:
     """The device, as a class: torch is imported when it is made, under the stand-ins."""
     import torch
@@ -81,9 +83,11 @@ def device_class() -> type:
     class FakeCuda(TorchDispatchMode):
         """Everything on "cuda" has a shape alone; counts what an accelerator would be asked for."""
 
+        fake = FakeTensorMode()  # one for all, as networks may be kept from one to the next
+
         def __init__(self) -> None:
             super().__init__()
-            self.fake, self.part = FakeTensorMode(), ""
+            self.part = ""
             self.waits, self.mixed, self.copies, self.launches = Counter(), Counter(), Counter(), Counter()
 
         def __enter__(self) -> Any:
