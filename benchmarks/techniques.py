@@ -205,7 +205,7 @@ def depth_figure(found: dict[str, Any], path: Path) -> None:
     from ssl_vit.drawing import ACCENT, INK, STYLE
     from ssl_vit.report.figures import save_figure
 
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are names
         drawn = Figure(figsize=(6, 4), layout="constrained")
         axes = drawn.add_subplot()
         for technique, colour in (("plain", INK), ("diversify", ACCENT)):
@@ -234,7 +234,7 @@ def schedules_figure(path: Path) -> None:
         "wsd": (SECOND, lambda step: held(*ends, step, 1000, 50, 200)),
         "constant": (FAINT, lambda step: held(*ends, step, 1000, 50, 0)),
     }
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are names
         figure = Figure(figsize=(6, 3.2), layout="constrained")
         axes = figure.add_subplot()
         for name, (colour, rate) in drawn.items():
@@ -261,13 +261,13 @@ def presets_figure(folder: Path, path: Path) -> None:
 
     files = [sorted((folder / "train" / str(digit)).iterdir())[0] for digit in range(8)]
     pixels = torch.stack([torch.from_numpy(np.array(Image.open(file).convert("RGB"))) for file in files])
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are names
         figure = Figure(figsize=(8, 7.4), layout="constrained")
         for row, preset in enumerate(PRESETS):
             random.seed(row)
             np.random.seed(row)
             asked, shown = Finetune(preset=preset), pixels.clone()
-            augmenting(asked)(SimpleNamespace(places=[[shown]]))  # type: ignore[arg-type]
+            augmenting(asked)(SimpleNamespace(places=[[shown]]))  # type: ignore[arg-type]  # all it reads
             mixed = shown.permute(0, 3, 1, 2).float()
             if PRESETS[preset].mixup:
                 mixed, _ = mixing(asked, 10)(mixed, torch.arange(8))

@@ -13,7 +13,7 @@ try:
     import fcntl
     import resource
 except ImportError:  # Windows
-    fcntl = resource = None  # type: ignore[assignment]
+    fcntl = resource = None  # type: ignore[assignment]  # looked at by every function below
 
 _BEHIND = 1 << 30  # bytes: where Windows locks one, far behind what a file says, which so can still be read
 

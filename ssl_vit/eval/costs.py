@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ssl_vit import device
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.checkpoints.reader import files_of, weights_file
 from ssl_vit.eval.budget import BATCHES, Point, gmacs, timed
@@ -35,12 +36,11 @@ def costs_of(runs: Sequence[Path | str]) -> tuple[Cost, ...]:
     Raises:
         UserError: as ``load_backbone``.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    networks = [load_backbone(run).eval().to(device) for run in runs]
+    used = device.the_device()
+    networks = [load_backbone(run).eval().to(used) for run in runs]
     sizes = [Readout.of(network.info).image_size for network in networks]
     noise = [
-        torch.randn(max(BATCHES), 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-        for size in sizes
+        torch.randn(max(BATCHES), 3, size, size, generator=torch.Generator().manual_seed(0)).to(used) for size in sizes
     ]
     points = [Point({}, partial(_pass, *each)) for each in zip(networks, noise, strict=True)]
     spent = timed(points, noise[0])
@@ -59,8 +59,8 @@ def cost_table(costs: Sequence[Cost]) -> str:
         f"{cost.ms['1']:8.2f}  {cost.ms['32']:9.2f}  {cost.bytes / 1e6:6.1f} MB"
         for cost in costs
     ]
-    device = "one GPU" if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    return "\n".join([*lines, f"ms: milliseconds an image in batches of 1 and of 32, in float32 on {device}"])
+    used = f"one {device.name()}" if device.on_gpu() else f"{torch.get_num_threads()} CPU threads"
+    return "\n".join([*lines, f"ms: milliseconds an image in batches of 1 and of 32, in float32 on {used}"])
 
 
 def _pass(network: Backbone, own: Tensor, images: Tensor) -> object:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +15,7 @@ from ssl_vit.data.evalset import EvalDataset
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.export.onnx import FILE
+from ssl_vit.export.target import warnings_unsaid
 
 INT8 = "model.int8.onnx"
 CALIBRATE, COMPARE = 128, 64  # images, evenly over the source
@@ -70,7 +68,7 @@ def quantise(folder: Path, info: BackboneInfo, source: Source) -> Quantised:
 
     options = {"MatMulConstBOnly": True}  # products of two activations, as in attention, stay in float
     try:
-        with _quiet():
+        with warnings_unsaid():  # advice to change the graph beforehand, which is done already
             quantize_static(
                 folder / FILE,
                 folder / INT8,
@@ -115,14 +113,3 @@ def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float6
         np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0), 1e-12
     )
     return found
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Inside, onnxruntime's advice to change the graph beforehand, which is done already, is not shown."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from ssl_vit.export.target import (
     same_weights,
     to_library_names,
     verified,
+    warnings_unsaid,
     weights_of,
 )
 
@@ -66,7 +65,7 @@ def verify(folder: Path, backbone: AdaptedBackbone) -> Verified:
         theirs = {key.removeprefix(_PREFIX): value for key, value in state.items() if key != _CLASSES}
         return same_weights("RF-DETR", weights_of(backbone), _MAP.restore(theirs).state)
     consumer = f"RF-DETR {version('rfdetr')}"
-    with _quiet():
+    with warnings_unsaid():  # that a detector's other parts are missing, as they should be
         loaded = run_snippet(snippet(folder, backbone), consumer)["model"]
         _same_encoder(loaded, backbone, consumer)
         return _same_features(folder, backbone, consumer)
@@ -112,14 +111,3 @@ def _encoder(backbone: AdaptedBackbone) -> str:
         f"{name}: RF-DETR takes a ViT-S or ViT-B with LayerScale, as vit_small_patch14_dinov2, on square images; "
         f"use --to timm or --to onnx"
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """RF-DETR warns that a detector's other parts are missing, which is as it should be."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

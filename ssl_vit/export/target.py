@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -134,3 +136,14 @@ def same_weights(consumer: str, expected: Mapping[str, Tensor], found: Mapping[s
         if key not in expected or key not in found or not torch.equal(expected[key], found[key]):
             raise RunFailed(f"{key} is not the same when read back from the export for {consumer}")
     return Verified(consumer, None)
+
+
+@contextmanager
+def warnings_unsaid() -> Iterator[None]:
+    """Inside, no library's warnings are logged: those that are known there, and that nobody could do anything about."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

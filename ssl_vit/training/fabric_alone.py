@@ -12,7 +12,7 @@ from typing import Any
 def import_fabric() -> None:
     """Import ``lightning.fabric`` without the rest of ``lightning``, which comes when something of it is asked for.
 
-    Nothing happens where either is imported already, or where this version of it can't do without the rest.
+    Nothing happens where ``lightning`` is imported already, or where this version of it can't do without the rest.
     """
     spec = importlib.util.find_spec("lightning")
     if "lightning" in sys.modules or spec is None or spec.loader is None:

@@ -97,7 +97,7 @@ def schedule_free(groups: list[dict[str, Any]], lr: float, beta2: float) -> torc
     from schedulefree import AdamWScheduleFree
 
     optimizer: torch.optim.Optimizer = AdamWScheduleFree(groups, lr=lr, betas=(0.9, beta2))
-    optimizer.train()  # type: ignore[attr-defined]  # and never anything else: `averaged` is computed beside
+    optimizer.train()  # type: ignore[attr-defined]  # theirs alone; never switched: `averaged` is computed beside
     return optimizer
 
 

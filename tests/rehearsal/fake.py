@@ -243,7 +243,7 @@ def rehearse(method_name: str, backbone: str, images: int = 4, **settings: Any) 
 
     with mode:
         method = method.to("cuda").train()
-        learner, plan = Learner(OneGpu(), method, config, 1000, 100_000), method.views()  # type: ignore[arg-type]
+        learner, plan = Learner(OneGpu(), method, config, 1000, 100_000), method.views()  # type: ignore[arg-type]  # Fabric
         batch = Batch.empty(plan, list(range(images)))
         batch.pixels.zero_()
         rng = np.random.default_rng(0)
@@ -257,7 +257,7 @@ def rehearse(method_name: str, backbone: str, images: int = 4, **settings: Any) 
             batch = replace(batch, boxes=torch.from_numpy(corners.reshape(images, plan.boxes, 4)))
         for number in range(2):
             mode.clear()
-            take_step(learner, batch, 5000 + number, clock)  # type: ignore[arg-type]
+            take_step(learner, batch, 5000 + number, clock)  # type: ignore[arg-type]  # Batch
     tensors = [*method.named_parameters(), *method.named_buffers()]
     left = [name for name, each in tensors if each.device.type != "cuda"]
     return {"waits": mode.waits, "mixed": mode.mixed, "copies": mode.copies, "launches": mode.launches, "left": left}
