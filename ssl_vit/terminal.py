@@ -63,6 +63,17 @@ def lasting() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
+def open_closed_streams() -> None:
+    """Let the standard streams that this process was started without (``2>&-``, some schedulers) lead nowhere.
+
+    Else whatever file is opened next gets the number of one, with all that libraries print into it.
+    """
+    for name in ("stdin", "stdout", "stderr"):  # in this order, the lowest number that is free is the stream's own
+        if getattr(sys, name) is None:
+            nowhere = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")  # noqa: SIM115  # stays open
+            setattr(sys, name, nowhere)
+
+
 def spoken() -> logging.Handler:
     """A handler that says on stderr what is logged."""
     return logging.StreamHandler(Lasting(sys.stderr))

@@ -473,6 +473,32 @@ def test_a_reader_that_goes_away_is_no_error():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_standard_streams_that_are_closed_are_no_files_of_the_run(closed, tmp_path):
+    """What is opened next must not get their numbers: whatever is printed would be written into it."""
+    code = (
+        "import os, ssl_vit.cli, ssl_vit.__main__ as program\n"
+        "def main():\n"
+        "    kept = open('kept', 'w')\n"
+        "    os.write(2, b'printed by a library')\n"
+        "    return 3 + (kept.fileno() < 3)\n"
+        "ssl_vit.cli.main = main\n"
+        "raise SystemExit(program.run())\n"
+    )
+    line = f'"{sys.executable}" -c "$CODE" {closed}'
+    done = subprocess.run(["bash", "-c", line], env=ENVIRONMENT | {"CODE": code}, cwd=tmp_path)
+    assert (done.returncode, (tmp_path / "kept").read_text()) == (3, "")
+
+
+def test_a_folder_that_is_gone_is_said(capsys, monkeypatch, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert run("list methods") == 2
+    assert "is gone; change into another one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("settings", [{"PYTHONIOENCODING": "ascii"}, {"COLUMNS": "20"}, {"LANG": "C", "TERM": "dumb"}])
 def test_poor_terminals_get_their_answer(settings):
     command = [sys.executable, "-m", "ssl_vit", "pretrain", "--help"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -53,6 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(argv: list[str]) -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("the folder that this was started in is gone; change into another one") from error
     if not argv:
         raise UserError(f"no command; one of {', '.join(COMMANDS)}; see ssl-vit --help")
     name, *rest = argv

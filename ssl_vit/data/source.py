@@ -76,7 +76,7 @@ def require(source: Source, batch_size: int) -> None:
     if len(source) < batch_size:
         raise UserError(
             f"{source.root}: {len(source)} images are fewer than a batch of {batch_size}; "
-            f"add images or lower the batch size to {len(source)} or less"
+            f"add images, or lower the batch size (train.batch_size; --batch of a score) to {len(source)} or less"
         )
 
 
