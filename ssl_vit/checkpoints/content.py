@@ -52,8 +52,10 @@ def _zip(file: Path) -> str | None:
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return None  # a torch file that was cut: torch says it
+    except zipfile.BadZipFile:
+        return "a zip archive, as torch writes them, that is cut short or damaged; copy or download it again"
+    except (OSError, ValueError, NotImplementedError):
+        return None  # torch says what it makes of it
     if any(name.startswith("code/") or "/code/" in name for name in names):
         return "a TorchScript program, not weights; save the state_dict of the module"
     if any(name.endswith("data.pkl") for name in names):

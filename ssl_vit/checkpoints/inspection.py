@@ -80,12 +80,14 @@ class Inspection:
         parameters = sum(value.numel() for value in self.state.values())
         fits = self.architecture
         own = timm_colours(fits.name) if fits else None
+        broken = not_finite(self.state)
         return "\n".join(
             [
                 f"{self.file}: {self.layout}, names of {self.names}",
                 f"backbone: {len(self.state)} tensors, {parameters:,} values{self.taken()}",
                 f"fits: {fits or 'no architecture that is tried; name it with --backbone'}",
                 f"left over: {self.groups() or 'nothing'}",
+                *([f"not finite: {len(broken)} tensors, as {broken[0]}: it can't be used"] if broken else []),
                 f"images: {self.colours(fits.name, own)}" if fits and own else f"names: {self.where()}",
             ]
         )
@@ -102,6 +104,11 @@ class Inspection:
     def where(self) -> str:
         """Say under which prefixes its weights lie, in words."""
         return f"its weights lie under {prefixes_found(self.own)}"
+
+
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """List the tensors that hold NaN or infinity."""
+    return [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
 
 
 def inspect(path: str | Path) -> Inspection:

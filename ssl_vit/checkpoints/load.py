@@ -18,7 +18,7 @@ from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.backbones.registry import create_backbone
 from ssl_vit.checkpoints.architectures import POSITIONS
 from ssl_vit.checkpoints.colours import Colours, as_colour
-from ssl_vit.checkpoints.inspection import Inspection, inspect, of_backbone
+from ssl_vit.checkpoints.inspection import Inspection, inspect, not_finite, of_backbone
 from ssl_vit.checkpoints.positions import resized
 from ssl_vit.errors import UserError
 
@@ -161,6 +161,7 @@ def _fitted(
         state, more = _fit(backbone, replace(found, state=state), expected)
         notes += more
     _compare(found, backbone.info.name, state, expected)
+    _check_finite(found.file, backbone, state)
     left = f"; left over: {found.groups()}" if found.left else ""
     return state, [f"{found.layout}, names of {found.names}: {len(state)} tensors{found.taken()}{left}", *notes]
 
@@ -245,3 +246,14 @@ def _compare(found: Inspection, name: str, state: Mapping[str, Tensor], expected
     for key, value in state.items():
         if key not in expected:
             raise UserError(f"{file}: {key} {tuple(value.shape)} is not part of {name}; is it another model's file?")
+
+
+def _check_finite(file: Path, backbone: AdaptedBackbone, state: Mapping[str, Tensor]) -> None:
+    """UserError for NaN and infinity where a network has learnt something: masks alone may hold them."""
+    learnt = {key for key, _ in backbone.model.named_parameters()}
+    broken = [key for key in not_finite(state) if key in learnt or key.rpartition(".")[2].startswith("running_")]
+    if broken:
+        raise UserError(
+            f"{file}: {broken[0]}{f' and {len(broken) - 1} more' if broken[1:] else ''} hold NaN or infinity, no "
+            "weights; its training diverged, or the file is damaged: take an earlier one"
+        )

@@ -62,8 +62,8 @@ def resized(
 
 
 def _unknown(key: str, value: Tensor, wanted: Tensor, target: Size) -> list[str]:
-    """Where the file doesn't say its grid, the family's own map takes it for a square; said if ours is none."""
-    if key != "pos_embed" or value.ndim != 3 or value.shape == wanted.shape or _square(target):
+    """Where the file doesn't say its grid, the family's own map takes it for a square, which is said."""
+    if key != "pos_embed" or value.ndim != 3 or value.shape == wanted.shape:
         return []
     count = value.shape[1] - (wanted.shape[1] - target[0] * target[1])
     side = math.isqrt(max(count, 0))

@@ -69,7 +69,8 @@ def test_broken_files_are_named(tmp_path, vit, unchanged, harm, suffix):
     data = file.read_bytes()
     file.write_bytes({"truncated": data[: len(data) // 2], "zeros": bytes(4096), "empty": b"", "text": b"hello"}[harm])
     for action in (lambda: inspect(file), lambda: load_weights(vit, file)):
-        refused(action, str(file))
+        said = refused(action, str(file))
+        assert (suffix, harm) != (".pth", "truncated") or "cut short or damaged; copy or download it again" in said
 
 
 @pytest.mark.fault
@@ -92,6 +93,17 @@ def test_the_first_key_that_does_not_fit_is_named_with_both_shapes(tmp_path, vit
     state = filled(official("dino_vit"))
     change(state)
     refused(lambda: load_weights(vit, save(tmp_path, state)), *needles, "vit_tiny_patch16_224")
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(tmp_path, vit, unchanged, number):
+    """One is enough: every feature would be none either, and a run that began so would blame its learning rate."""
+    state = filled(official("dino_vit"))
+    state["blocks.1.mlp.fc1.weight"].view(-1)[5] = number
+    file = save(tmp_path, state)
+    refused(lambda: load_weights(vit, file), "blocks.1.mlp.fc1.weight hold NaN or infinity", "take an earlier one")
+    assert "not finite: 1 tensors, as blocks.1.mlp.fc1.weight" in str(inspect(file))
 
 
 @pytest.mark.fault
