@@ -13,7 +13,8 @@ In the processes that read images (``data.workers=0``: there are none):
 - they leave the group of processes that Ctrl-C reaches, and signals to the whole job are the main process's to handle
   (``SSL_VIT_OWN_GROUP=0``: they stay in it, and a signal ends them);
 - they end within two seconds of the main process (``SSL_VIT_WATCH_MAIN=0``: as torch and Python end them);
-- torch has one thread.
+- torch has one thread, and Pillow's warnings of odd files are not printed: the run names what can't be read. The
+  command line leaves them unsaid too.
 
 While a run is under way, SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 are its own too: see ``ssl_vit.training.stop``.
 """
@@ -26,6 +27,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Thread
@@ -72,6 +74,11 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
 
 
+def leave_pillow_unsaid() -> None:
+    """Don't print Pillow's warnings, an image and process at a time, of tags that are wrong and the like."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
 @contextmanager
 def notices_wait() -> Iterator[None]:
     """Inside, a notice does not end this process, as it would while nobody listens."""
@@ -105,6 +112,7 @@ def start_worker(main: int, _: int) -> None:
         for number in (*STOPS, *NOTICES):
             signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
+    leave_pillow_unsaid()
     sys.excepthook = _says
     if wanted("WATCH_MAIN"):
         Thread(target=_end_with, args=(main,), daemon=True).start()

@@ -56,14 +56,20 @@ def test_images_that_were_added_and_removed_are_named(config: ResolvedConfig, be
         check_same(config, (open_source(images), None), run)
 
 
-@pytest.mark.parametrize("damage", [b"", b'{"images": 4', b"[]", b"\xff\xfe"])
+@pytest.mark.parametrize("damage", [b"", b'{"images": 4', b"[]", b"\xff\xfe", None])
 def test_a_folder_that_does_not_say_what_its_images_were(
-    config: ResolvedConfig, begun: tuple[Path, Path], damage: bytes
+    config: ResolvedConfig, begun: tuple[Path, Path], damage: bytes | None
 ) -> None:
     run, images = begun
-    (run / "data.json").write_bytes(damage)
     source = open_source(images)
-    with pytest.raises(UserError, match=r"run/data.json: damaged, .*--allow-data-change"):
+    if damage is None:
+        (run / "data.json").unlink()
+        check_same(config, (source, None), run)  # without a checkpoint it begins anew
+        (run / "checkpoints").mkdir(exist_ok=True)
+        (run / "checkpoints" / "step-000000005.ckpt").touch()
+    else:
+        (run / "data.json").write_bytes(damage)
+    with pytest.raises(UserError, match=r"run/data.json: (damaged|missing), .*--allow-data-change"):
         check_same(config, (source, None), run)
     open_folder(run, config, [], (source, None), check_same(config, (source, None), run, allow_data_change=True))
     check_same(config, (source, None), run)

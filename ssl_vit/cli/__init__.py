@@ -21,6 +21,7 @@ from ssl_vit.cli.parser import PLUGIN, Parser, new, results, results_alone, say,
 from ssl_vit.cli.pretrain import pretrain
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.files import disk_problem, place_problem
+from ssl_vit.process import leave_pillow_unsaid
 from ssl_vit.spelling import did_you_mean
 from ssl_vit.terminal import lasting, tell
 
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a locale without "≥" must not end a run
             stream.reconfigure(errors="backslashreplace")
+    leave_pillow_unsaid()
     try:
         with results_alone(), lasting(), plugins.withdrawn_after():
             _dispatch(without_plugins(list(sys.argv[1:] if argv is None else argv)))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ssl_vit.data.decode import BadImage, Row, decode, header, image_size
 from ssl_vit.data.values import EACH
+from ssl_vit.process import leave_pillow_unsaid
 from tests.data.photo import Files, decoded, photo
 
 RED, BLUE, WHITE, BLACK = (255, 0, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
@@ -238,3 +239,16 @@ def test_a_bomb_is_refused_before_it_takes_memory(tmp_path):
 
     assert "11000 x 11000 pixels" in child("1e8")
     assert "memory does not suffice" in child("2e8"), "without the cap it would not fit"
+
+
+def test_pillows_warnings_of_odd_files_are_not_printed(tmp_path):
+    """A tag that is cut is no reason to leave the image out, nor for a line in each process that reads it."""
+    cut = b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"
+    Image.new("RGB", (8, 6)).save(tmp_path / "cut.jpg", exif=cut)
+    with pytest.warns(UserWarning, match="Corrupt EXIF data"):
+        assert decode(str(tmp_path / "cut.jpg")).shape == (8, 6, 3)  # the orientation comes before the cut
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        leave_pillow_unsaid()
+        decode(str(tmp_path / "cut.jpg"))
+    assert not said
