@@ -25,18 +25,18 @@ Entry = Mapping[str, Any]
 
 def read(path: Path, images: Path, outlined: bool = False) -> Annotations:
     """Read the boxes of a file whose image names are relative to `images`; classes come by their numbers."""
-    content = _load(path)
-    tables = {name: _entries(path, content, name) for name in ("images", "annotations", "categories")}
-    classes, number, notes = _classes(path, tables["categories"])
+    content = load(path)
+    tables = {name: entries(path, content, name) for name in ("images", "annotations", "categories")}
+    classes, number, notes = classes_of(path, tables["categories"])
     found = Annotations(str(images), classes, outlined, notes=notes)
     boxes: dict[int, list[Entry]] = defaultdict(list)
     for entry in tables["annotations"]:
-        boxes[_whole_of(path, "annotations", entry, "image_id")].append(entry)
+        boxes[whole_of(path, "annotations", entry, "image_id")].append(entry)
     known = set[int]()
-    for name, (size, keys) in _files(path, tables["images"], found.notes).items():
+    for name, (size, keys) in files_of(path, tables["images"], found.notes).items():
         known.update(keys)
         own = [entry for key in keys for entry in boxes.get(key, [])]
-        found.add(_there(images, name), size, partial(_raw, name, own, number, outlined))
+        found.add(there(images, name), size, partial(_raw, name, own, number, outlined))
     strangers = sorted(boxes.keys() - known)
     if strangers:
         kind = "of an image that is not listed"
@@ -46,11 +46,11 @@ def read(path: Path, images: Path, outlined: bool = False) -> Annotations:
     return found
 
 
-def _classes(path: Path, categories: Sequence[Entry]) -> tuple[tuple[str, ...], dict[int, int], list[str]]:
+def classes_of(path: Path, categories: Sequence[Entry]) -> tuple[tuple[str, ...], dict[int, int], list[str]]:
     """The classes, the class of each category's number, and notes."""
     numbered = dict[int, str]()
     for entry in categories:
-        key = _whole_of(path, "categories", entry, "id")
+        key = whole_of(path, "categories", entry, "id")
         name = _text_of(path, "categories", entry, "name").strip()
         if numbered.setdefault(key, name) != name:
             raise UserError(
@@ -61,11 +61,11 @@ def _classes(path: Path, categories: Sequence[Entry]) -> tuple[tuple[str, ...], 
     return classes, dict(zip(keys, places, strict=True)), notes
 
 
-def _files(path: Path, images: Sequence[Entry], notes: list[str]) -> dict[str, tuple[Size | None, list[int]]]:
+def files_of(path: Path, images: Sequence[Entry], notes: list[str]) -> dict[str, tuple[Size | None, list[int]]]:
     """The size and the numbers of each file; one that is listed under several numbers has the boxes of all."""
     files, seen, twice = dict[str, tuple[Size | None, list[int]]](), set[int](), set[str]()
     for entry in images:
-        key = _whole_of(path, "images", entry, "id")
+        key = whole_of(path, "images", entry, "id")
         if key in seen:
             raise UserError(f"{path}: two images have the id {str(key)[:40]}; each needs its own")
         seen.add(key)
@@ -85,21 +85,21 @@ def _size(path: Path, entry: Entry) -> Size | None:
     """The size of an image; None where it has none, as where both sides are left out or 0."""
     if not entry.get("height") and not entry.get("width"):
         return None
-    height, width = (_whole_of(path, "images", entry, side) for side in ("height", "width"))
+    height, width = (whole_of(path, "images", entry, side) for side in ("height", "width"))
     if not (1 <= height <= _LONGEST and 1 <= width <= _LONGEST):
         raise UserError(f"{path}: an image of {str(width)[:20]} x {str(height)[:20]} pixels: {_shown(entry)}; mend it")
     return height, width
 
 
-def _there(images: Path, name: str) -> str:
+def there(images: Path, name: str) -> str:
     """The name of a file that is there: one that was written on Windows may have its separators."""
     slashed = name.replace("\\", "/")
     return slashed if slashed != name and os.path.isfile(images / slashed) else name
 
 
-def _raw(name: str, entries: Sequence[Entry], number: Mapping[int, int], outlined: bool, size: Size) -> Iterator[Raw]:
-    for entry in entries:
-        label, area = _whole(entry.get("category_id")), _real(entry.get("area"))
+def _raw(name: str, boxes: Sequence[Entry], number: Mapping[int, int], outlined: bool, size: Size) -> Iterator[Raw]:
+    for entry in boxes:
+        label, area = whole(entry.get("category_id")), _real(entry.get("area"))
         crowd = entry.get("iscrowd")
         known = isinstance(crowd, int | float | str | None) and crowd in _CROWD
         outline, fault = _outline(entry.get("segmentation"), size) if outlined else (None, None)
@@ -134,7 +134,8 @@ def _outline(segmentation: Any, size: Size) -> tuple[Outline | None, str | None]
     return found, BAD_OUTLINE if found is None else None
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object; UserError for anything else."""
     try:
         content = json.loads(path.read_bytes())  # which tells UTF-8, UTF-16 and UTF-32, with or without a mark
     except OSError as error:
@@ -148,14 +149,15 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-def _entries(path: Path, content: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    entries = content.get(name)
-    if not isinstance(entries, list):
+def entries(path: Path, content: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """Return one of the lists of objects in a file; UserError where it is none."""
+    found = content.get(name)
+    if not isinstance(found, list):
         raise UserError(f"{path}: no list {name!r}; {_EXPECTED}")
-    for place, entry in enumerate(entries):
+    for place, entry in enumerate(found):
         if not isinstance(entry, dict):
             raise UserError(f"{path}: entry {place} of {name!r} is a {type(entry).__name__}, no object; mend it")
-    return entries
+    return found
 
 
 def _text_of(path: Path, table: str, entry: Entry, key: str) -> str:
@@ -165,14 +167,15 @@ def _text_of(path: Path, table: str, entry: Entry, key: str) -> str:
     return value
 
 
-def _whole_of(path: Path, table: str, entry: Entry, key: str) -> int:
-    value = _whole(entry.get(key))
+def whole_of(path: Path, table: str, entry: Entry, key: str) -> int:
+    """Return a whole number that an entry must have; UserError where it has none."""
+    value = whole(entry.get(key))
     if value is None:
         raise UserError(f"{path}: an entry of {table!r} has no {key} that is a int: {_shown(entry)}; mend it")
     return value
 
 
-def _whole(value: Any) -> int | None:
+def whole(value: Any) -> int | None:
     """A whole number, which some programs write as 7.0; None for anything else."""
     if isinstance(value, bool):
         return None

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from ssl_vit.data.source import EXTENSIONS
 from ssl_vit.data.values import ORDINARY, Pixels
 from ssl_vit.errors import UserError
 
+if TYPE_CHECKING:
+    from ssl_vit.data.segments import SegmentSource
+
 FOLDER_PAIRS = (("JPEGImages", "SegmentationClass"), ("images", "annotations"), ("images", "masks"))
 _PARTS = {
     "train": ("training", "train"),
@@ -40,6 +44,8 @@ class Pair:
 
     image: Path
     mask: Path
+    source: SegmentSource | None = None  # what reads the mask where it is no PNG of numbers, as image `index` of it
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ def find_pairs(folder: Path, side: str) -> list[Pair]:
     the same folder can be given for both sides.
 
     Raises:
-        UserError: no such layout, a mask without its image, nothing in it.
+        UserError: no such layout, nothing in it, or not one of its images or masks is there.
     """
     for images, masks in FOLDER_PAIRS:
         if (folder / images).is_dir() and (folder / masks).is_dir():
@@ -83,17 +89,17 @@ def _paired(folder: Path, images: Path, masks: Path, listed: set[str] | None) ->
     wanted = sorted(found if listed is None else listed)
     if not wanted:
         raise UserError(f"{masks}: no masks; expected a .png for each image, of the same name")
-    for name in wanted:
-        if name not in found or name not in by_name:
-            missing = images if name not in by_name else masks
-            raise UserError(f"{folder}: {name} has no file in {missing}; add it, or remove its partner")
+    for place, own in ((images, by_name), (masks, found)):
+        if not any(name in own for name in wanted):
+            raise UserError(f"{folder}: none of {len(wanted)} names has a file in {place}, as {wanted[0]}; add them")
     for kind, names in (
         (f"images have no mask in {masks.name}/", {path.name for stem, path in by_name.items() if stem not in found}),
         ("files of masks are no PNG", {path.name for path in masks.iterdir() if path.suffix.lower() in _OTHER_MASKS}),
     ):
         if names and listed is None:
             _log.warning("%s: %d %s and are left out, as %s", folder, len(names), kind, printable(min(names)))
-    return [Pair(by_name[name], found[name]) for name in wanted]
+    # What is not there is found out where it is read, and is one of the files that can't be.
+    return [Pair(by_name.get(name, images / name), found.get(name, masks / f"{name}.png")) for name in wanted]
 
 
 def _by_stem(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
@@ -113,6 +119,8 @@ def read_mask(path: Path) -> NDArray[np.int64]:
             with Image.open(path, formats=("PNG",)) as image:
                 if image.mode not in ("L", "P", "I;16", "1", "I"):
                     raise BadImage(str(path), f"a mask of {image.mode}; expected one channel of class numbers")
+                if image.mode == "P" and image.palette is None:
+                    raise BadImage(str(path), "a palette image without a palette; write the mask again, as grey levels")
                 if image.width * image.height > MAX_PIXELS:
                     raise BadImage(str(path), f"more than {MAX_PIXELS:.0f} pixels")
                 return np.array(image).astype(np.int64)
@@ -134,7 +142,11 @@ class SegmentationDataset(Dataset[Segmented]):
     def __getitem__(self, index: int) -> Segmented:
         pair = self.pairs[index]
         try:
-            image, mask = decode(str(pair.image), self.pixels), read_mask(pair.mask)
+            image = decode(str(pair.image), self.pixels)
+            if pair.source is None:
+                mask = read_mask(pair.mask)
+            else:
+                mask = pair.source.read(pair.index, (image.shape[0], image.shape[1])).classes()
             if mask.shape == image.shape[1::-1] and (turn := quarter_turn(str(pair.image))):
                 mask = np.ascontiguousarray(turned_mask(mask, turn))  # it was drawn before EXIF turned the image
         except BadImage as error:

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from ssl_vit.data.annotations import Annotations, Raw
-from ssl_vit.data.detection import DetectionDataset, scenes_in_order, share_of, training_scenes
+from ssl_vit.data.detection import DetectionDataset
+from ssl_vit.data.scenes import scenes_in_order, share_of, training_scenes
 from ssl_vit.errors import RunFailed
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)

@@ -16,8 +16,9 @@ from ssl_vit.data import detection, segmentation
 from ssl_vit.data import source as reading
 from ssl_vit.data.annotations import Annotations
 from ssl_vit.data.decode import decode
-from ssl_vit.data.detection import DetectionDataset, scenes_in_order, training_scenes
+from ssl_vit.data.detection import DetectionDataset
 from ssl_vit.data.evalset import EvalDataset, EvalLoader
+from ssl_vit.data.scenes import scenes_in_order, training_scenes
 from ssl_vit.data.segmentation import Pair, SegmentationDataset
 from ssl_vit.data.sources import open_source
 from ssl_vit.errors import RunFailed
