@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from ssl_vit.backbones.adapter import AdaptedBackbone
+from ssl_vit.backbones.composite import CompositeBackbone
 from ssl_vit.detectors.deformable_detr import DeformableDETR
 from ssl_vit.detectors.detr import DETR
 from ssl_vit.detectors.finder import Finder, SetFinder
 from ssl_vit.detectors.networks import lookup
 from ssl_vit.detectors.table import DETECTORS, DetectorName
 from ssl_vit.detectors.yolos import YOLOS
+from ssl_vit.errors import UserError
 
 
 def build_finder(name: DetectorName, backbone: AdaptedBackbone, classes: int, size: int) -> Finder:
@@ -41,4 +43,6 @@ def build_deformable_detr(backbone: AdaptedBackbone, classes: int, _: int) -> Se
 
 def build_yolos(backbone: AdaptedBackbone, classes: int, size: int) -> SetFinder:
     """Build YOLOS (arXiv 2106.00666); UserError for what is no plain ViT with a class token."""
+    if isinstance(backbone, CompositeBackbone):
+        raise UserError("--composite: YOLOS reads tokens, no stages that could be composed; choose another --detector")
     return SetFinder(YOLOS(backbone, classes, image_size=(size, size)), backbone.info)

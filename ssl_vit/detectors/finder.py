@@ -15,17 +15,14 @@ from ssl_vit.detectors.deformable_detr import DeformableDETR
 from ssl_vit.detectors.detector import Detections, Detector, best
 from ssl_vit.detectors.detr import DETR
 from ssl_vit.detectors.gaze import gaze
+from ssl_vit.detectors.learner import Learner
 from ssl_vit.detectors.losses import GroundTruth, SetLoss
 
 
-class Finder(nn.Module):
-    """A finder is trained and asked with Scenes, which are on the CPU and have an image, all of them."""
+class Finder(Learner[Scene]):
+    """A finder is trained and asked with Scenes."""
 
     finds_masks = False
-
-    def losses(self, scenes: Sequence[Scene]) -> dict[str, Tensor]:
-        """Return the weighted parts of the loss, to be summed; in training mode."""
-        raise NotImplementedError
 
     def find(self, scenes: Sequence[Scene]) -> list[Detections]:
         """Find what is in each image, best first, in pixels of its canvas; in evaluation mode."""
@@ -34,10 +31,6 @@ class Finder(nn.Module):
     def look(self, scenes: Sequence[Scene]) -> list[Detections]:
         """Find the same, with the places that were looked at, if its queries look; for pictures."""
         return self.find(scenes)
-
-    def trunk(self) -> nn.Module:
-        """Return the backbone in it, which may learn at a rate of its own."""
-        raise NotImplementedError
 
 
 class SetFinder(Finder):

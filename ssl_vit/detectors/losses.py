@@ -52,7 +52,7 @@ class SetLoss:
 
         last: the matching of the last layer, where it is known already.
         """
-        count = _objects(targets, predictions.boxes)
+        count = object_count([target.labels for target in targets], predictions.boxes)
         layers = [(predictions.logits, predictions.boxes), *predictions.earlier]
         if last is None:
             last = self.match(*layers[0], targets)
@@ -89,26 +89,13 @@ class SetLoss:
             wanted[(*place, labels)] = 1.0
             loss: Tensor = sigmoid_focal_loss(logits, wanted, reduction="sum") / count
             return loss
-        nothing = logits.shape[-1] - 1
-        classes = torch.full(logits.shape[:2], nothing, device=logits.device)
-        classes[place] = labels
-        weight = torch.ones(logits.shape[-1], device=logits.device)
-        weight[nothing] = self.nothing
-        return F.cross_entropy(logits.flatten(0, 1), classes.flatten(), weight)
+        return class_loss(logits, place, labels, self.nothing)
 
     @torch.no_grad()
     def match(self, logits: Tensor, boxes: Tensor, targets: Sequence[GroundTruth]) -> list[Matches]:
         """Match each image's queries with its objects one to one at the least cost (Hungarian algorithm)."""
-        solve = _solver()
         costs = [self._costs(*image) for image in zip(logits.float(), boxes.float(), targets, strict=True)]
-        # All at once, as the device is waited for. A network that has diverged is the trainer's to name, by its loss:
-        # here any matching does.
-        prices = torch.cat([cost.flatten() for cost in costs]).nan_to_num(0.0).cpu()
-        pairs = []
-        for cost, price in zip(costs, torch.split(prices, [cost.numel() for cost in costs]), strict=True):
-            query, own = solve(price.view(cost.shape).numpy())
-            pairs.append((torch.as_tensor(query, device=boxes.device), torch.as_tensor(own, device=boxes.device)))
-        return pairs
+        return pairs_at_least_cost(costs)
 
     def _costs(self, logits: Tensor, boxes: Tensor, target: GroundTruth) -> Tensor:
         """[Q, n], the price of each pair of a query and an object of one image."""
@@ -127,6 +114,32 @@ class SetLoss:
         return yes - no
 
 
+def class_loss(logits: Tensor, place: tuple[Tensor, Tensor], labels: Tensor, nothing: float) -> Tensor:
+    """The cross-entropy of queries [B, Q, C + 1], whose last class is "nothing", which counts by the weight `nothing`.
+
+    place: images and queries, int64 [n] each, that have the `labels` [n]; all others have nothing.
+    """
+    last = logits.shape[-1] - 1
+    classes = torch.full(logits.shape[:2], last, device=logits.device)
+    classes[place] = labels
+    weight = torch.ones(last + 1, device=logits.device)
+    weight[last] = nothing
+    return F.cross_entropy(logits.flatten(0, 1), classes.flatten(), weight)
+
+
+def pairs_at_least_cost(costs: Sequence[Tensor]) -> list[Matches]:
+    """Match the queries of each image with its objects, by the costs [Q, n] of its pairs (Hungarian algorithm)."""
+    solve = _solver()
+    # All at once, as the device is waited for. A network that has diverged is the trainer's to name, by its loss:
+    # here any matching does.
+    prices = torch.cat([cost.flatten() for cost in costs]).nan_to_num(0.0).cpu()
+    pairs = []
+    for cost, price in zip(costs, torch.split(prices, [cost.numel() for cost in costs]), strict=True):
+        query, own = solve(price.view(cost.shape).numpy())
+        pairs.append((torch.as_tensor(query, device=cost.device), torch.as_tensor(own, device=cost.device)))
+    return pairs
+
+
 def _solver() -> Any:
     try:
         from scipy.optimize import linear_sum_assignment
@@ -140,9 +153,9 @@ def _corners(boxes: Tensor) -> Tensor:
     return corners
 
 
-def _objects(targets: Sequence[GroundTruth], like: Tensor) -> Tensor:
+def object_count(labels: Sequence[Tensor], like: Tensor) -> Tensor:
     """Objects a process has on average, at least one: gradients are averaged over the processes too."""
-    count = torch.tensor(float(sum(len(target.labels) for target in targets)), device=like.device)
+    count = torch.tensor(float(sum(map(len, labels))), device=like.device)
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(count)
         count = count / torch.distributed.get_world_size()
