@@ -26,6 +26,7 @@ from ssl_vit.wording import expected
 FIGURES = {
     "robustness": "ssl_vit.report.robustness",
     "detection": "ssl_vit.report.detection",
+    "segmentation": "ssl_vit.report.segmentation",
     "sharpness": "ssl_vit.report.sharpness",
     "budget": "ssl_vit.report.budget",
 }  # kinds that are drawn, by a function ``figure`` of the result

@@ -1,64 +1,53 @@
-"""Does pretraining help a detector? The same detector from scratch and from the weights, over several seeds."""
+"""Detectors from scratch and from the weights: what they learn from, and their mean average precision."""
 
 from __future__ import annotations
 
-import copy
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from ssl_vit.backbones.adapter import AdaptedBackbone
-from ssl_vit.backbones.registry import create_backbone
 from ssl_vit.checkpoints.reader import digest
 from ssl_vit.data.annotations import Annotations
-from ssl_vit.data.detection import JITTER, DetectionDataset, Scene, scenes_in_order, share_of
+from ssl_vit.data.detection import DetectionDataset, Scene
 from ssl_vit.data.readers import worker_count
+from ssl_vit.data.scenes import scenes_in_order
 from ssl_vit.data.values import Pixels
 from ssl_vit.detectors.build import build_finder
 from ssl_vit.detectors.detector import Detections
 from ssl_vit.detectors.files import detector_of, load_detector
 from ssl_vit.detectors.finder import Finder, SetFinder
+from ssl_vit.detectors.learner import Learner
 from ssl_vit.detectors.table import DetectorName
 from ssl_vit.errors import RunFailed
 from ssl_vit.eval.detection_data import canvas, known_by_boxes, numbered_alike, open_boxes
-from ssl_vit.eval.detection_loop import CLIP, WARMUP, WEIGHT_DECAY, DetectorRecipe, train_detector
-from ssl_vit.eval.detection_summary import gain_summary
 from ssl_vit.eval.job import Job, Outcome
 from ssl_vit.eval.kinds.detection import Detection
 from ssl_vit.eval.mean_ap import MaskPrecision, check_installed, mean_average_precision
+from ssl_vit.eval.pairs import EXAMPLES, Trial, composed
 from ssl_vit.eval.protocol import Side
-from ssl_vit.eval.unfinished import Unfinished
 from ssl_vit.progress import progress
 
-WORDS = {"scratch": "from scratch", "backbone": "from the backbone's weights", "weights": "from the weights"}
-"""With what a detector begins; "backbone" only where more than the backbone was pretrained (DETReg)."""
-PASSES, LEAST, LONGEST = 24, 500, 20_000  # what "auto" makes of steps
 RATE, SET_RATE = 1e-3, 2e-4  # learning rates of torchvision's detectors and of those of queries
-EXAMPLES, SURE = 8, 0.5  # images of val in the picture, and the least score of a box that is drawn
+SURE = 0.5  # least score of a box that is drawn
 PLACES = 40  # that a query looked at, in the picture
 
 log = logging.getLogger("ssl_vit")
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A trial holds all that the runs of a comparison share."""
+class DetectionTrial(Trial[Scene]):
+    """A trial of detectors holds their boxes too."""
 
-    job: Job
+    metric: ClassVar[str] = "mAP"
+
     detector: DetectorName
     train: Annotations
     val: Annotations
-    size: int
-    batch: int
-    lr: float
-    backbone_lr: float
     masks: bool
-    max_bad: float
-    pretrained: Path | None = None  # the file of a detector of this kind that was pretrained with the backbone
 
     @property
     def pixels(self) -> Pixels:
@@ -66,13 +55,13 @@ class Trial:
         return self.job.pixels_of(self.train, self.val)
 
     @property
-    def arms(self) -> list[str]:
-        """The arms are what is compared: the ways in which a detector begins."""
-        return [arm for arm in WORDS if arm != "backbone" or self.pretrained is not None]
+    def images(self) -> int:
+        """So many images can be learnt from."""
+        return len(self.train)
 
     def begin(self, arm: str, seed: int) -> Finder:
         """A new detector begins with random weights or with those that are scored; its head is the same in both."""
-        backbone, classes = self._backbone(arm, seed), len(self.train.classes)
+        backbone, classes = self.backbone(arm, seed), len(self.train.classes)
         torch.manual_seed(seed)
         if self.pretrained is None:
             return build_finder(self.detector, backbone, classes, self.size).to(self.job.device)
@@ -82,42 +71,16 @@ class Trial:
         detector.freeze_norms(False)  # as the table's
         return SetFinder(detector, backbone.info).to(self.job.device)
 
-    def _backbone(self, arm: str, seed: int) -> AdaptedBackbone:
-        scored = self.job.backbone
-        assert isinstance(scored, AdaptedBackbone)
-        if arm != "scratch":
-            return copy.deepcopy(scored)
-        args = {key: value for key, value in scored.model_args.items() if key != "img_size"}
-        torch.manual_seed(seed)
-        fresh = create_backbone(scored.info.name, image_size=scored.info.size, model_args=args)
-        fresh.info = scored.info  # the same mean and deviation of the images
-        return fresh
+    def training(self, seed: int) -> DetectionDataset:
+        """Train's images with their boxes."""
+        return DetectionDataset(self.train, self.size, training=True, seed=seed, masks=self.masks, pixels=self.pixels)
 
-    def run(self, arm: str, share: float, seed: int, steps: int | str, unfinished: Unfinished) -> dict[str, Any]:
-        """Train and score one detector; the result has its scores, and what it finds in a few images."""
-        name = f"{share:g}-{arm}-{seed}"
-        if name not in unfinished.done:
-            chosen = share_of(len(self.train), share / 100, seed)
-            recipe = DetectorRecipe(
-                _steps(steps, len(chosen), self.batch), self.batch, self.lr, self.backbone_lr, seed, self.max_bad
-            )
-            data = DetectionDataset(
-                self.train, self.size, training=True, seed=seed, masks=self.masks, pixels=self.pixels
-            )
-            finder = self.begin(arm, seed)
-            title = f"{self.detector} {WORDS[arm]}, {share:g} %, seed {seed}"
-            train_detector(finder, data, chosen, recipe, checkpoint=unfinished.checkpoint(name), title=title)
-            result = self.scored(finder)
-            log.info("%s: mAP %.2f, mAP50 %.2f", title, result["scores"]["mAP"], result["scores"]["mAP50"])
-            unfinished.finish(name, result)
-        found: dict[str, Any] = unfinished.done[name]
-        return found
-
-    def scored(self, finder: Finder) -> dict[str, Any]:
+    def scored(self, learner: Learner[Scene]) -> dict[str, Any]:
         """The detector is scored on val, in pixels of the original images; masks are compared on the canvas.
 
         "scores" in percent, "examples" of what was found, and how many images were "read".
         """
+        assert isinstance(learner, Finder)
         data = DetectionDataset(self.val, self.size, training=False, masks=self.masks, pixels=self.pixels)
         workers = worker_count(None, len(data))
         loader = scenes_in_order(data, batch_size=self.batch, workers=workers, max_bad=self.max_bad)
@@ -125,7 +88,7 @@ class Trial:
         masks = MaskPrecision() if self.masks else None
         with torch.inference_mode(), progress("scoring", len(data)) as advance:
             for scenes in loader:
-                ask = finder.look if len(examples) < EXAMPLES else finder.find
+                ask = learner.look if len(examples) < EXAMPLES else learner.find
                 for scene, one in zip(scenes, ask(scenes) if scenes else [], strict=True):
                     if masks is not None:
                         masks.add(one, self.val.objects[scene.index], _visible(scene))
@@ -163,40 +126,17 @@ def score(job: Job, asked: Detection) -> Outcome:
     Where the run has pretrained the detector too (DETReg), also from its backbone's weights alone.
     """
     trial = plan(job, asked)
-    settings = _settings(trial, asked)
-    made = settings | {"weights": job.weights_sha256} | {side: job.sides[side].sha256 for side in job.sides}
-    unfinished = Unfinished(job.unfinished, made)
-    runs: dict[tuple[str, float], list[dict[str, Any]]] = {}
-    for seed in asked.seeds:
-        for part in asked.share:
-            for arm in trial.arms:
-                runs.setdefault((arm, part), []).append(trial.run(arm, part, seed, asked.steps, unfinished))
+    settings = {"detector": asked.detector} | trial.settings(asked)
+    if trial.pretrained is not None:
+        settings["pretrained_detector"] = digest(trial.pretrained)
+    runs = trial.runs(asked, settings)
     read, val = runs["scratch", asked.share[0]][0]["read"], trial.val
     job.sides["val"] = job.sides["val"]._replace(images=read, left_out=val.left_out + len(val) - read)
-    scores = {
-        f"{part:g}%": gain_summary(**{arm: [run["scores"] for run in runs[arm, part]] for arm in trial.arms})
-        for part in asked.share
-    }
-    return Outcome(scores, settings, more={"examples": runs["weights", max(asked.share)][0]["examples"]})
+    examples = runs["weights", max(asked.share)][0]["examples"]
+    return Outcome(trial.summary(asked, runs), settings, more={"examples": examples})
 
 
-def _settings(trial: Trial, asked: Detection) -> dict[str, Any]:
-    """What the protocol says of how the detectors learn."""
-    images = {part: max(1, round(part / 100 * len(trial.train))) for part in asked.share}
-    settings = {
-        "detector": asked.detector,
-        "transform": f"the whole image on a canvas of {trial.size} x {trial.size} pixels",
-        "seeds": list(asked.seeds),
-        "share": list(asked.share),
-        "steps": {f"{part:g}%": _steps(asked.steps, count, asked.batch) for part, count in images.items()},
-        "optimizer": f"AdamW, lr {trial.lr}, backbone {trial.backbone_lr}, weight decay {WEIGHT_DECAY}, clip {CLIP}",
-        "schedule": f"batch {asked.batch}, {WARMUP:.0%} of the steps warming up, cosine to 0",
-        "train_transform": f"scaled by {JITTER}, mirrored half the time",
-    }
-    return settings | ({} if trial.pretrained is None else {"pretrained_detector": digest(trial.pretrained)})
-
-
-def plan(job: Job, asked: Detection) -> Trial:
+def plan(job: Job, asked: Detection) -> DetectionTrial:
     """The plan is what the runs share. All that a user can have wrong is found here, before the first step.
 
     Raises:
@@ -212,13 +152,17 @@ def plan(job: Job, asked: Detection) -> Trial:
     job.classes = len(train.classes)
     for side, boxes in (("train", train), ("val", val)):
         job.sides[side] = Side(len(boxes), boxes.left_out, *known_by_boxes(boxes))
-    wide = canvas(job.backbone.info, train, asked.size)
+    wide = canvas(job.backbone.info, train.sizes, asked.size)
     assert isinstance(job.backbone, AdaptedBackbone)  # the one adapter
-    finder = build_finder(asked.detector, copy.deepcopy(job.backbone), job.classes, wide)
+    finder = build_finder(asked.detector, composed(asked, job.backbone), job.classes, wide)
     rate = (SET_RATE if isinstance(finder, SetFinder) else RATE) if asked.lr == "auto" else asked.lr
     slower = rate if asked.backbone_lr == "auto" else asked.backbone_lr
-    pretrained = _pretrained(job.weights, asked.detector)
-    return Trial(job, asked.detector, train, val, wide, asked.batch, rate, slower, masks, asked.max_bad, pretrained)
+    pretrained = None if asked.composite > 1 else _pretrained(job.weights, asked.detector)
+    if asked.composite > 1 and detector_of(job.weights) is not None:
+        log.warning("--composite %d: the backbone's weights alone are scored, not the run's detector", asked.composite)
+    composite = (asked.composite, asked.composite_shared)
+    shared = (job, asked.detector, wide, asked.batch, rate, slower, asked.max_bad, pretrained, composite)
+    return DetectionTrial(*shared, asked.detector, train, val, masks)
 
 
 def _pretrained(run: Path, detector: DetectorName) -> Path | None:
@@ -234,13 +178,6 @@ def _pretrained(run: Path, detector: DetectorName) -> Path | None:
         kind,
     )
     return None
-
-
-def _steps(asked: int | str, images: int, batch: int) -> int:
-    """What "auto" becomes."""
-    if asked != "auto":
-        return int(asked)
-    return min(LONGEST, max(LEAST, math.ceil(PASSES * images / batch)))
 
 
 def _original(found: Detections, scene: Scene) -> Detections:

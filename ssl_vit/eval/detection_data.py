@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ssl_vit.data.annotations import (
     OUTSIDE,
     UNKNOWN,
     Annotations,
+    Size,
     first_of,
     open_annotations,
 )
@@ -33,11 +35,19 @@ _SHOWN = 5  # classes in a message
 log = logging.getLogger("ssl_vit")
 
 
-def open_boxes(path: Path, images: str, side: str, *, outlined: bool = False, max_bad: float = MAX_BAD) -> Annotations:
+def open_boxes(
+    path: Path,
+    images: str,
+    side: str,
+    *,
+    outlined: bool = False,
+    max_bad: float = MAX_BAD,
+    needs: str = "a detector of masks needs one for each, choose --detector faster_rcnn",
+) -> Annotations:
     """The annotations of one side ("train", "val") are read; what was left out goes to the log.
 
-    outlined: for a detector of masks. max_bad: the share of the images that may be missing or unreadable, and of the
-    objects that may lack an outline.
+    outlined: for what learns masks, and `needs` says why and what to do else. max_bad: the share of the images that may
+    be missing or unreadable, and of the objects that may lack an outline.
 
     Raises:
         UserError: nothing readable there, more than `max_bad` of it left out, or not one box to learn or find.
@@ -45,7 +55,8 @@ def open_boxes(path: Path, images: str, side: str, *, outlined: bool = False, ma
     found, where = open_annotations(path, None if images == "auto" else images, outlined=outlined), f"--{side} {path}"
     for line in found.report().splitlines():
         log.warning("%s: %s", where, line)
-    _check_shares(found, where, max_bad, f"name their folder (--{side}-images), " if path.suffix == ".json" else "")
+    hint = f"name their folder (--{side}-images), " if path.suffix == ".json" else ""
+    _check_shares(found, where, max_bad, hint, needs)
     boxes = sum(len(objects.labels) for objects in found.objects)
     _check_boxes(found, boxes, where, max_bad)
     if not boxes:
@@ -58,7 +69,7 @@ def open_boxes(path: Path, images: str, side: str, *, outlined: bool = False, ma
     return found
 
 
-def _check_shares(found: Annotations, where: str, max_bad: float, hint: str) -> None:
+def _check_shares(found: Annotations, where: str, max_bad: float, hint: str, needs: str) -> None:
     """UserError where too many images or outlines were left out."""
     annotated, limit = len(found) + found.left_out, f"more than the {max_bad:.1%} that --max-bad allows"
     if found.left_out > max_bad * annotated:
@@ -73,7 +84,7 @@ def _check_shares(found: Annotations, where: str, max_bad: float, hint: str) -> 
     if len(bare) > max_bad * objects:
         raise UserError(
             f"{where}: {len(bare)} of {objects} objects have no outline that can be drawn, {limit}: {first_of(bare)}; "
-            "a detector of masks needs one for each, choose --detector faster_rcnn"
+            f"{needs}"
         )
 
 
@@ -113,10 +124,10 @@ def numbered_alike(val: Annotations, train: Annotations) -> Annotations:
     return replace(val, classes=train.classes, objects=objects)
 
 
-def canvas(info: BackboneInfo, train: Annotations, asked: int | str) -> int:
+def canvas(info: BackboneInfo, sizes: Sequence[Size], asked: int | str) -> int:
     """The canvas that images are put on has so many pixels a side; UserError for a size that the backbone can't take.
 
-    "auto": the median of the images' longer sides, as a multiple that the backbone takes.
+    sizes: (height, width) of images. "auto": the median of their longer sides, as a multiple that the backbone takes.
     """
     if not info.any_size:
         if info.size[0] != info.size[1] or info.size[0] % COARSEST:
@@ -129,7 +140,7 @@ def canvas(info: BackboneInfo, train: Annotations, asked: int | str) -> int:
         return info.size[0]
     unit = math.lcm(COARSEST, info.multiple)
     if asked == "auto":
-        median = float(np.median([max(size) for size in train.sizes]))
+        median = float(np.median([max(size) for size in sizes]))
         return max(unit, min(math.ceil(median / unit), MOST // unit) * unit)
     size = int(asked)
     if size % unit:

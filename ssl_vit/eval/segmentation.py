@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,13 +24,16 @@ from ssl_vit.data.lasting import Announced, LastingLoader
 from ssl_vit.data.measure import Files
 from ssl_vit.data.readers import TIMEOUT, worker_count, worker_options
 from ssl_vit.data.segmentation import Pair, SegmentationDataset, Segmented, collate, find_pairs
+from ssl_vit.data.segments import NOWHERE
 from ssl_vit.errors import UserError
 from ssl_vit.eval.features import evaluating
 from ssl_vit.eval.job import Job, Outcome
+from ssl_vit.eval.kinds.segmentation import Segmentation
 from ssl_vit.eval.knn import nearest_neighbours
 from ssl_vit.eval.linear import LinearProbe, fit_linear
 from ssl_vit.eval.protocol import Side
 from ssl_vit.eval.readout import patch_maps
+from ssl_vit.eval.segmentation_data import of_coco, open_segments
 from ssl_vit.progress import progress
 
 LINEAR_PATCHES, BANK = 200_000, 50_000  # patches of train that are learnt from, that are searched
@@ -48,21 +52,22 @@ class Patches:
     values: NDArray[np.int64]  # [C] the numbers in the masks
 
 
-def score(job: Job, ignore: tuple[int, ...]) -> Outcome:
-    """The kind "segmentation" gives mIoU and pixel accuracy in percent, at each mask's own size."""
-    train, val = (find_pairs(job.path(side), side) for side in ("train", "val"))
+def score(job: Job, asked: Segmentation) -> Outcome:
+    """The kind "segmentation" gives mIoU and pixel accuracy in percent, at each mask's own size, of frozen heads."""
+    (train, val), ignore = _open(job, asked)
     known = _collect(job, train, ignore)
     probe = fit_linear(known.features, known.labels, epochs=EPOCHS, seed=job.seed, device=job.device, dtype=job.dtype)
     rows = np.random.default_rng(job.seed).permutation(len(known.labels))[:BANK]
     bank, bank_labels = known.features[rows], known.labels[rows]
     job.classes = len(known.values)
-    tables = {"linear": np.zeros((job.classes, job.classes), np.int64)}
-    tables["knn"] = tables["linear"].copy()
+    tables: dict[str, NDArray[np.int64]] = {
+        head: np.zeros((job.classes, job.classes), np.int64) for head in ("linear", "knn") if head in asked.head
+    }
     for maps, samples in _maps(job, val, "val"):
         patches = np.ascontiguousarray(maps.permute(0, 2, 3, 1).flatten(0, 2).numpy())
         shape = (len(samples), *maps.shape[-2:], job.classes)
-        found = {"linear": _linear(probe, patches), "knn": votes(bank, bank_labels, patches, job.classes)}
-        for name, each in found.items():
+        for name in tables:
+            each = _linear(probe, patches) if name == "linear" else votes(bank, bank_labels, patches, job.classes)
             planes = each.reshape(shape).permute(0, 3, 1, 2)
             for plane, sample in zip(planes, samples, strict=True):
                 tables[name] += confusion(known.values, sample, segment(plane, sample.mask.shape), ignore)
@@ -75,6 +80,19 @@ def score(job: Job, ignore: tuple[int, ...]) -> Outcome:
     }
     scores = {name: iou_summary(table) for name, table in tables.items()}
     return Outcome(scores, settings, seed=job.seed, more={"lr": probe.rate})
+
+
+def _open(job: Job, asked: Segmentation) -> tuple[list[list[Pair]], tuple[int, ...]]:
+    """The pairs of both sides, and the numbers that don't count."""
+    images = {"train": asked.train_images, "val": asked.val_images}
+    if not any(of_coco(job.path(side)) for side in images):
+        for side, given in images.items():
+            if given != "auto":
+                raise UserError(f"--{side}-images {given}: only a COCO .json is given its images; leave it out")
+        return [find_pairs(job.path(side), side) for side in images], asked.ignore
+    train, val = (open_segments(job.path(side), images[side], side, asked.ignore, asked.max_bad) for side in images)
+    both = (train, val.numbered_as(train))
+    return [[Pair(Path(each.path(i)), each.mask(i), each, i) for i in range(len(each))] for each in both], (NOWHERE,)
 
 
 def iou_summary(table: NDArray[np.int64]) -> dict[str, float]:
@@ -218,6 +236,7 @@ def _batches(dataset: SegmentationDataset, size: int) -> LastingLoader[tuple[Ten
 def known(pairs: list[Pair], root: Path) -> Known:
     """Fingerprint images and masks."""
     paths = [path for pair in pairs for path in (pair.image, pair.mask)]
-    lines = [f"{path.relative_to(root)} {path.stat().st_size}\n" for path in paths]
+    paths = [path for path in dict.fromkeys(paths) if path.is_file()]  # others are among what could not be read
+    lines = [f"{os.path.relpath(path, root)} {path.stat().st_size}\n" for path in paths]
     named = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
     return files_known_by(named, [str(path) for path in paths])

@@ -21,9 +21,9 @@ from ssl_vit.data.detection import DetectionDataset
 from ssl_vit.detectors.build import build_finder
 from ssl_vit.detectors.detector import Detections
 from ssl_vit.detectors.finder import Finder
-from ssl_vit.eval import detection, detection_loop
+from ssl_vit.eval import detection, scene_loop
 from ssl_vit.eval.detection_data import canvas, numbered_alike
-from ssl_vit.eval.detection_summary import gain_summary
+from ssl_vit.eval.gains import gain_summary
 from ssl_vit.eval.job import Job
 from ssl_vit.eval.kinds.detection import Detection
 from ssl_vit.eval.unfinished import Unfinished
@@ -91,16 +91,16 @@ def test_the_command_scores_both_draws_and_leaves_nothing_behind(sets, tmp_path,
 def _killed(argv, log, run, step):
     """The command, which is killed as it begins a step of one of its runs; every step leaves a checkpoint."""
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-    detection_loop.SAVE_EVERY = -1.0
+    scene_loop.SAVE_EVERY = -1.0
     torch.set_num_threads(1)
-    seed, count = detection_loop.noise_seed, iter(range(10**6))
+    seed, count = scene_loop.noise_seed, iter(range(10**6))
 
     def trapped(*at):
         if next(count) == 3 * run + step:
             os.kill(os.getpid(), signal.SIGKILL)
         return seed(*at)
 
-    detection_loop.noise_seed = trapped
+    scene_loop.noise_seed = trapped
     raise SystemExit(main(argv))
 
 
@@ -230,7 +230,7 @@ def test_the_backbone_learns_at_its_own_rate(sets):
     finder = build_finder("faster_rcnn", create_backbone("resnet18", model_args=ARGS), 2, 64)
     before = {name: value.clone() for name, value in finder.named_parameters()}
     data = DetectionDataset(annotations, 64, training=True)
-    detection_loop.train_detector(finder, data, np.arange(8), detection_loop.DetectorRecipe(2, 2, 1e-3, 1e-9, 0))
+    scene_loop.train_on_scenes(finder, data, np.arange(8), scene_loop.SceneRecipe(2, 2, 1e-3, 1e-9, 0))
     trunk = {id(parameter) for parameter in finder.trunk().parameters()}
     for name, value in finder.named_parameters():
         change = (value - before[name]).abs().max()
@@ -267,7 +267,7 @@ def test_the_canvas_is_as_large_as_the_images_are(sets):
     train = open_annotations(sets["train"])
     info = create_backbone("resnet18", model_args=ARGS).info
     longest = np.median([max(size) for size in train.sizes])
-    assert canvas(info, train, "auto") == 32 * -(-longest // 32)
+    assert canvas(info, train.sizes, "auto") == 32 * -(-longest // 32)
 
 
 def test_classes_of_val_are_told_by_their_names(sets):

@@ -23,12 +23,24 @@ from tests.test_cli import light, python
 
 READOUT = {"layers": "last0", "pooling": "middle", "precision": "float16"}
 FEATURES = READOUT | {"seed": -1, "max_bad": 2}
+PAIRS = {
+    "seeds": (1, 1),
+    "share": (0, 50),
+    "steps": 0,
+    "size": "large",
+    "batch": 0,
+    "lr": 0,
+    "backbone_lr": -1e-3,
+    "composite": 9,
+    "composite_shared": -1,
+    "train_images": "",
+    "val_images": "",
+}
 WRONG = {  # a value outside each setting's range
     "augmented": {"epochs": 0, "batch": 2.5, "lr": (0.1, 0)} | FEATURES,
     "budget": {"keep": (0.5, 1.5), "gmacs": (0,), "seed": -1},
     "clustering": FEATURES,
-    "detection": {"detector": "yolo", "seeds": (1, 1), "share": (0, 50), "steps": 0, "size": "large", "batch": 0}
-    | {"lr": 0, "backbone_lr": -1e-3, "train_images": "", "val_images": "", "max_bad": 2},
+    "detection": {"detector": "yolo", "max_bad": 2} | PAIRS,
     "fewshot": {"shots": (1, 0), "share": (100,), "draws": 1} | FEATURES,
     "finetune": {"epochs": 0, "batch": 3, "lr": 0, "layer_decay": 1.5, "mixup": -0.1, "cutmix": math.inf}
     | {
@@ -49,7 +61,7 @@ WRONG = {  # a value outside each setting's range
     "retrieval": {"k": (0,)} | FEATURES,
     "robustness": {"corruptions": ("all", "fog"), "severities": 9, "hide": (101,), "shuffle": (1,), "radius": (256,)}
     | FEATURES,
-    "segmentation": {"ignore": (65536,)} | FEATURES,
+    "segmentation": {"head": ("unet",), "ignore": (65536,)} | PAIRS | FEATURES,
     "shapebias": FEATURES,
     "sharpness": {"images": 0, "iterations": 0, "span": 0, "places": 2, "seed": -1},
 }
@@ -169,7 +181,7 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_right_name(files, capsys
 def test_what_is_missing_or_not_for_this_kind_is_named(files):
     with pytest.raises(UserError, match="eval knn: needs --val DIR, labelled images to score on"):
         evaluate("knn", "weights.pth", train="images")
-    with pytest.raises(UserError, match=r"^eval detection: layers: unknown key; .* has detector, seeds, share"):
+    with pytest.raises(UserError, match=r"^eval detection: layers: unknown key; .* has detector, max_bad, seeds"):
         evaluate("detection", "weights.pth", train="images", val="images", layers="last4")
     (files / "weights.pth").write_bytes(b"\0")
     with pytest.raises(UserError, match="eval detection: features: no features are kept"):

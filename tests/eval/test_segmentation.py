@@ -169,5 +169,9 @@ def test_mistakes_are_one_clear_line(run, tmp_path, caplog):
     assert left_out == {"train": 0, "val": 1}
     assert "the mask is (10, 10), the image (48, 60)" in caplog.text
     (val / "images" / "001.png").unlink()
-    with pytest.raises(UserError, match=r"001 has no file in .*images"):
+    with pytest.raises(RunFailed, match=r"2 of 4 images .50.0%. could not be read.*001"):
+        evaluate("segmentation", run, train=train, val=val, max_bad=0.3)
+    for name in ("000", "002", "003"):
+        (val / "images" / f"{name}.png").unlink()
+    with pytest.raises(UserError, match=r"none of 4 names has a file in .*images, as 000; add them"):
         evaluate("segmentation", run, train=train, val=val)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
-
-from pydantic import AfterValidator, BeforeValidator, Field
+from typing import TYPE_CHECKING, ClassVar
 
 from ssl_vit.detectors.table import DetectorName
-from ssl_vit.eval.kind import AtLeastOne, Number, ScoreKind, Seed
+from ssl_vit.eval.kind import Number, ScoreKind
 from ssl_vit.eval.kinds import register_kind
-from ssl_vit.settings import MAX_BAD, Count, Fraction, Positive
+from ssl_vit.eval.pair_kind import PairOptions
+from ssl_vit.settings import MAX_BAD, Fraction
 
 if TYPE_CHECKING:
     from ssl_vit.eval.job import Job, Outcome
@@ -19,24 +17,8 @@ if TYPE_CHECKING:
 _BOXES = "with boxes: a COCO .json, a Pascal VOC folder or a YOLO folder"
 
 
-def _path(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _different(seeds: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(seeds)) < len(seeds):
-        raise ValueError("different numbers")
-    return seeds
-
-
-AutoWord = Literal["auto"]
-Seeds = Annotated[AtLeastOne[Seed], AfterValidator(_different)]
-Percent = Annotated[float, Field(gt=0, le=100)]
-Text = Annotated[str, Field(min_length=1), BeforeValidator(_path)]
-
-
 @register_kind("detection")
-class Detection(ScoreKind):
+class Detection(PairOptions, ScoreKind):
     """A detector learns from scratch and from the weights, over several seeds: mAP, and which is better."""
 
     folders: ClassVar[Mapping[str, str]] = {
@@ -47,24 +29,6 @@ class Detection(ScoreKind):
 
     detector: DetectorName = "faster_rcnn"
     """The detector that is trained on the backbone."""
-    seeds: Seeds = (0, 1, 2)
-    """Seeds; each is one run from scratch and one from the weights."""
-    share: AtLeastOne[Percent] = (100.0,)
-    """Part of train's images that is learnt from, in percent; each is scored."""
-    steps: Number[Count] | AutoWord = "auto"
-    """Steps of a run; auto: 24 passes over its images, 500 to 20,000 steps."""
-    size: Number[Count] | AutoWord = "auto"
-    """Side of the canvas that images are put on, in pixels; auto: as the images are, 640 at most."""
-    batch: Number[Count] = 8
-    """Images a step."""
-    lr: Number[Positive] | AutoWord = "auto"
-    """Peak learning rate of the detector; auto: 1e-3, of a detector of queries 2e-4."""
-    backbone_lr: Number[Positive] | AutoWord = "auto"
-    """Peak learning rate of the backbone in both; auto: as --lr."""
-    train_images: Text = "auto"
-    """Folder of the images of a COCO .json given as --train; auto: that of the file."""
-    val_images: Text = "auto"
-    """Likewise, of --val."""
     max_bad: Number[Fraction] = MAX_BAD
     """Share of the annotated images that may be missing or unreadable, of the boxes that may be wrong, and of the
     objects that may lack an outline where the detector needs one; they are named and left out."""

@@ -1,4 +1,4 @@
-"""Training a detector on boxes: the same steps to the bit after a kill."""
+"""Training a detector or a segmenter on scenes: the same steps to the bit after a kill."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from ssl_vit.data.detection import DetectionDataset, Scene, training_scenes
+from ssl_vit.backbones.composite import AUXILIARY, composite_of
 from ssl_vit.data.readers import worker_count
-from ssl_vit.detectors.finder import Finder
+from ssl_vit.data.scenes import SceneDataset, training_scenes
+from ssl_vit.detectors.learner import Learner, S
 from ssl_vit.errors import RunFailed
 from ssl_vit.files import write_whole
 from ssl_vit.progress import progress
@@ -30,8 +31,8 @@ log = logging.getLogger("ssl_vit")
 
 
 @dataclass(frozen=True)
-class DetectorRecipe:
-    """The recipe says how long a detector learns, and how fast: AdamW, warmed up, then falling to 0 as a cosine."""
+class SceneRecipe:
+    """The recipe says how long a learner learns, and how fast: AdamW, warmed up, then falling to 0 as a cosine."""
 
     steps: int
     batch: int
@@ -41,16 +42,16 @@ class DetectorRecipe:
     max_bad: float = MAX_BAD
 
 
-def train_detector(
-    finder: Finder,
-    dataset: DetectionDataset,
+def train_on_scenes(
+    learner: Learner[S],
+    dataset: SceneDataset[S],
     chosen: NDArray[np.int64],
-    recipe: DetectorRecipe,
+    recipe: SceneRecipe,
     *,
     checkpoint: Path | None = None,
-    title: str = "detector",
+    title: str = "learner",
 ) -> None:
-    """Train a detector, on the device it is on, with the boxes of the chosen images; it ends in evaluation mode.
+    """Train a learner, on the device it is on, with the scenes of the chosen images; it ends in evaluation mode.
 
     Order, augmentation and noise are functions of (seed, step). checkpoint: a file that is written now and then, and
     gone on from where it is there; the result is the same to the bit. The caller removes it.
@@ -58,8 +59,8 @@ def train_detector(
     Raises:
         RunFailed: the loss is not finite, or too many images can't be read.
     """
-    optimizer = torch.optim.AdamW(_groups(finder, recipe), weight_decay=WEIGHT_DECAY, fused=True)
-    first = _resume(checkpoint, finder, optimizer)
+    optimizer = torch.optim.AdamW(_groups(learner, recipe), weight_decay=WEIGHT_DECAY, fused=True)
+    first = _resume(checkpoint, learner, optimizer)
     batch, workers = min(recipe.batch, len(chosen)), worker_count(None, recipe.steps * recipe.batch)
     scenes = training_scenes(
         dataset,
@@ -72,41 +73,54 @@ def train_detector(
         max_bad=recipe.max_bad,
     )
     warmup = min(LONGEST_WARMUP, max(1, round(WARMUP * recipe.steps)))
-    finder.train()
+    learner.train()
     saved = mark = time.monotonic()
     with progress(title, recipe.steps * batch, first * batch) as advance:
         for step, readable in enumerate(scenes, start=first):
             waited = time.monotonic() - mark
             share = warmup_cosine(1.0, 0.0, step + 1, recipe.steps + 1, warmup)
             torch.manual_seed(noise_seed(recipe.seed, step, 0))
-            if readable:
-                _descend(finder, optimizer, readable, share, f"{title}, step {step}")
+            if len(readable) >= learner.least:
+                _descend(learner, optimizer, readable, share, f"{title}, step {step}")
             if checkpoint is not None and time.monotonic() - saved > SAVE_EVERY:
-                _save(checkpoint, finder, optimizer, step + 1)
+                _save(checkpoint, learner, optimizer, step + 1)
                 saved = time.monotonic()
             advance(batch, waited)
             mark = time.monotonic()
-    finder.eval()
+    learner.eval()
 
 
-def _descend(finder: Finder, optimizer: torch.optim.Optimizer, scenes: list[Scene], share: float, where: str) -> None:
-    """Take one step down the sum of the detector's losses at a share of the peak rates; RunFailed if not finite."""
+def _descend(learner: Learner[S], optimizer: torch.optim.Optimizer, scenes: list[S], share: float, where: str) -> None:
+    """Take one step down the sum of its losses at a share of the peak rates; RunFailed if not finite."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * share
-    loss = torch.stack(list(finder.losses(scenes).values())).sum()
+    loss = torch.stack(_parts(learner, scenes)).sum()
     if not torch.isfinite(loss):
         raise RunFailed(f"{where}: the loss is {loss.item()}; lower --lr")
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
-    nn.utils.clip_grad_norm_(finder.parameters(), CLIP)
+    nn.utils.clip_grad_norm_(learner.parameters(), CLIP)
     optimizer.step()
 
 
-def _groups(finder: Finder, recipe: DetectorRecipe) -> list[dict[str, object]]:
+def _parts(learner: Learner[S], scenes: list[S]) -> list[Tensor]:
+    """The parts of the loss; in a composite also those of the maps of each network that assists, by the same head."""
+    parts = list(learner.losses(scenes).values())
+    composite = composite_of(learner.trunk())
+    if composite is None:
+        return parts
+    for place in range(composite.assistants):
+        with composite.instead(place):
+            parts += [AUXILIARY * part for part in learner.losses(scenes).values()]
+    composite.forget()
+    return parts
+
+
+def _groups(learner: Learner[S], recipe: SceneRecipe) -> list[dict[str, object]]:
     """Backbone and head, each with and without weight decay; "peak" is the largest learning rate."""
-    trunk = {id(parameter) for parameter in finder.trunk().parameters()}
+    trunk = {id(parameter) for parameter in learner.trunk().parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for parameter in finder.parameters():
+    for parameter in learner.parameters():
         if parameter.requires_grad:
             groups.setdefault((id(parameter) in trunk, parameter.ndim > 1), []).append(parameter)
     return [
@@ -116,17 +130,17 @@ def _groups(finder: Finder, recipe: DetectorRecipe) -> list[dict[str, object]]:
     ]
 
 
-def _save(path: Path, finder: Finder, optimizer: torch.optim.Optimizer, step: int) -> None:
-    state = {"step": step, "model": finder.state_dict(), "optimizer": optimizer.state_dict()}
+def _save(path: Path, learner: Learner[S], optimizer: torch.optim.Optimizer, step: int) -> None:
+    state = {"step": step, "model": learner.state_dict(), "optimizer": optimizer.state_dict()}
     write_whole(path, lambda file: torch.save(state, file))
 
 
-def _resume(path: Path | None, finder: Finder, optimizer: torch.optim.Optimizer) -> int:
+def _resume(path: Path | None, learner: Learner[S], optimizer: torch.optim.Optimizer) -> int:
     """The step to go on with."""
     if path is None or not path.is_file():
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
-    finder.load_state_dict(state["model"])
+    learner.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     log.info("%s: going on at step %d", path, state["step"])
     return int(state["step"])

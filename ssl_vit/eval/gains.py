@@ -1,4 +1,4 @@
-"""From the scores of pairs of runs to a sentence: do the weights help a detector?"""
+"""From the scores of pairs of runs to a sentence: do the weights help?"""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import numpy as np
 
 from ssl_vit.eval.fewshot import half_interval
 
-Scores = Mapping[str, float]  # of one run: "mAP", "mAP50", …, percent
+Scores = Mapping[str, float]  # of one run: "mAP", "mIoU", …, percent
 
 
 def gain_summary(
-    scratch: Sequence[Scores], weights: Sequence[Scores], backbone: Sequence[Scores] | None = None
+    scratch: Sequence[Scores],
+    weights: Sequence[Scores],
+    backbone: Sequence[Scores] | None = None,
+    metric: str = "mAP",
 ) -> dict[str, Any]:
     """Runs in pairs (the same seed at the same place) become a summary: each score's mean with its 95 % interval over
-    the seeds (Student's t), the difference within pairs likewise, and a verdict on mAP.
+    the seeds (Student's t), the difference within pairs likewise, and a verdict on `metric`.
 
     backbone: of detectors that began with the backbone's weights alone, where the rest was pretrained too.
 
@@ -27,19 +30,20 @@ def gain_summary(
     difference = _apart(scratch, weights)
     found = {"scratch": _means(scratch), "weights": _means(weights), "difference": difference}
     if backbone is None:
-        return found | {"verdict": verdict(difference["mAP"])}
+        return found | {"verdict": verdict(difference[metric], metric)}
     beyond = _apart(backbone, weights)
-    told = f"{verdict(difference['mAP'])}; against the backbone's weights alone: {verdict(beyond['mAP'])}"
+    told, alone = verdict(difference[metric], metric), verdict(beyond[metric], metric)
+    told = f"{told}; against the backbone's weights alone: {alone}"
     return found | {"backbone": _means(backbone), "difference_from_backbone": beyond, "verdict": told}
 
 
-def verdict(difference: Mapping[str, Any]) -> str:
+def verdict(difference: Mapping[str, Any], metric: str) -> str:
     """The verdict says in words what a difference, as ``gain_summary`` gives it, allows to be said."""
     mean, seeds = difference["mean"], len(difference["seeds"])
     if "low" not in difference:
-        return f"{mean:+.1f} mAP with the weights, of one seed: no word about chance; give --seeds 0,1,2"
+        return f"{mean:+.1f} {metric} with the weights, of one seed: no word about chance; give --seeds 0,1,2"
     low, high = difference["low"], difference["high"]
-    told = f"{mean:+.1f} mAP, 95 % interval {low:+.1f} to {high:+.1f} over {seeds} seeds"
+    told = f"{mean:+.1f} {metric}, 95 % interval {low:+.1f} to {high:+.1f} over {seeds} seeds"
     if low > 0:
         return f"the weights help: {told}"
     if high < 0:
