@@ -18,7 +18,7 @@ from ssl_vit.data.annotations import Annotations
 from ssl_vit.data.decode import decode
 from ssl_vit.data.detection import DetectionDataset
 from ssl_vit.data.evalset import EvalDataset, EvalLoader
-from ssl_vit.data.scenes import scenes_in_order, training_scenes
+from ssl_vit.data.scenes import scenes_in_order, share_of, training_scenes
 from ssl_vit.data.segmentation import Pair, SegmentationDataset
 from ssl_vit.data.sources import open_source
 from ssl_vit.errors import RunFailed
@@ -60,7 +60,7 @@ def in_steps(images: Path) -> list[int]:
         steps = training_scenes(dataset, chosen, batch_size=2, steps=7, seed=1, first=3, workers=workers)
         return [scene.index for scenes in steps for scene in scenes]
 
-    dataset, chosen = boxes(images), detection.share_of(9, 1.0, 0)
+    dataset, chosen = boxes(images), share_of(9, 1.0, 0)
     lasting = order(1)
     assert lasting == order(0)
     assert len(lasting) == 8
