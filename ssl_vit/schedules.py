@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from itertools import pairwise
+from typing import NamedTuple
 
 
 def cosine(start: float, end: float, step: int, total: int) -> float:
@@ -72,6 +74,53 @@ def rsqrt(peak: float, end: float, step: int, total: int, warmup: int, cooldown:
 def _left(step: int, total: int, cooldown: int) -> float:
     """What a cool-down over the last steps leaves of a rate, from 1 to 0."""
     return min(1.0, max(0, total - step) / cooldown) if cooldown else 1.0
+
+
+class Phase(NamedTuple):
+    """Steps of a run, ``start`` to ``stop``, in which global crops have ``size`` pixels."""
+
+    size: int
+    start: int
+    stop: int
+
+
+def size_shares(text: str) -> list[tuple[int, float]]:
+    """The sizes of a schedule such as "112:0.75,224:0.25", and the share of the steps that each has.
+
+    Raises ValueError where they don't rise, or the shares are not those of a whole.
+
+    >>> size_shares("112:0.75, 224:0.25")
+    [(112, 0.75), (224, 0.25)]
+    """
+    found = []
+    for part in text.split(","):
+        size, _, share = part.partition(":")
+        try:
+            found.append((int(size), float(share)))
+        except ValueError:
+            raise ValueError(f'SIZE:SHARE,SIZE:SHARE, as "112:0.75,224:0.25"; {part.strip()!r} is none') from None
+    sizes, shares = [size for size, _ in found], [share for _, share in found]
+    if sizes[0] < 1 or any(a >= b for a, b in pairwise(sizes)):
+        raise ValueError("sizes that rise, the smallest first")
+    if not all(0 < share <= 1 for share in shares) or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"shares above 0 that make 1 together; these make {sum(shares):g}")
+    return found
+
+
+def phases(sizes: str, total: int) -> list[Phase]:
+    """The parts of a run of so many steps; one that is too short for a step is left out.
+
+    >>> phases("112:0.75,224:0.25", 10)
+    [Phase(size=112, start=0, stop=8), Phase(size=224, start=8, stop=10)]
+    """
+    found, start, share = list[Phase](), 0, 0.0
+    for size, part in size_shares(sizes):
+        share += part
+        stop = round(min(share, 1.0) * total)
+        if stop > start:
+            found.append(Phase(size, start, stop))
+        start = stop
+    return found
 
 
 def noise_seed(seed: int, step: int, rank: int) -> int:

@@ -88,6 +88,18 @@ def test_a_run_ends_when_it_was_asked_to(
     assert sum("loss" in row and "health" not in row for row in rows(tmp_path / "run")) == done.steps
 
 
+def test_growing_crops_are_measured_at_each_size(pictures: Path, tmp_path: Path, clock: Clock) -> None:
+    """A step of half the side takes a quarter of a second and is half of them, beside one of a second."""
+    for module in (speed, loop):
+        quick = lambda _, batch, *__: -0.75 if batch.views[0].shape[-1] == 16 else 0.0  # noqa: E731 - beside the one
+        clock.takes(module, "take_step", quick)
+    begun = clock.now
+    pretrain(pictures / "train", tmp_path / "run", settings(train__time="2m", train__sizes="16:0.5,32:0.5"))
+    assert clock.now - begun == pytest.approx(120.0, rel=0.05)
+    kept = load_config([tmp_path / "run" / "config.yaml"]).train
+    assert kept.step_seconds == pytest.approx(0.625)
+
+
 def test_measuring_leaves_no_trace(pictures: Path, tmp_path: Path, clock: Clock) -> None:
     """The same epochs give the same weights, whether they follow from a time or were said."""
     timed = pretrain(pictures / "train", tmp_path / "timed", settings(train__time="70s"))

@@ -26,6 +26,7 @@ class Description(NamedTuple):
     std: Colour
     plugin: Mapping[str, Any] | None = None  # where the architecture is from, if neither timm nor we can build it
     outputs: tuple[float, ...] | None = None  # what it gave for an image of noise; see ``fingerprint``
+    ours: bool = False  # whether a run of ours wrote it
 
 
 def read_description(file: Path, document: Document) -> Description | None:
@@ -67,7 +68,13 @@ def _description(config: Any, where: str) -> Description | None:
         outputs = tuple(map(float, config["outputs"])) if "outputs" in config else None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{where}: {error} is missing or wrong; expected timm's config.json; export again") from None
-    return Description(name, model_args, (int(height), int(width)), mean, std, plugin, outputs)
+    size, ours = (int(height), int(width)), _is_ours(config.get(OURS))
+    return Description(name, model_args, size, mean, std, plugin, outputs, ours)
+
+
+def _is_ours(said: Any) -> bool:
+    """Whether a run of ours trained the weights; those that were only written anew say which file they are from."""
+    return isinstance(said, dict) and "weights_sha256" not in said
 
 
 def _usual(key: str, value: Any) -> bool:

@@ -52,6 +52,11 @@ class Inspection:
         said = self.description
         return Architecture(said.name, said.model_args, said.size) if said else architecture_of(self.state)
 
+    @property
+    def ours(self) -> bool:
+        """Whether a run of ours has trained them."""
+        return self.description is not None and self.description.ours
+
     def colours(self, name: str, own: tuple[Colour, Colour]) -> Colours:
         """Say with which mean and deviation it was trained, as far as the file, its layout or its network tells.
 

@@ -32,6 +32,7 @@ from ssl_vit.methods.base_config import (
     Positive,
     Section,
 )
+from ssl_vit.schedules import size_shares
 from ssl_vit.settings import MAX_BAD
 
 DEFAULT_METHOD = "dino"
@@ -66,6 +67,12 @@ def _minutes(given: object) -> object:
     return 60 * hours + minutes + seconds / 60
 
 
+def _sizes(given: str) -> str:
+    """A schedule of sizes, as it is written."""
+    size_shares(given)
+    return given
+
+
 def as_minutes(given: object) -> float | None:
     """The minutes that a length of time has; None where it is none."""
     try:
@@ -76,6 +83,7 @@ def as_minutes(given: object) -> float | None:
 
 
 Limits = Annotated[tuple[float, float], Field(strict=False), AfterValidator(_ascending)]
+Sizes = Annotated[str, AfterValidator(_sizes)]
 Minutes = Annotated[float, BeforeValidator(_minutes), Field(gt=0)]
 Numbers = Annotated[tuple[CountOrZero, ...], Field(strict=False), AfterValidator(_one_or_three)]
 
@@ -152,13 +160,18 @@ class OptimConfig(Section):
     cooldown_epochs: Auto[NonNegative] = AUTO
     """Epochs at the end in which the rate of rsqrt or wsd falls linearly to min_lr; a run can be cooled down from any
     of their steps."""
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    backbone_rate: Auto[Annotated[float, Field(gt=0, le=1)]] = AUTO
+    """The learning rate of the backbone over that of the heads beside it; 1 for the same in all, and less where it
+    begins with trained weights (backbone.weights), which the heads' first gradients would destroy."""
+    layer_decay: Auto[Annotated[float, Field(gt=0, le=1)]] = AUTO
     """The learning rate of a layer of the backbone over that of the next; 1 for the same in all."""
+    heads_first: Auto[CountOrZero] = AUTO
+    """Steps at the start in which only the heads learn, and the backbone stays as it is."""
     weight_decay: Auto[NonNegative] = AUTO
     """Weight decay at the start."""
     weight_decay_end: Auto[NonNegative] = AUTO
     """Weight decay at the end of its cosine."""
-    head_weight_decay: NonNegative | None = None
+    head_weight_decay: Auto[NonNegative | None] = AUTO
     """Weight decay, constant, of what is trained beside the backbone; null: as the backbone's."""
     warmup_epochs: Auto[NonNegative] = AUTO
     """Epochs in which the learning rate rises linearly from 0."""
@@ -191,6 +204,9 @@ class TrainConfig(Section):
     """Steps after which the run ends, within its last epoch; null: when that is whole."""
     step_seconds: Positive | None = None
     """Seconds of a step as they were measured for train.time, which the run writes down."""
+    sizes: Sizes | None = None
+    """Sides of a global crop in the parts of a run, and the share of its steps that each has, as "112:0.75,224:0.25":
+    small crops first, which cost less (FastDINOv2); the last is backbone.image_size. null: the same throughout."""
     batch_size: Auto[Count] = AUTO
     """Images a step, over all devices together."""
     devices: Auto[Count] = AUTO
@@ -242,12 +258,15 @@ class TrainConfig(Section):
 
 
 class HealthConfig(Section):
-    """How often the run is checked for learning or collapse."""
+    """How often the run is checked for learning, collapse or harm."""
 
     every: Auto[Count] = AUTO
     """Steps between two health checks."""
     knn_every: Auto[Positive] = AUTO
-    """Epochs between two k-NN scores, when data.val is given."""
+    """Epochs between two k-NN scores, when data.val is given, and where the run begins with trained weights between two
+    comparisons with these."""
+    patience: CountOrZero = 3
+    """So many comparisons in a row that find trained weights worse than they were end the run; 0 = never."""
 
 
 def _by_name(value: Any) -> Any:

@@ -8,7 +8,7 @@ index), so batches do not depend on the number of workers, and a run resumed at 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -175,6 +175,31 @@ class Loader:
             if self._regions is not None and self._count:
                 batch.boxes = boxes_in_crops(_first_boxes(self._regions, batch.index, self._count), batch.params[0])
             yield batch
+
+
+class InPhases:
+    """Loaders one after the other, each opened when the one before has given its last batch.
+
+    total: steps in all; phases: what opens each loader.
+    """
+
+    def __init__(self, phases: Sequence[Callable[[], Loader]], total: int) -> None:
+        self._phases, self._total = phases, total
+        self._now = phases[0]()
+
+    @property
+    def bad(self) -> BadList:
+        """The files that could not be read."""
+        return self._now.bad
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from self._now
+        for phase in self._phases[1:]:
+            self._now = phase()
+            yield from self._now
 
 
 def _first_boxes(regions: RegionBoxes, index: Tensor, count: int) -> Tensor:

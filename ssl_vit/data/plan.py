@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -49,3 +49,23 @@ class ViewPlan:
         522240
         """
         return 3 * self.pixels()
+
+    def scaled(self, size: int, full: int, multiple: int = 1, smallest: int = 1) -> ViewPlan:
+        """Make the same plan for crops of ``size`` where they had ``full`` pixels; smaller ones and blur follow.
+
+        Sides stay multiples of ``multiple``, and at least ``smallest`` pixels.
+
+        >>> views = ViewPlan((View("global", 2, 224), View("local", 8, 96))).scaled(112, 224, 16).views
+        >>> [view.size for view in views]
+        [112, 48]
+        """
+        if size == full:
+            return self
+        least = -(-smallest // multiple) * multiple
+        return replace(self, views=tuple(_scaled(view, size, full, multiple, least) for view in self.views))
+
+
+def _scaled(view: View, size: int, full: int, multiple: int, least: int) -> View:
+    side = size if view.size == full else max(least, round(view.size * size / full / multiple) * multiple)
+    low, high = view.blur_sigma
+    return replace(view, size=side, blur_sigma=(low * side / view.size, high * side / view.size))

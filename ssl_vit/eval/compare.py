@@ -112,7 +112,9 @@ def wilson(right: int, images: int) -> tuple[float, float]:
     return 100 * (centre - half), 100 * (centre + half)
 
 
-def paired_difference(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> tuple[float, float, float]:
+def paired_difference(
+    a: NDArray[np.bool_ | np.float64], b: NDArray[np.bool_ | np.float64]
+) -> tuple[float, float, float]:
     """The result says by how many percent of the same images [M] b is better, and the ends of its 95 % interval."""
     each = b.astype(float) - a
     mean, half = float(each.mean()), _Z * float(each.std()) / math.sqrt(len(each))

@@ -121,6 +121,26 @@ def knn_sweep(
     return results
 
 
+def leave_one_out(
+    features: NDArray[np.float32], labels: NDArray[np.int64], k: int, temperature: float = TEMPERATURE
+) -> NDArray[np.int64]:
+    """Classify each image [N] by its k nearest others among the same images, as ``knn`` does.
+
+    Raises as ``knn``.
+
+    >>> bank = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]], dtype=np.float32)
+    >>> leave_one_out(bank, np.array([0, 0, 1, 1]), 1)
+    array([0, 0, 1, 1])
+    """
+    _check(features, labels, features, labels)
+    k, rows = min(k, len(features) - 1), np.arange(len(features))[:, None]
+    similarity, near = nearest_neighbours(features, features, k + 1)
+    own = near == rows
+    own[:, -1] |= ~own.any(1)  # where the image itself is not among them the last goes
+    others = (similarity[~own].reshape(-1, k), labels[near[~own].reshape(-1, k)])
+    return _vote(*others, temperature, [k], int(labels.max()) + 1)[k]
+
+
 Search = Callable[[NDArray[np.float32], NDArray[np.float32], int], tuple[NDArray[np.float32], NDArray[np.int64]]]
 
 

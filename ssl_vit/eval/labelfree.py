@@ -91,6 +91,8 @@ def cropped(seed: int, view: int, image: NDArray[np.uint8], index: int) -> NDArr
 def rank_me(features: NDArray[np.float32]) -> float:
     """RankMe (arXiv 2210.02885) is exp of the entropy of the singular values of features [N, D]; 1 is collapse."""
     values = np.linalg.svd(features.astype(np.float64), compute_uv=False)
+    if not values.any():  # all of them 0
+        return 1.0
     share = values / values.sum() + 1e-7
     return float(np.exp(-(share * np.log(share)).sum()))
 
@@ -127,6 +129,11 @@ def uniformity(features: NDArray[np.float32], seed: int) -> float:
 
 def shared_neighbours(a: NDArray[np.float32], b: NDArray[np.float32], k: int) -> float:
     """The percent says how many of an image's k nearest others in a [N, D] its second view in b has too."""
+    return 100 * float(np.mean(shared_by_image(a, b, k)))
+
+
+def shared_by_image(a: NDArray[np.float32], b: NDArray[np.float32], k: int) -> NDArray[np.float64]:
+    """The same for every image, as shares [N] of 1."""
     rows = np.arange(len(a))[:, None]
     found = []
     for queries in (a, b):
@@ -134,5 +141,4 @@ def shared_neighbours(a: NDArray[np.float32], b: NDArray[np.float32], k: int) ->
         own = near == rows
         own[:, -1] |= ~own.any(1)  # where the image itself is not among them the last goes
         found.append(near[~own].reshape(len(a), k))
-    shared = [len(np.intersect1d(one, other)) for one, other in zip(*found, strict=True)]
-    return 100 * float(np.mean(shared)) / k
+    return np.array([len(np.intersect1d(one, other)) / k for one, other in zip(*found, strict=True)])

@@ -85,6 +85,7 @@ class Situation:
     parts: int = 1  # in which a step's images are seen, one after the other
     layers: Callable[[], int] = field(default=lambda: 1, kw_only=True, compare=False)  # of the backbone, as timm counts
     weights: str | None = None  # whose file the network begins with; None where it begins with random numbers
+    own: bool = False  # whether that file is a run's of ours, and not another's
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,8 @@ class MethodConfig(Section):
     """What to change where a run is found to be in such a state: the kind of verdict to settings, and words of the
     method's own; what the run's settings leave no room for is not said."""
 
+    keeps_backbone: ClassVar[bool] = False
+    """Whether the backbone stays as it comes, and only what is beside it learns."""
     plain_only: ClassVar[str | None] = None
     """What other backbones are, where the method needs a plain transformer; None where it takes any."""
 

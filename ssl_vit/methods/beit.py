@@ -36,16 +36,16 @@ class BEiT(Masked):
         self.tokenizer = new_tokenizer(config, self.cell, backbone.info)
         self.head = linear(backbone.info.patch_dim, self.tokenizer.codes)
 
-    def draw_masks(self, images: int) -> Tensor:
-        """Blocks, bool [images, *grid]: at most ``mask_ratio`` of each image."""
-        most = max(1, int(self.config.mask_ratio * self.grid[0] * self.grid[1]))
-        return blockwise_masks(torch.full((images,), most), *self.grid)
+    def draw_masks(self, images: int, height: int, width: int) -> Tensor:
+        """Blocks, bool [images, height, width]: at most ``mask_ratio`` of each image."""
+        most = max(1, int(self.config.mask_ratio * height * width))
+        return blockwise_masks(torch.full((images,), most), height, width)
 
     def forward(self, batch: list[Tensor], progress: Progress) -> Step:
         """Batch: one crop, [B, 3, S, S]."""
         (images,) = batch
         with torch.no_grad():
-            words = self.tokenizer(images, self.grid)
+            words = self.tokenizer(images, self.grid_of(images))
         features, masks = self.see(images)
         wanted = hidden_rows(words[:, None], masks)[:, 0]
         logits = exact(self.head(hidden_rows(features.patches, masks)))

@@ -42,6 +42,7 @@ class Config(MethodConfig):
     choose_when: ClassVar[str] = (
         "You will train a DETR or Deformable DETR on few labels, and have pretrained its backbone by another method."
     )
+    keeps_backbone: ClassVar[bool] = True
     advice: ClassVar[Mapping[str, Sequence[Change | str] | str]] = {
         "constant-output collapse": (
             "give the weights of a backbone that has been pretrained (--weights; of a random one all regions look "

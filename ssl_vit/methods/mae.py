@@ -45,25 +45,36 @@ class MAE(Masked):
     def forward(self, batch: list[Tensor], progress: Progress) -> Step:
         """Batch: one crop, [B, 3, S, S]."""
         (images,) = batch
-        order = torch.rand(len(images), self.grid[0] * self.grid[1]).argsort(1).to(images.device, non_blocking=True)
-        kept, hidden = torch.split(order, self._counts(), dim=1)
+        rows, columns = self.grid_of(images)
+        order = torch.rand(len(images), rows * columns).argsort(1).to(images.device, non_blocking=True)
+        kept, hidden = torch.split(order, self._counts(rows * columns), dim=1)
         seen = self.backbone.visible(images, kept)
-        drawn = exact(self.predict(self.decode(seen.prefix, seen.patches, kept, hidden)))
+        positions = self._positions(rows, columns)
+        drawn = exact(self.predict(self.decode(seen.prefix, seen.patches, kept, hidden, positions)))
         wanted = normalised(cut(images, self.cell).gather(1, hidden[..., None].expand(-1, -1, drawn.shape[-1])))
         loss = (drawn - wanted).square().mean()
         parts = {"blind_loss": wanted.square().mean()}  # of painting each patch in its mean colour
         return Step(with_pooled(loss, seen.pooled), parts, seen.pooled.detach())
 
-    def decode(self, prefix: Tensor, patches: Tensor, kept: Tensor, hidden: Tensor) -> Tensor:
-        """Decoded tokens [B, M, dim] of the hidden patches [B, M], from what is known of those kept [B, N, D]."""
-        known = self.embed(patches) + self.positions[kept]
-        masks = self.mask_token.to(known.dtype) + self.positions[hidden].to(known.dtype)
+    def decode(self, prefix: Tensor, patches: Tensor, kept: Tensor, hidden: Tensor, positions: Tensor) -> Tensor:
+        """Decoded tokens [B, M, dim] of the hidden patches [B, M], from what is known of those kept [B, N, D].
+
+        positions: of all patches, [H * W, dim].
+        """
+        known = self.embed(patches) + positions[kept]
+        masks = self.mask_token.to(known.dtype) + positions[hidden].to(known.dtype)
         tokens: Tensor = self.decoder(torch.cat([self.embed(prefix), known, masks], dim=1))
         return tokens[:, -hidden.shape[1] :]
 
-    def _counts(self) -> list[int]:
-        """How many patches are kept, and hidden."""
-        patches = self.grid[0] * self.grid[1]
+    def _positions(self, rows: int, columns: int) -> Tensor:
+        """The decoder's, [rows * columns, dim]; of a smaller grid resized, as the backbone's are."""
+        if (rows, columns) == self.grid:
+            return self.positions
+        table = self.positions.T.view(1, -1, *self.grid)
+        return F.interpolate(table, (rows, columns), mode="bicubic", antialias=True).flatten(2)[0].T
+
+    def _counts(self, patches: int) -> list[int]:
+        """How many of so many patches are kept, and hidden."""
         kept = int(patches * (1 - self.config.mask_ratio))
         return [kept, patches - kept]
 

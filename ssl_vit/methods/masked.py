@@ -38,13 +38,18 @@ class Masked(Method):
         """One crop."""
         return self.config.views(self.image_size)
 
-    def draw_masks(self, images: int) -> Tensor:
-        """Masks bool [images, *grid] on the CPU, True = hidden, from torch's global generator."""
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        """The rows and columns of patches of images [B, 3, S, S], which may be smaller than at the run's end."""
+        rows, columns = (-(-cells * images.shape[-1] // self.image_size) for cells in self.grid)
+        return rows, columns
+
+    def draw_masks(self, images: int, height: int, width: int) -> Tensor:
+        """Masks bool [images, height, width] on the CPU, True = hidden, from torch's global generator."""
         raise NotImplementedError
 
     def see(self, images: Tensor) -> tuple[Features, Tensor]:
         """What the backbone gives for images [B, 3, S, S] under new masks bool [B, *grid], which stay on the CPU."""
-        masks = self.draw_masks(len(images))
+        masks = self.draw_masks(len(images), *self.grid_of(images))
         return self.backbone(images, masks.to(images.device, non_blocking=True)), masks
 
     def exported(self) -> Backbone:

@@ -23,9 +23,9 @@ class SimMIM(Masked):
         super().__init__(config, backbone, image_size)
         self.head = linear(backbone.info.patch_dim, 3 * self.cell**2)
 
-    def draw_masks(self, images: int) -> Tensor:
-        """Squares of a sixth of the image's side, bool [images, *grid]."""
-        return random_masks(images, *self.grid, unit=max(1, round(self.grid[0] / 6)), ratio=self.config.mask_ratio)
+    def draw_masks(self, images: int, height: int, width: int) -> Tensor:
+        """Squares of a sixth of the image's side, bool [images, height, width]."""
+        return random_masks(images, height, width, unit=max(1, round(height / 6)), ratio=self.config.mask_ratio)
 
     def forward(self, batch: list[Tensor], progress: Progress) -> Step:
         """Batch: one crop, [B, 3, S, S]."""

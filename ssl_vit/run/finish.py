@@ -5,28 +5,33 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ssl_vit
 from ssl_vit.backbones.adapter import AdaptedBackbone
+from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.checkpoints.hub import is_hub_id
 from ssl_vit.config import ResolvedConfig
 from ssl_vit.detectors.files import detector_of
+from ssl_vit.eval.did_it_help import Helped
 from ssl_vit.eval.labelfree import patch_cosines
 from ssl_vit.export.api import ExportResult, export, hand_over
 from ssl_vit.files import PARTIAL, write_atomically
 from ssl_vit.methods.method import Method
-from ssl_vit.run.prepare import pixels_of, role
+from ssl_vit.run.prepare import pixels_of, random_backbone, role
 from ssl_vit.run.workspace import RunWorkspace
 from ssl_vit.training.checkpoint import checkpoint_path, prune
 from ssl_vit.training.health import Verdict
 from ssl_vit.training.looks.average import Average
 from ssl_vit.training.looks.metrics import last_knn
+from ssl_vit.training.looks.watch import Watch
 
 log = logging.getLogger("ssl_vit")
+
+SUMMARY, LAST = "summary.json", "export-last"
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,14 @@ class RunResult:
     exported: ExportResult
     detector: Path | None = None  # of a method that pretrains one
     was_complete: bool = False  # before it was asked for: nothing was done
+    helped: Helped | None = None  # whether its features are better than those that it began with
 
     def __str__(self) -> str:
         bad = f"{self.bad_files} files could not be read: see {self.folder / 'bad_images.jsonl'}\n"
         return (
             f"{self.folder}: {self.steps} steps done{', already complete: nothing to resume' * self.was_complete}. "
             + (f"Verdict: {self.verdict.kind}. {self.verdict.sentence}\n" if self.verdict else "\n")
+            + (f"Did it help? {self.helped}\n" if self.helped else "")
             + (bad if self.bad_files else "")
             + f"Weights: {self.exported.folder}, verified: loaded by {self.exported.consumer}, outputs within "
             f"{self.exported.max_difference:.1g}. Load them with\n\n{self.exported.snippet}"
@@ -53,20 +60,25 @@ class RunResult:
         )
 
 
-def finish(
-    config: ResolvedConfig,
-    method: Method,
-    workspace: RunWorkspace,
-    steps: int,
-    verdict: Verdict | None,
-    bad_files: int,
-    averages: Sequence[Average] = (),
-) -> RunResult:
+@dataclass(frozen=True)
+class Ended:
+    """A run after its last step, before anything of it is handed over."""
+
+    method: Method
+    steps: int
+    verdict: Verdict | None
+    bad_files: int
+    watch: Watch
+    averages: tuple[Average, ...] = ()
+    over: str = ""  # why it ended before its last step, where it did
+
+
+def finish(config: ResolvedConfig, workspace: RunWorkspace, ended: Ended) -> RunResult:
     """Export the backbone, its averages, the method's other artefacts, and then say that the run is complete."""
-    out, backbone = workspace.folder, method.exported()
+    out, method, steps = workspace.folder, ended.method, ended.steps
+    verdict, bad_files = ended.verdict, ended.bad_files
+    backbone = method.exported()
     _sweep(out, steps)
-    folder = out / "export"
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed after exporting
     assert isinstance(backbone, AdaptedBackbone)  # the one adapter
     backbone.info = replace(backbone.info, mean=config.data.mean, std=config.data.std)
     described = description(config, method, out, steps, verdict, bad_files)
@@ -74,13 +86,47 @@ def finish(
         alike = patch_cosines(backbone, workspace.views(next(iter(workspace.batches(1, workspace.seed))))[0])
         described["evaluation"]["patches' cosine by layer"] = alike
         log.info("patches' cosine by layer: %s", ", ".join(f"{value:.2f}" for value in alike))
-    exported = hand_over(backbone, folder, "timm", described)
-    for average in averages:
+    helped = _helped(config, ended)
+    if helped is not None:
+        described["evaluation"]["did it help"] = helped.sentence
+        log.info("did it help? %s", helped.sentence)
+    exported = _export(ended.watch.best(backbone), backbone, out, described, helped)
+    for average in ended.averages:
         _export_average(average, out, described)
     method.artefacts(workspace)
     summary = {"steps": steps, "verdict": verdict._asdict() if verdict else None, "bad_files": bad_files}
-    write_atomically(out / "COMPLETE", lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
-    return RunResult(out, steps, verdict, bad_files, exported, detector_of(out))
+    more = {"ended_early": ended.over or None, "did_it_help": helped.as_dict() if helped is not None else None}
+    for name, content in ((SUMMARY, summary | more), ("COMPLETE", summary)):
+        text = json.dumps(content, indent=2) + "\n"
+        write_atomically(out / name, partial(Path.write_text, data=text))
+    return RunResult(out, steps, verdict, bad_files, exported, detector_of(out), helped=helped)
+
+
+def _helped(config: ResolvedConfig, ended: Ended) -> Helped | None:
+    method, device = ended.method, next(ended.method.parameters()).device
+    frozen = config.method.name if method.frozen else ""
+
+    def at_random() -> Backbone:
+        return random_backbone(config).to(device)
+
+    began_so = config.backbone.weights is None
+    return ended.watch.helped(method.exported(), ended.steps, None if began_so else at_random, frozen)
+
+
+def _export(
+    best: AdaptedBackbone | None, last: AdaptedBackbone, out: Path, described: dict[str, Any], helped: Helped | None
+) -> ExportResult:
+    """Write RUN/export, the last weights or better ones of an earlier step, with which the last go to RUN/export-last.
+
+    Both are written anew where a run was killed after exporting.
+    """
+    for name in ("export", LAST):
+        shutil.rmtree(out / name, ignore_errors=True)
+    if best is None or helped is None:
+        return hand_over(last, out / "export", "timm", described)
+    hand_over(last, out / LAST, "timm", described)
+    known = {"did it help": helped.sentence, **last_knn(out / "metrics.jsonl", helped.step)}
+    return hand_over(best, out / "export", "timm", described | {"steps": helped.step, "evaluation": known})
 
 
 def _export_average(average: Average, out: Path, description: dict[str, Any]) -> None:
@@ -116,7 +162,16 @@ def completed(out: Path) -> RunResult | None:
     except (OSError, ValueError, KeyError, TypeError):
         log.warning("%s: empty or damaged; the run finishes again", out / "COMPLETE")
         return None
-    return RunResult(out, steps, verdict, bad_files, export(out), detector_of(out))
+    return RunResult(out, steps, verdict, bad_files, export(out), detector_of(out), helped=_kept_answer(out))
+
+
+def _kept_answer(out: Path) -> Helped | None:
+    """Whether a complete run helped, as it has said; None of older runs, or where that is lost."""
+    try:
+        found = json.loads((out / SUMMARY).read_bytes())["did_it_help"]
+        return Helped.of_dict(found) if found is not None else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def scanned(out: Path) -> dict[str, Any]:

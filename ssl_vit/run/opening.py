@@ -136,7 +136,8 @@ def _scored_on(val: Source) -> str:
 
 def _recipe(config: ResolvedConfig) -> str:
     part, batch = config.backbone, config.train.batch_size
-    return f"{config.method.name} on {part.name} at {part.image_size} pixels, a batch of {batch}"
+    size = part.image_size if config.train.sizes is None else f"{config.train.sizes} (size:share of the steps)"
+    return f"{config.method.name} on {part.name} at {size} pixels, a batch of {batch}"
 
 
 def _steps(config: ResolvedConfig, source: Source) -> int:

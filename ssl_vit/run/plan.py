@@ -22,10 +22,13 @@ from ssl_vit.config import ResolvedConfig, RunConfig, check_data
 from ssl_vit.data.sources import Source, open_source
 from ssl_vit.errors import UserError
 from ssl_vit.methods import check_recipe, config_class
-from ssl_vit.methods.base_config import SMALL, Situation
+from ssl_vit.methods.base_config import SMALL, Choices, Situation
+from ssl_vit.methods.continuing import AT_RANDOM, continued
 from ssl_vit.run.facts import IMAGENET_MEAN, IMAGENET_STD, Facts, gather_facts
+from ssl_vit.run.sizes import sizes_of_run
 from ssl_vit.run.spans import check_spans
 from ssl_vit.run.techniques import check_techniques
+from ssl_vit.schedules import size_shares
 from ssl_vit.training.compiler import PAYS
 
 WIDE = 48  # characters of a setting in a table; what is longer pushes only its own reason
@@ -67,6 +70,7 @@ def resolve_config(
     UserError where the backbone cannot do what the method needs, or the weights are of another one.
     """
     resolver = _Resolver(config)
+    _choose_size_by_schedule(resolver)
     if weights is not None:
         _choose_model_of(resolver, weights)
     _choose_model(resolver, facts)
@@ -78,7 +82,7 @@ def resolve_config(
     _choose_cooldown(resolver)
     _scale_rate(resolver)
     given = _situation(resolver, facts, info, weights)
-    recipe = config.method.choose(given)
+    recipe = _recipe(config, resolver, given)
     check_recipe(config.method.name, recipe, resolver.tree)
     for key, (value, why) in recipe.items():
         resolver.decide(key, value, why)
@@ -86,7 +90,8 @@ def resolve_config(
     resolver.tree["optim"]["lr_batch"] = _made_for(config, resolver)
     chosen = RunConfig.model_validate(resolver.tree)
     _refuse(chosen, info)
-    chosen.method.check(given)
+    for each in sizes_of_run(chosen, given, info):
+        chosen.method.check(each)
     check_spans(chosen, max(1, facts.images // given.batch_size) * given.epochs)
     check_techniques(chosen)
     if weights is not None:
@@ -94,6 +99,7 @@ def resolve_config(
             backbone = create_backbone(part["name"], image_size=part["image_size"], model_args=part["args"])
             _, notes = fitted_weights(backbone, weights)
         resolver.decisions.append(Decision("backbone.weights", weights.file, "; ".join(notes), "--weights FILE"))
+        _choose_colours_of(resolver, info, weights)
     _choose_data(resolver, facts)  # last, as it decodes images: all that can be refused has been
     return ResolvedConfig.model_validate(resolver.tree), resolver.decisions
 
@@ -116,6 +122,18 @@ def _choose_method(config: RunConfig, resolver: _Resolver, facts: Facts, info: B
     return config.model_copy(update={"method": method})
 
 
+def _recipe(config: RunConfig, resolver: _Resolver, given: Situation) -> Choices:
+    """The method's recipe, or what it becomes where trained weights are to get better and not to be lost."""
+    recipe = config.method.choose(given)
+    if given.weights is not None and not config.method.keeps_backbone:
+        return recipe | continued(recipe, given)
+    for key, value in AT_RANDOM.items():  # what nobody would ask about is not worth a line
+        section, name = key.split(".")
+        if resolver.tree[section][name] == "auto":
+            resolver.tree[section][name] = value
+    return recipe
+
+
 def _situation(resolver: _Resolver, facts: Facts, info: BackboneInfo, weights: Inspection | None) -> Situation:
     """What a method's recipe may depend on."""
     epochs, batch_size = resolver.get("train.epochs"), resolver.get("train.batch_size")
@@ -134,6 +152,7 @@ def _situation(resolver: _Resolver, facts: Facts, info: BackboneInfo, weights: I
         grid=info.grid,
         parts=resolver.get("train.accumulate"),
         weights=weights.layout if weights is not None else None,
+        own=weights is not None and weights.ours,
         layers=partial(_layers, resolver.tree["backbone"]),
     )
 
@@ -168,6 +187,20 @@ class _Resolver:
         self.decisions.append(Decision(key, value, why, f"--set {key}=…"))
 
 
+def _choose_size_by_schedule(resolver: _Resolver) -> None:
+    """Crops as large as a schedule of sizes ends with."""
+    sizes = resolver.get("train.sizes")
+    if sizes is None:
+        return
+    last = size_shares(sizes)[-1][0]
+    resolver.decide("backbone.image_size", last, "the last of train.sizes")
+    if (size := resolver.get("backbone.image_size")) != last:
+        raise UserError(
+            f"train.sizes: ends with {last} pixels, and backbone.image_size is {size}; end with {size}, or leave "
+            "backbone.image_size out"
+        )
+
+
 def _choose_model_of(resolver: _Resolver, weights: Inspection) -> None:
     """Backbone, its arguments and crop size as the file of weights says them, where nothing else was chosen."""
     fits, part = weights.architecture, resolver.tree["backbone"]
@@ -183,6 +216,13 @@ def _choose_model_of(resolver: _Resolver, weights: Inspection) -> None:
         )
     if fits.size is not None:
         resolver.decide("backbone.image_size", fits.size[0], f"of the images that {weights.file} was trained on")
+
+
+def _choose_colours_of(resolver: _Resolver, info: BackboneInfo, weights: Inspection) -> None:
+    """Images normalised as those that the weights were trained on, however other the run's images are."""
+    colours = weights.colours(info.name, (info.mean, info.std))
+    for key, value in (("data.mean", colours.mean), ("data.std", colours.std)):
+        resolver.decide(key, list(value), f"that of the weights' images, {colours.why}")
 
 
 def _choose_model(resolver: _Resolver, facts: Facts) -> None:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from ssl_vit.backbones import create_backbone
+from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.backbones.diversity import diversify
 from ssl_vit.checkpoints.inspection import Inspection
 from ssl_vit.checkpoints.load import put
 from ssl_vit.config import ResolvedConfig
+from ssl_vit.data.loader import steps_per_epoch
 from ssl_vit.data.sources import Source
 from ssl_vit.data.values import Pixels
 from ssl_vit.device import on_gpu
 from ssl_vit.eval.online import OnlineScore
 from ssl_vit.eval.readout import Readout
+from ssl_vit.eval.yardstick import yardstick_for
 from ssl_vit.methods import method_class
 from ssl_vit.methods.method import Method
 from ssl_vit.run.techniques import check_averages
-from ssl_vit.training.advice import advice_for
+from ssl_vit.training.advice import advice_for, gentler
 from ssl_vit.training.cpu.faulty_kernels import avoid_faulty_kernels
 from ssl_vit.training.looks.average import Average
 from ssl_vit.training.looks.checkup import Checkup
@@ -28,6 +32,7 @@ from ssl_vit.training.looks.knn import OnlineKnn
 from ssl_vit.training.looks.look import Look
 from ssl_vit.training.looks.metrics import Metrics
 from ssl_vit.training.looks.progress import ProgressLine
+from ssl_vit.training.looks.watch import Watch
 from ssl_vit.training.recompute import recompute
 from ssl_vit.training.separation import HeldBack
 
@@ -106,6 +111,32 @@ def new_looks(
         every = max(1, round(config.health.knn_every * per_epoch))
         looks.append(OnlineKnn(metrics, every, OnlineScore(source, val, readout, role(method))))
     return checkup, looks
+
+
+def new_watch(
+    config: ResolvedConfig, method: Method, sources: tuple[Source, Source | None], total: int, metrics: Metrics | None
+) -> Watch:
+    """What says whether a run helps: at its ends, and where it begins with trained weights on its way.
+
+    total: steps of the run; metrics: of the first process alone, which measures.
+    """
+    train, (source, val) = config.train, sources
+    readout = Readout(config.backbone.image_size, config.data.mean, config.data.std)
+    seen = total * train.batch_size
+    make = partial(yardstick_for, source, val, readout, seen, train.seed) if metrics is not None else None
+    if config.backbone.weights is None or method.frozen:
+        return Watch(metrics, make)
+    every = max(1, round(config.health.knn_every * steps_per_epoch(len(source), train.batch_size)))
+    return Watch(metrics, make, every, config.health.patience, gentler(config))
+
+
+def random_backbone(config: ResolvedConfig) -> Backbone:
+    """The run's network as it would have begun without weights, with statistics of the same images."""
+    torch.manual_seed(config.train.seed)
+    part = config.backbone
+    backbone: Backbone = create_backbone(part.name, image_size=part.image_size, model_args=part.args)
+    method_class(config.method.name).begin(backbone)
+    return backbone
 
 
 def metrics_of(out: Path, start: int, first: bool) -> Metrics | None:

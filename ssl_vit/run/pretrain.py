@@ -28,19 +28,18 @@ from ssl_vit.plugins import use
 from ssl_vit.process import die_with_parent, keep_memory
 from ssl_vit.run.changed import Resumed, as_before, check_done, check_same
 from ssl_vit.run.facts import gather_facts
-from ssl_vit.run.finish import RunResult, completed, finish
+from ssl_vit.run.finish import Ended, RunResult, completed, finish
 from ssl_vit.run.folder import clear, identity, logged, open_folder
 from ssl_vit.run.length import length_of, of_resumed
 from ssl_vit.run.plan import Decision, resolve_config, start_weights
-from ssl_vit.run.prepare import metrics_of, new_averages, new_looks, new_method, pixels_of
+from ssl_vit.run.prepare import metrics_of, new_averages, new_looks, new_method, new_watch, pixels_of
 from ssl_vit.run.speed import clock
 from ssl_vit.run.workspace import RunWorkspace
 from ssl_vit.training.checkpoint import Checkpoints, checkpoint_path, go_on_from, newest_checkpoint
 from ssl_vit.training.compiler import compiling
 from ssl_vit.training.fabric import launch, new_fabric
-from ssl_vit.training.health import Verdict
 from ssl_vit.training.looks.lost import LostSteps
-from ssl_vit.training.loop import train
+from ssl_vit.training.loop import reason_to_end, train
 from ssl_vit.training.memory import enough_memory
 from ssl_vit.training.ranks import check_startable, lost_rank, rank, same_images
 from ssl_vit.training.step import Learner
@@ -247,43 +246,44 @@ class _Run:
             self._with_length_of_first(fabric)
         with self._failures_in_words():
             same_images(fabric, self.source.fingerprint)
-            whole, verdict, bad_files = self._learn(fabric, workspace, checkpoint)
+            ended = self._learn(fabric, workspace, checkpoint)
             with stoppable(self.goes_on("after the last step, before the export was whole")):
-                ends = (self.config, whole, workspace, self.total, verdict, bad_files, self.averages)
-                done = finish(*ends) if first else None
+                done = finish(self.config, workspace, ended) if first else None
             fabric.barrier()  # the other ranks read what the first has written
         found = done or completed(self.out)
         assert found is not None  # as the first process has just said so
         return found
 
-    def _learn(
-        self, fabric: Fabric, workspace: RunWorkspace, checkpoint: Path | None
-    ) -> tuple[Method, Verdict | None, int]:
-        """The method after the last step, the verdict on it, and how many files could not be read."""
+    def _learn(self, fabric: Fabric, workspace: RunWorkspace, checkpoint: Path | None) -> Ended:
+        """The method after the last step, and what is known of the run by then."""
         config, start = self.config, 0
         learner = Learner(fabric, self.method, config, self.per_epoch, self.total)
         if checkpoint is not None:
             start = int(checkpoint.stem.removeprefix("step-"))
         metrics = metrics_of(self.out, start, fabric.is_global_zero)
         checkup, looks = new_looks(config, self.method, (self.source, self.val), self.per_epoch, metrics)
-        looks += [LostSteps(self.out, self.source), *self.averages]
+        watch = new_watch(config, self.method, (self.source, self.val), self.total, metrics)
+        looks += [LostSteps(self.out, self.source), *self.averages, watch]
         if checkpoint is not None:
             go_on_from(checkpoint, learner, looks)
         if config.train.compile:
             log.info("compiling: the first two steps take minutes")
-        loader = workspace.loader(self.total, config.train.seed, start=start, world=self.world)
+        loader = workspace.of_run(self.total, self.method.exported().info, start=start, world=self.world)
         checkpoints = Checkpoints(self.out / "checkpoints", config.train.checkpoint_every, checkpoint)
         if fabric.is_global_zero:
             checkpoints.check_room(learner)
         keep_memory()
         done = train(learner, loader, looks, checkpoints, self.stop, start)
-        if done < self.total:
+        if over := reason_to_end(looks):
+            log.warning("%s", over)
+        elif done < self.total:
             saved = checkpoint_path(self.out / "checkpoints", done).exists()
             if self.stop.requeue and fabric.is_global_zero:
                 requeue()
             where = f"at step {done} of {self.total} and {'' if saved else 'not '}saved"
             raise StoppedError(f"stopped {self.goes_on(where)}")
-        return learner.whole(), checkup.verdict, len(loader.bad.files)
+        averages = tuple(self.averages)
+        return Ended(learner.whole(), done, checkup.verdict, len(loader.bad.files), watch, averages, over)
 
     @contextmanager
     def _failures_in_words(self) -> Iterator[None]:

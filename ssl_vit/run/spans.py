@@ -31,6 +31,12 @@ def check_spans(config: RunConfig, steps: int) -> None:
     for key, span in config.method.spans().items():
         if span > epochs or (span == epochs and key.startswith("method.freeze")):
             problems.append(f"{key}: {span:g} epochs in a run of {epochs}, which ends before; {_shorter(key, epochs)}")
+    held, length = config.optim.heads_first, min(steps, config.train.steps or steps)
+    if held >= length:
+        problems.append(
+            f"optim.heads_first: {held} steps in a run of {length}, whose backbone would never learn; set at most "
+            f"{length // 10}, or train longer"
+        )
     if problems:
         raise UserError("\n".join(problems))
 
@@ -43,7 +49,8 @@ def remarks_on_spans(config: RunConfig, steps: int) -> Iterator[str]:
         if span > LARGE * epochs:
             yield f"{key}: {span:g} of {epochs} epochs, {span / epochs:.0%} of the run; {_shorter(key, epochs)}"
     momentum = config.method.teacher_momentum()
-    if steps and momentum is not None and (kept := kept_share(momentum, steps)) > KEPT:
+    learns = config.backbone.weights is None  # where it begins with trained weights, its teacher is to stay near them
+    if learns and steps and momentum is not None and (kept := kept_share(momentum, steps)) > KEPT:
         yield (
             f"method.momentum: at {momentum:g} a run of {steps} steps leaves {kept:.0%} of the teacher as it began; "
             f"set at most {max(0.0, 1 - 6 / steps):.4g}, or train longer"

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +24,16 @@ from ssl_vit.config import ResolvedConfig
 from ssl_vit.data.crops import sample_rng
 from ssl_vit.data.joined import JoinedSource
 from ssl_vit.data.loader import Loader, build_loader, steps_per_epoch
+from ssl_vit.data.plan import ViewPlan
 from ssl_vit.data.readers import worker_count
 from ssl_vit.data.sources import Source
 from ssl_vit.eval.features import extract
 from ssl_vit.eval.readout import Readout
+from ssl_vit.eval.yardstick import Labelled, passes, yardstick_for
 from ssl_vit.export.api import hand_over
 from ssl_vit.run.finish import description
 from ssl_vit.run.prepare import new_method
+from ssl_vit.run.sizes import plans_of_run
 from ssl_vit.training.checkpoint import Checkpoints
 from ssl_vit.training.fabric import new_fabric
 from ssl_vit.training.looks.checkup import Checkup
@@ -48,17 +51,34 @@ def clock() -> float:
     return time.monotonic()
 
 
+class Compared(NamedTuple):
+    """What it takes to compare a run with its start, in seconds an image; see ``eval.yardstick``."""
+
+    read: float = 0.0
+    score: float = 0.0
+    size: int = 1  # of an image, pixels
+    batch: int = 1  # images a step
+    most: int = 0  # images that there are
+    on_its_way: bool = False  # and not at its ends alone
+
+    def total(self, steps: int, looks: int) -> float:
+        """Seconds in a run of so many steps, and so many looks on its way."""
+        images = min(self.most, passes(steps * self.batch, self.size))
+        return images * (self.read + self.score * (3 + looks if self.on_its_way else 2))
+
+
 @dataclass(frozen=True)
 class Speed:
     """What the parts of a run take, in seconds."""
 
-    step: float
+    step: float  # the mean over a run, where its crops grow
     steps: int  # that were measured
     check: float = 0.0
     score: float = 0.0  # 0 where there is nothing to score on
     save: float = 0.0
     begin: float = 0.0  # until the first step is done, without a score
     end: float = 0.0  # after the last one
+    compared: Compared = Compared()  # noqa: RUF009 - frozen, so that sharing it is safe
 
     def total(self, steps: int, per_epoch: int, every: Mapping[str, Any]) -> float:
         """Seconds from the building of the model to the end of a run of so many steps; every: its intervals, by key."""
@@ -67,7 +87,7 @@ class Speed:
             -(-steps // each) for each in (every["train.checkpoint_every"], every["health.every"], scored)
         )
         looks: float = saves * self.save + checks * self.check + (1 + scores) * self.score
-        return self.begin + (steps - 1) * self.step + looks + self.end
+        return self.begin + (steps - 1) * self.step + looks + self.compared.total(steps, scores) + self.end
 
 
 class AnyBoxes:
@@ -101,10 +121,29 @@ def measure(
     check = Checkup(None, 1, {}, held_back)
     check.begin(learner, 0)
     lap = _Lap(begun)
+    mean, counted, begin = 0.0, 0, 0.0
+    plans = plans_of_run(config, method.views(), method.exported().info)
+    for share, plan in plans:
+        laps, first = _some_steps(_loader(config, source, plan, learner), learner, check, lap, seconds / len(plans))
+        step = sum(laps["step"]) / len(laps["step"])
+        mean, counted = mean + share * step, counted + len(laps["step"])
+        begin += first if not begin else max(0.0, first - step)  # each size has its own beginning
+    rest = {"score": _score(config, source, val, learner), "check": min(laps["check"]), "begin": begin}
+    rest |= _kept(config, learner, beside, whole=seconds > 0)
+    compared = _compared(config, sources, learner)
+    del learner, method, check, fabric
+    _forget()
+    return Speed(step=mean, steps=counted, compared=compared, **rest)
+
+
+def _some_steps(
+    loader: Loader, learner: Learner, check: Checkup, lap: _Lap, seconds: float
+) -> tuple[dict[str, list[float]], float]:
+    """Seconds of steps, and of checks after some of them, and those until the first step was done."""
     laps: dict[str, list[float]] = {"step": [], "check": []}
-    measured_from = 0.0
-    for step, batch in enumerate(_loader(config, source, learner)):
-        outcome = take_step(learner, batch, per_epoch // 2 + step)
+    begin = measured_from = 0.0
+    for step, batch in enumerate(loader):
+        outcome = take_step(learner, batch, learner.per_epoch // 2 + step)
         taken = lap()
         if step < _WARM:
             begin, measured_from = taken, clock()
@@ -116,11 +155,24 @@ def measure(
         enough = clock() - measured_from >= seconds or step >= _MOST
         if enough and len(laps["step"]) >= _FEWEST:
             break
-    rest = {"score": _score(config, source, val, learner)} | _kept(config, learner, beside, whole=seconds > 0)
-    mean = {name: sum(each) / len(each) for name, each in laps.items()}
-    del learner, method, check, fabric, batch, outcome
-    _forget()
-    return Speed(step=mean["step"], steps=len(laps["step"]), check=min(laps["check"]), begin=begin, **rest)
+    return laps, begin
+
+
+def _compared(config: ResolvedConfig, sources: tuple[Source, Source | None], learner: Learner) -> Compared:
+    """How long a comparison with the start takes, from one of as few images as there can be."""
+    begun, (source, val) = clock(), sources
+    readout = Readout(config.backbone.image_size, config.data.mean, config.data.std)
+    measure = yardstick_for(source, val, readout, 0, config.train.seed)
+    read = clock()
+    if measure is None:
+        return Compared()
+    backbone = learner.method.exported()
+    measure.score(backbone)
+    images = sum(map(len, measure.images()))
+    most = 4 * len(source) if not isinstance(measure, Labelled) else len(source) + (len(val) if val is not None else 0)
+    own_way = config.backbone.weights is not None and not learner.method.frozen
+    spent = (read - begun) / images, (clock() - read) / images
+    return Compared(*spent, config.backbone.image_size, config.train.batch_size, most, own_way)
 
 
 class _Lap:
@@ -135,11 +187,11 @@ class _Lap:
         return self._mark - before
 
 
-def _loader(config: ResolvedConfig, source: Source, learner: Learner) -> Loader:
+def _loader(config: ResolvedConfig, source: Source, plan: ViewPlan, learner: Learner) -> Loader:
     train = config.train
     return build_loader(
         source,
-        learner.method.views(),
+        plan,
         batch_size=train.batch_size // (train.devices * train.nodes),
         seed=train.seed,
         total_steps=2**31,

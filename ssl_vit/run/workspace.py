@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,15 @@ import torch
 from torch import Tensor
 
 from ssl_vit.backbones.adapter import AdaptedBackbone
-from ssl_vit.backbones.backbone import Backbone
+from ssl_vit.backbones.backbone import Backbone, BackboneInfo
 from ssl_vit.config import ResolvedConfig
 from ssl_vit.data.batch import Batch, to_views
-from ssl_vit.data.loader import Loader, RegionBoxes, build_loader
+from ssl_vit.data.loader import InPhases, Loader, RegionBoxes, build_loader
 from ssl_vit.data.plan import ViewPlan
 from ssl_vit.data.sources import Source
 from ssl_vit.export import timm
 from ssl_vit.files import write_atomically
+from ssl_vit.schedules import phases
 from ssl_vit.training.ranks import rank
 
 
@@ -46,10 +48,25 @@ class RunWorkspace:
 
     def loader(self, steps: int, seed: int, *, start: int = 0, world: int) -> Loader:
         """Batches of the steps from ``start`` on, as ``world`` processes share them."""
+        return self._loader(self.plan, steps, seed, start, world)
+
+    def of_run(self, steps: int, info: BackboneInfo, *, start: int = 0, world: int) -> Loader | InPhases:
+        """The run's own batches from step ``start`` on, in crops of the sizes that it has by then."""
+        train, full = self.config.train, self.config.backbone.image_size
+        left = [phase for phase in phases(train.sizes, steps) if phase.stop > start] if train.sizes is not None else []
+        if not left:
+            return self.loader(steps, train.seed, start=start, world=world)
+        opened = []
+        for size, begin, stop in left:
+            plan = self.plan.scaled(size, full, info.multiple, info.smallest)
+            opened.append(partial(self._loader, plan, stop, train.seed, max(start, begin), world))
+        return InPhases(opened, steps)
+
+    def _loader(self, plan: ViewPlan, steps: int, seed: int, start: int, world: int) -> Loader:
         train = self.config.train
         return build_loader(
             self.images,
-            self.plan,
+            plan,
             batch_size=train.batch_size // (train.devices * train.nodes),
             seed=seed,
             total_steps=steps,

@@ -29,6 +29,19 @@ def divergence(config: ResolvedConfig) -> tuple[Change, ...]:
     )
 
 
+def gentler(config: ResolvedConfig) -> str:
+    """What to change for a new run where this one makes trained weights worse."""
+    changes = (
+        Change("lower", "optim.backbone_rate"),
+        Change("raise", "optim.heads_first"),
+        Change("lower", "optim.layer_decay"),
+        Change("raise", "method.momentum"),
+        Change("lower", "train.epochs"),
+    )
+    words = [word for change in changes if (word := _in_words(config, change))]
+    return f"In a new run, {', '.join(words[:-1])}{' or ' * (len(words) > 1)}{words[-1]}." if words else ""
+
+
 def after_divergence(config: ResolvedConfig, checkpoint: Path | None) -> str:
     """The flags of a new run that goes on from the last good weights, more gently; the old one's settings are fixed."""
     rate = float(f"{config.optim.lr / 2:.2g}")

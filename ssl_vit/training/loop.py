@@ -32,7 +32,7 @@ def train(
     stop: StopSignals,
     start: int = 0,
 ) -> int:
-    """Train to the last step, or until a signal asks to stop; the number of steps done, all of them saved.
+    """Train to the last step, or until a signal or a look asks to stop; the number of steps done, all of them saved.
 
     learner: what is trained, already at step ``start``. batches: those of step ``start`` and after. looks: called after
     each step in this order, on every rank; none of them changes what is trained. stop: checked on all ranks together.
@@ -44,7 +44,7 @@ def train(
         for look in looks:
             look.begin(learner, start)
         with stop.listening():
-            for step, batch in enumerate(batches, start):
+            for step, batch in enumerate(() if reason_to_end(looks) else batches, start):
                 for look in looks:
                     look.before_step(step)
                 outcome = take_step(learner, batch, step)
@@ -53,15 +53,20 @@ def train(
                 for look in looks:
                     look.after_step(outcome)
                 _mind(outcome, lost, learner, checkpoints)
-                told = stop.asked(learner.fabric)
-                if told.save or checkpoints.due(done, learner.total):
+                told, over = stop.asked(learner.fabric), bool(reason_to_end(looks))
+                if told.save or over or checkpoints.due(done, learner.total):
                     checkpoints.save(learner, looks, done)
-                if told.stop:
+                if told.stop or over:
                     break
     finally:
         for look in looks:
             look.end()
     return done
+
+
+def reason_to_end(looks: Sequence[Look]) -> str:
+    """What a look says why the run should end before its last step; "" where it is to go on."""
+    return next((look.over for look in looks if look.over), "")
 
 
 def _mind(outcome: Outcome, lost: int, learner: Learner, checkpoints: Checkpoints) -> None:

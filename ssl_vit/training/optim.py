@@ -17,18 +17,18 @@ SLOW = 0.1  # of the rate, for parameters that a method names
 
 
 def parameter_groups(
-    model: nn.Module, layer_decay: float = 1.0, head_weight_decay: float | None = None
+    model: nn.Module, layer_decay: float = 1.0, head_weight_decay: float | None = None, backbone_rate: float = 1.0
 ) -> list[dict[str, Any]]:
     """The groups of an optimiser: weights, which decay, and biases and 1-D parameters, which don't (as in DINO's code).
 
     A model may have an attribute ``slow``, parts of the names of parameters that learn at a tenth of the rate: they
     come in groups of their own. layer_decay: the rate of a backbone's layer over that of the next one; what is on top
-    of the backbone, heads and all, has the whole rate. head_weight_decay: that of all but backbones, where it is
-    another one.
+    of the backbone, heads and all, has the whole rate, and the backbone ``backbone_rate`` of it. head_weight_decay:
+    that of all but backbones, where it is another one.
     """
     slow: tuple[str, ...] = getattr(model, "slow", ())
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    scales, bodies = layer_scales(model, layer_decay), _of_backbones(model)
+    scales, bodies = layer_scales(model, layer_decay, backbone_rate), _of_backbones(model)
     kinds: dict[tuple[float, bool], list[tuple[str, nn.Parameter]]] = {(1.0, False): []}
     for name, p in trained:
         scale = scales.get(p, 1.0) * (SLOW if any(part in name for part in slow) else 1.0)
@@ -43,19 +43,37 @@ def parameter_groups(
     return groups
 
 
-def layer_scales(model: nn.Module, layer_decay: float) -> dict[nn.Parameter, float]:
+def layer_scales(model: nn.Module, layer_decay: float, backbone_rate: float = 1.0) -> dict[nn.Parameter, float]:
     """The share of the learning rate of each weight of a trained backbone, by timm's idea of its layers."""
-    if layer_decay == 1:
+    if layer_decay == backbone_rate == 1:
         return {}
     found: dict[nn.Parameter, float] = {}
-    for backbone in (module for module in model.modules() if isinstance(module, AdaptedBackbone)):
+    for backbone in backbones_of(model):
+        if layer_decay == 1:
+            found |= dict.fromkeys(backbone.model.parameters(), backbone_rate)
+            continue
         for group in param_groups_layer_decay(backbone.model, layer_decay=layer_decay):
-            found |= dict.fromkeys(group["params"], group["lr_scale"])
+            found |= dict.fromkeys(group["params"], group["lr_scale"] * backbone_rate)
     return found
 
 
+def backbones_of(model: nn.Module) -> list[AdaptedBackbone]:
+    """The backbones in a method: the one that is trained, and a teacher's."""
+    return [module for module in model.modules() if isinstance(module, AdaptedBackbone)]
+
+
+def hold_backbones(model: nn.Module) -> None:
+    """Drop the gradients of all backbones, so that an optimiser leaves their weights, and what it knows of them, alone.
+
+    A mask token beside them is new and learns like a head.
+    """
+    for backbone in backbones_of(model):
+        for parameter in backbone.model.parameters():
+            parameter.grad = None
+
+
 def _of_backbones(model: nn.Module) -> set[nn.Parameter]:
-    return {p for module in model.modules() if isinstance(module, AdaptedBackbone) for p in module.parameters()}
+    return {p for backbone in backbones_of(model) for p in backbone.parameters()}
 
 
 def _by_decay(named: list[tuple[str, nn.Parameter]]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -71,13 +89,14 @@ def make_optimizer(
     beta2: float = 0.999,
     layer_decay: float = 1.0,
     head_weight_decay: float | None = None,
+    backbone_rate: float = 1.0,
 ) -> torch.optim.Optimizer:
     """AdamW (1711.05101; beta1 0.9) or SGD with momentum 0.9 in torch's fused kernels, one of timm's, `schedule_free`.
 
     Adafactor is that of 2106.04560: momentum in bfloat16, squares factored and their share kept at most 0.999, no
-    relative step and no clipping. The last two are those of `parameter_groups`.
+    relative step and no clipping. The last three are those of `parameter_groups`.
     """
-    groups = parameter_groups(model, layer_decay, head_weight_decay)
+    groups = parameter_groups(model, layer_decay, head_weight_decay, backbone_rate)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), fused=True)
     if name == "sgd":
@@ -158,6 +177,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, per_tensor:
     over processes counts, and is scaled, as a whole.
     """
     found = [p.grad for p in parameters if p.grad is not None]
+    if not found:  # nothing learns beside a backbone that is held
+        return torch.zeros(())
     gradients, norms = local(found), norms_of(found)
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms).float())
     if limit > 0 and per_tensor:

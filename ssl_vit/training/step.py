@@ -26,7 +26,7 @@ from ssl_vit.training.accumulate import joined, joined_rows
 from ssl_vit.training.buffers import Buffers
 from ssl_vit.training.cpu.bfloat16 import lean_bfloat16
 from ssl_vit.training.finite import all_finite
-from ssl_vit.training.optim import averaged, clip_gradients, make_optimizer, set_hyperparameters
+from ssl_vit.training.optim import averaged, clip_gradients, hold_backbones, make_optimizer, set_hyperparameters
 from ssl_vit.training.sam import ascended
 from ssl_vit.training.sharding import fill_whole, is_sharded
 from ssl_vit.training.speed import wants_channels_last
@@ -88,7 +88,7 @@ class Learner:
         self.buffers, self.ascent = Buffers(method), Buffers(method)
         self.infinite = {name for name, each in method.named_buffers() if not all_finite([each])}  # by design: masks
         optim = config.optim
-        groups = (optim.layer_decay, optim.head_weight_decay)
+        groups = (optim.layer_decay, optim.head_weight_decay, optim.backbone_rate)
         self.optimizer = make_optimizer(method, optim.optimizer, optim.lr, optim.beta2, *groups)
         self._optimizer: Any = fabric.setup_optimizers(self.optimizer)
 
@@ -223,6 +223,8 @@ def _update(learner: Learner, progress: Progress, losses: Tensor) -> tuple[float
     if learner.scaler is not None:
         learner.scaler.unscale_(learner.optimizer)  # before clipping, which fused optimisers would leave to their step
     method.before_optimizer(progress)
+    if progress.step < config.optim.heads_first:
+        hold_backbones(method)
     trained = [p for p in method.parameters() if p.requires_grad]
     total = clip_gradients(trained, config.optim.clip, config.method.clip_per_tensor)
     told = torch.stack([total.to(losses), *losses]).cpu().tolist()  # here alone a step waits for the device

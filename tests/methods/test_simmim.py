@@ -32,7 +32,7 @@ def make() -> SimMIM:
 def reference(method: SimMIM, batch: torch.Tensor, seed: int) -> tuple[float, float]:
     """The mean of |pixel - predicted| over hidden pixels; and with the mean colour of what is seen as prediction."""
     torch.manual_seed(seed)
-    masks = method.draw_masks(len(batch)).numpy()
+    masks = method.draw_masks(len(batch), *method.grid).numpy()
     _, patches = seen_by(method.backbone, batch, masks)
     predicted = linear_numpy(method.head, patches).reshape(len(batch), 16, 3, 4)
     flat, pixels = masks.reshape(len(batch), 16), cells(batch)
@@ -62,7 +62,7 @@ def test_squares_of_32_pixels_of_an_image_of_192() -> None:
     method = make()
     method.grid = (48, 48)  # patches of four pixels
     torch.manual_seed(0)
-    masks = method.draw_masks(20)
+    masks = method.draw_masks(20, *method.grid)
     squares = masks.view(20, 6, 8, 6, 8)
     assert bool((squares.any((2, 4)) == squares.all((2, 4))).all())
     assert squares.all((2, 4)).sum((1, 2)).tolist() == [22] * 20  # ceil(0.6 * 36)

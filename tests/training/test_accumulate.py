@@ -60,7 +60,7 @@ def without_noise(method: Method, patch: pytest.MonkeyPatch) -> Method:
     patch.setattr("torch.rand", lambda *size: rand(*size[1:], generator=torch.Generator().manual_seed(0)).expand(size))
     square = torch.zeros(1, 4, 4, dtype=torch.bool)
     square[:, 1:3, 1:4] = True
-    patch.setattr(BEiT, "draw_masks", lambda _, images: square.expand(images, 4, 4))
+    patch.setattr(BEiT, "draw_masks", lambda _, images, *grid: square.expand(images, *grid))
     first = torch.tensor([True, False])[:, None, None, None]  # of the two global crops
     patch.setattr(IBOT, "draw_masks", lambda _, n, *grid: (first & square[None]).expand(2, n // 2, *grid).flatten(0, 1))
     return method.double()

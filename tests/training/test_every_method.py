@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,10 @@ def state(out: Path) -> dict[str, torch.Tensor]:
 
 def same(whole: Path, out: Path) -> None:
     assert rows(out) == rows(whole)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary == json.loads((whole / "summary.json").read_text())
+    assert "k-NN" in summary["did_it_help"]["sentence"]
+    assert len(summary["did_it_help"]["rows"]) == 3, "start, end, raw pixels"
     assert weights(out) == weights(whole)
     before, after = state(whole), state(out)
     assert not [name for name in before if "_orig_mod" in name], "names of weights are the model's own"

@@ -51,10 +51,10 @@ def without_noise(method: Method, patch: pytest.MonkeyPatch) -> Method:
                 setattr(module, name, nn.Identity())
     patch.setattr("torch.rand", lambda *size: RAND(*size[1:], generator=torch.Generator().manual_seed(0)).expand(size))
 
-    def half(self: BEiT, images: int) -> Tensor:
-        hidden = torch.zeros(1, *self.grid, dtype=torch.bool)
-        hidden[:, :, : self.grid[1] // 2] = True
-        return hidden.expand(images, *self.grid)
+    def half(self: BEiT, images: int, height: int, width: int) -> Tensor:
+        hidden = torch.zeros(1, height, width, dtype=torch.bool)
+        hidden[:, :, : width // 2] = True
+        return hidden.expand(images, height, width)
 
     patch.setattr(BEiT, "draw_masks", half)
     return method.double()

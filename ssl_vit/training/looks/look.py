@@ -12,6 +12,8 @@ class Look:
 
     name: str = ""
     """Under which its state lies in a checkpoint; "" for those that have none."""
+    over: str = ""
+    """Why the run is to end before its last step, the same on every rank; "" as long as it is to go on."""
 
     def begin(self, learner: Learner, start: int) -> None:
         """Before the first step that this process takes, which is number ``start``."""

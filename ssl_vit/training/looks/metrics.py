@@ -116,9 +116,13 @@ def _was_done(row: dict[str, Any], step: int) -> bool:
     return bool(row["step"] < step or (row["step"] == step > 0 and "grad_norm" not in row))
 
 
-def last_knn(metrics: Path) -> dict[str, Any]:
-    """The newest score in ``metrics.jsonl``: top-1 in percent by k, and its protocol; empty where there is none."""
+def last_knn(metrics: Path, step: int | None = None) -> dict[str, Any]:
+    """The newest score in ``metrics.jsonl``: top-1 in percent by k, and its protocol; empty where there is none.
+
+    step: of the weights that were scored; None for the newest.
+    """
     rows = [row for row in read_rows(metrics) if any(key.startswith(KNN) for key in row)] if metrics.exists() else []
+    rows = [row for row in rows if step in (None, row["step"])]
     if not rows:
         return {}
     top1 = {key.removeprefix(KNN): value for key, value in rows[-1].items() if key.startswith(KNN)}
