@@ -90,7 +90,7 @@ class Config(MethodConfig):
     )
     needs: ClassVar[str] = "any backbone; with local crops, one that takes images of other sizes"
     choose_when: ClassVar[str] = (
-        "You want features that work at once for k-NN, retrieval and dense tasks; the default for most data."
+        "You want features that work at once for k-NN, retrieval and dense tasks; the default for many images."
     )
 
     clip_per_tensor: ClassVar[bool] = True
