@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -14,11 +15,23 @@ Normalised = tuple[Colour, Colour]  # mean and deviation
 
 IMAGENET: Normalised = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OF_IMAGENET = {
-    *("DINO", "iBOT", "EsViT", "DINOv2", "DINOv3", "MoBY", "MoCo v3", "MAE", "DETReg", "DETR or Deformable DETR"),
+    *(
+        "DINO",
+        "iBOT",
+        "EsViT",
+        "DINOv2",
+        "DINOv3",
+        "EUPE",
+        "MoBY",
+        "MoCo v3",
+        "MAE",
+        "DETReg",
+        "DETR or Deformable DETR",
+    ),
     "torchvision",
 }
 """Layouts whose authors normalise images with ImageNet's mean and deviation, whatever timm says of the architecture."""
-OF_TIMM = {"BEiT", "BEiT, pretrained"}
+OF_TIMM = {"BEiT", "BEiT, pretrained", "TIPSv2"}
 """Layouts whose authors normalise images as timm says of their architectures."""
 
 
@@ -58,6 +71,10 @@ def as_colour(value: str | Sequence[float], name: str) -> Colour:
     return red, green, blue
 
 
+_OF_ONE = re.compile(r"tipsv2")
+"""Parts of names of architectures that one author's weights alone have, so that timm's values are that author's."""
+
+
 def usual(name: str, own: Normalised, published: Collection[Normalised], classifier: bool) -> Colours:
     """What to take where a file doesn't say it.
 
@@ -65,6 +82,8 @@ def usual(name: str, own: Normalised, published: Collection[Normalised], classif
     classifier: whether the file has one, as supervised training leaves it. Weights without a classifier are most often
     self-supervised, with ImageNet's values.
     """
+    if _OF_ONE.search(name):
+        return Colours(*own, f"as the only weights of {name} are")
     if own == IMAGENET or not published:
         return Colours(*own, f"as {name} usually is")
     about = "a guess, as the file does not say it: "

@@ -23,7 +23,7 @@ from ssl_vit.errors import UserError
 
 # Names that are no part of a backbone in any layout: heads, projectors, decoders, tokens that only pretraining needs.
 _BESIDE = re.compile(
-    r"(?:head(?!\.norm\.)|heads|head_dense|head_dist|fc|classifier|lm_head|projector|predictor|mask_token"
+    r"(?:head(?!\.norm\.)|heads|head_dense|head_dist|fc|classifier|lm_head|projectors?|predictor|mask_token"
     r"|masked_embed|decoder_\w+|aux_head)(?:\.|$)"
 )
 _NO_WEIGHTS = re.compile(r"(?:^|\.)(?:relative_position_index|attn_mask)$")  # computed, not learned

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ssl_vit.adapt.lora import merged_state
 from ssl_vit.checkpoints.description import OURS
 from ssl_vit.checkpoints.reader import Document, tensors
 
@@ -36,13 +37,28 @@ LAYOUTS = (  # the particular before the general
     CheckpointLayout("DINO (arXiv 2104.14294)", _TEACHER, (_RANKS + r"backbone\.",), ("teacher", "dino_loss")),
     CheckpointLayout("EsViT (arXiv 2106.09785)", _TEACHER, (_RANKS,), ("teacher", "dino_loss")),
     CheckpointLayout(
-        "DINOv2 (arXiv 2304.07193)", ("teacher",), (r"backbone\.",), ("teacher",), (r"^(?:dino|ibot)_head\.",)
+        "TIPSv2 (arXiv 2604.12012)",
+        ("model", ""),
+        (r"vision_encoder\.",),
+        marks=(r"^vision_encoder\.(?:register_tokens|mask_token)$",),
     ),
-    CheckpointLayout("DINOv2 (arXiv 2304.07193)", ("model", ""), ("",), (), (r"\bls1\.gamma$", r"^mask_token$")),
+    CheckpointLayout(
+        "EUPE (arXiv 2603.22387)",
+        ("teacher", "model", ""),
+        (r"backbone\.", ""),
+        marks=(r"\bprojectors\.", r"\bstorage_tokens$|^(?:backbone\.)?downsample_layers\.0\."),
+    ),
     CheckpointLayout(
         "DINOv3 (arXiv 2508.10104)", ("teacher", "model", ""), (r"backbone\.", ""), (), (r"\bstorage_tokens$",)
     ),
+    CheckpointLayout(
+        "DINOv2 (arXiv 2304.07193)", ("teacher",), (r"backbone\.",), ("teacher",), (r"^(?:dino|ibot)_head\.",)
+    ),
+    CheckpointLayout("DINOv2 (arXiv 2304.07193)", ("model", ""), ("",), (), (r"\bls1\.gamma$", r"^mask_token$")),
     CheckpointLayout("DINOv2 (arXiv 2304.07193)", ("model", ""), ("",), (), (r"\bls1\.gamma$", r"^register_tokens$")),
+    CheckpointLayout(
+        "DINOv3 or EUPE", ("state_dict", "model", ""), (_RANKS,), (), (r"^reg_token$", r"^blocks\.0\.gamma_1$")
+    ),
     CheckpointLayout("MoBY (arXiv 2105.04553)", ("model",), (_RANKS + r"encoder\.",), ("model",), (r"\bencoder_k\.",)),
     CheckpointLayout(
         "BEiT, pretrained (arXiv 2106.08254)", ("model", ""), ("",), (), (r"^rel_pos_bias\.", r"^mask_token$")
@@ -126,7 +142,8 @@ class Recognised(NamedTuple):
 def recognise(document: Document) -> Recognised | None:
     """Find the first layout that fits, and what it holds; None for a document without weights."""
     if isinstance(ours := document.get(OURS), dict) and isinstance(document.get("state_dict"), dict):
-        return _under(re.compile(re.escape(str(ours.get("exported")))), tensors(document["state_dict"]), _OUR_RUN)
+        found = _under(re.compile(re.escape(str(ours.get("exported")))), tensors(document["state_dict"]), _OUR_RUN)
+        return found and found._replace(state=merged_state(found.state))
     for layout in LAYOUTS:
         inside = next((entry for entry in layout.inside if not entry or isinstance(document.get(entry), dict)), None)
         if inside is None or not all(entry in document for entry in layout.entries):

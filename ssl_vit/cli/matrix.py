@@ -17,7 +17,13 @@ from ssl_vit.registry import METHODS
 def matrix(argv: list[str]) -> None:
     """Show which method pretrains which family of backbones, or why not."""
     parser = Parser("matrix", str(matrix.__doc__))
-    parser.add_argument("pattern", metavar="PATTERN", nargs="?", default="*", help="of families, as in '*swin*'")
+    parser.add_argument(
+        "pattern",
+        metavar="PATTERN",
+        nargs="?",
+        default="*",
+        help="of families or names, as in '*swin*'",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse(argv)
     from ssl_vit.backbones import list_backbones
@@ -25,14 +31,19 @@ def matrix(argv: list[str]) -> None:
 
     packages = {name: package for name in list_methods() if (package := METHODS.package_of(name))}
     reasons = {name: config_class(name).plain_only for name in list_methods() if name not in packages}
-    models = Counter(row.family for row in list_backbones())
+    backbones = list_backbones()
+    found = [row for row in backbones if fnmatch.fnmatch(row.family, args.pattern)]
+    found = found or [row for row in backbones if fnmatch.fnmatch(row.name, args.pattern)]
+    models = Counter(row.family for row in found)
     rows: list[dict[str, object]] = [
         {"family": family, "models": models[family]}
         | {name: reason if reason and family not in PLAIN_FAMILIES else None for name, reason in reasons.items()}
-        for family in fnmatch.filter(sorted(models), args.pattern)
+        for family in sorted(models)
     ]
     if not rows:
-        raise UserError(f"no family of backbones matches {args.pattern!r}; expected a shell pattern, as in '*swin*'")
+        raise UserError(
+            f"no family of backbones matches {args.pattern!r}, and no name; expected a shell pattern, as in '*swin*'"
+        )
     if args.json:
         say(json.dumps(rows, indent=2))
         return

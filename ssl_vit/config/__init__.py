@@ -3,6 +3,7 @@
 from ssl_vit.config.load import FLAGS, dump, load_config
 from ssl_vit.config.paths import check_data, check_out
 from ssl_vit.config.schema import (
+    AdaptConfig,
     BackboneConfig,
     DataConfig,
     HealthConfig,
@@ -14,6 +15,7 @@ from ssl_vit.config.schema import (
 
 __all__ = [
     "FLAGS",
+    "AdaptConfig",
     "BackboneConfig",
     "DataConfig",
     "HealthConfig",

@@ -257,6 +257,30 @@ class TrainConfig(Section):
         return min(self.epochs * per_epoch, self.steps or self.epochs * per_epoch)
 
 
+class AdaptConfig(Section):
+    """Going on from the weights of a file: what of them is trained, and what holds them to where they began."""
+
+    lora_rank: Count | None = None
+    """Train, in place of the backbone's weights, products of two matrices of this rank beside those of its linear
+    layers (LoRA; 4 to 32), in less memory and time; null: the weights themselves."""
+    lora_targets: Texts = ("attention", "mlp")
+    """Beside which layers: attention, mlp, linear for all, or names of layers, as qkv or blocks.11.mlp.fc1."""
+    anchor_pooled_cosine: NonNegative = 0.0
+    """Weight of a pull towards what the network of the file says of the same crops: of one minus the cosine between
+    their vectors (0.1 to 10; 0 = off)."""
+    anchor_pooled_squared: NonNegative = 0.0
+    """The same of the mean squared difference of their numbers."""
+    anchor_patch_cosine: NonNegative = 0.0
+    """As anchor_pooled_cosine, of patches that are not hidden."""
+    anchor_patch_squared: NonNegative = 0.0
+    """As anchor_pooled_squared, of patches that are not hidden."""
+    anchor_every: Count = 4
+    """Of how many crops one is compared with what the file's network says of it, which takes a forward pass; 1: all."""
+    l2_sp: NonNegative = 0.0
+    """Weight of half the squared distance of the backbone's weights from those of the file (L2-SP, 1802.01483:
+    0.001 to 1); 0 = off."""
+
+
 class HealthConfig(Section):
     """How often the run is checked for learning, collapse or harm."""
 
@@ -297,6 +321,8 @@ class RunConfig(Section):
     """The optimiser and its schedules."""
     train: TrainConfig = TrainConfig()
     """How long, on what, and how it is kept."""
+    adapt: AdaptConfig = AdaptConfig()
+    """Going on from the weights of a file: what of them is trained, and what holds them to where they began."""
     health: HealthConfig = HealthConfig()
     """How often the run is checked for learning or collapse."""
     plugins: dict[str, str] = Field(default_factory=dict)

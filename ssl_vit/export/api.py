@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+from ssl_vit.adapt.lora import merged
 from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.backbones.module_adapter import ModuleBackbone
 from ssl_vit.checkpoints.hub import is_hub_id
@@ -127,7 +128,8 @@ def hand_over(
 ) -> ExportResult:
     """Write one of ``TARGETS`` with its model card into a new folder, which appears whole and verified, or not at all.
 
-    backbone: its info has the mean, deviation and size of the images that it was trained with.
+    backbone: its info has the mean, deviation and size of the images that it was trained with; what LoRA has trained
+    is added to its weights.
     description: of the run that trained it, for the card and for targets that keep it. calibrating: images by which
     an ONNX graph is also written in 8 bits. whose: outputs they are held
     against, in words.
@@ -135,6 +137,7 @@ def hand_over(
     Raises:
         UserError, RunFailed: as :func:`export`.
     """
+    backbone = merged(backbone)
     target = _target(to, backbone)
     with new_folder(folder) as staging:
         pairs = target.write(backbone, staging, description)

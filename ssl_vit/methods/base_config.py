@@ -86,6 +86,7 @@ class Situation:
     layers: Callable[[], int] = field(default=lambda: 1, kw_only=True, compare=False)  # of the backbone, as timm counts
     weights: str | None = None  # whose file the network begins with; None where it begins with random numbers
     own: bool = False  # whether that file is a run's of ours, and not another's
+    products: bool = False  # whether small products are trained beside those weights, and not they (LoRA)
 
 
 @dataclass(frozen=True)

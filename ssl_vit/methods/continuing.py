@@ -47,6 +47,11 @@ def continued(recipe: Choices, given: Situation) -> Choices:
         "optim.head_weight_decay": (decay[0], f"for the heads as ever: {decay[1]}"),
         "backbone.drop_path": (0.0, "trained weights: layers that are suddenly left out would look like noise"),
     }
+    if given.products:
+        changed |= {
+            "optim.backbone_rate": (1.0, "LoRA: products that begin at 0 learn as the heads do"),
+            "optim.layer_decay": (1.0, "LoRA: the weights themselves stay"),
+        }
     if (momentum := recipe.get("method.momentum")) is not None:
         kept = momentum[0]
         assert isinstance(kept, float)

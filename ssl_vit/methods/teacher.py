@@ -10,6 +10,8 @@ import torch.distributed as dist
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
+from ssl_vit.adapt.lora import share_frozen
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -19,13 +21,15 @@ def as_teacher(student: M) -> M:
     for module in teacher.modules():
         if isinstance(module, DropPath):
             module.drop_prob = 0.0
+    share_frozen(teacher, student)
     return teacher
 
 
 @torch.no_grad()
 def average_into(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher = momentum * teacher + (1 - momentum) * student, over parameters; buffers stay the teacher's own."""
-    torch._foreach_lerp_([p.data for p in teacher.parameters()], [p.data for p in student.parameters()], 1.0 - momentum)
+    pairs = [(t.data, s.data) for t, s in zip(teacher.parameters(), student.parameters(), strict=True) if t is not s]
+    torch._foreach_lerp_([t for t, _ in pairs], [s for _, s in pairs], 1.0 - momentum)
 
 
 @torch.no_grad()

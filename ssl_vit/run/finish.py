@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ssl_vit
+from ssl_vit.adapt import peft
 from ssl_vit.backbones.adapter import AdaptedBackbone
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.checkpoints.hub import is_hub_id
@@ -90,7 +91,10 @@ def finish(config: ResolvedConfig, workspace: RunWorkspace, ended: Ended) -> Run
     if helped is not None:
         described["evaluation"]["did it help"] = helped.sentence
         log.info("did it help? %s", helped.sentence)
-    exported = _export(ended.watch.best(backbone), backbone, out, described, helped)
+    best = ended.watch.best(backbone) if helped is not None else None
+    exported = _export(best, backbone, out, described, helped)
+    if config.adapt.lora_rank is not None:
+        _export_products(best or backbone, config, out)
     for average in ended.averages:
         _export_average(average, out, described)
     method.artefacts(workspace)
@@ -127,6 +131,15 @@ def _export(
     hand_over(last, out / LAST, "timm", described)
     known = {"did it help": helped.sentence, **last_knn(out / "metrics.jsonl", helped.step)}
     return hand_over(best, out / "export", "timm", described | {"steps": helped.step, "evaluation": known})
+
+
+def _export_products(backbone: AdaptedBackbone, config: ResolvedConfig, out: Path) -> None:
+    """Write RUN/export-lora: what was trained alone, for whoever has the file that it was trained beside."""
+    folder, start = out / "export-lora", config.backbone.weights
+    shutil.rmtree(folder, ignore_errors=True)
+    named = None if start is None else start if is_hub_id(start) else Path(start).name
+    size = peft.write(backbone, folder, named)
+    log.info("what was trained beside the weights is in %s, %.1f MB, as peft reads it", folder, size / 1e6)
 
 
 def _export_average(average: Average, out: Path, description: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from ssl_vit.errors import UserError
 from ssl_vit.methods import check_recipe, config_class
 from ssl_vit.methods.base_config import SMALL, Choices, Situation
 from ssl_vit.methods.continuing import AT_RANDOM, continued
+from ssl_vit.run.adapting import check_adaptation
 from ssl_vit.run.facts import IMAGENET_MEAN, IMAGENET_STD, Facts, gather_facts
 from ssl_vit.run.sizes import sizes_of_run
 from ssl_vit.run.spans import check_spans
@@ -94,6 +95,8 @@ def resolve_config(
         chosen.method.check(each)
     check_spans(chosen, max(1, facts.images // given.batch_size) * given.epochs)
     check_techniques(chosen)
+    if said := check_adaptation(chosen):
+        resolver.decisions.append(Decision("adapt.lora_rank", chosen.adapt.lora_rank, said, "--set adapt.lora_rank=…"))
     if weights is not None:
         with torch.device("meta"):
             backbone = create_backbone(part["name"], image_size=part["image_size"], model_args=part["args"])
@@ -129,7 +132,7 @@ def _recipe(config: RunConfig, resolver: _Resolver, given: Situation) -> Choices
         return recipe | continued(recipe, given)
     for key, value in AT_RANDOM.items():  # what nobody would ask about is not worth a line
         section, name = key.split(".")
-        if resolver.tree[section][name] == "auto":
+        if resolver.tree[section][name] == "auto" and key not in recipe:
             resolver.tree[section][name] = value
     return recipe
 
@@ -151,8 +154,9 @@ def _situation(resolver: _Resolver, facts: Facts, info: BackboneInfo, weights: I
         drops_paths=info.drops_paths,
         grid=info.grid,
         parts=resolver.get("train.accumulate"),
-        weights=weights.layout if weights is not None else None,
+        weights=weights.layout if weights is not None else resolver.get("backbone.weights"),  # as one resumed began
         own=weights is not None and weights.ours,
+        products=resolver.get("adapt.lora_rank") is not None,
         layers=partial(_layers, resolver.tree["backbone"]),
     )
 

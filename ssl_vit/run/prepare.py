@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from ssl_vit.adapt.anchors import anchor
+from ssl_vit.adapt.lora import adapt
 from ssl_vit.backbones import create_backbone
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.backbones.diversity import diversify
@@ -23,6 +25,7 @@ from ssl_vit.eval.readout import Readout
 from ssl_vit.eval.yardstick import yardstick_for
 from ssl_vit.methods import method_class
 from ssl_vit.methods.method import Method
+from ssl_vit.run.adapting import anchors, pull_of
 from ssl_vit.run.techniques import check_averages
 from ssl_vit.training.advice import advice_for, gentler
 from ssl_vit.training.cpu.faulty_kernels import avoid_faulty_kernels
@@ -56,8 +59,12 @@ def build_method(config: ResolvedConfig, weights: Inspection | None = None) -> M
     method.begin(backbone)
     if weights is not None:
         put(backbone, weights)
+    if (asked := config.adapt).lora_rank is not None:
+        adapt(backbone, asked.lora_rank, asked.lora_targets, sparing=not config.train.checkpoint_activations)
     backbone.info = replace(backbone.info, mean=config.data.mean, std=config.data.std)
     built = method(config.method, backbone, part.image_size)
+    if anchors(config):
+        anchor(built, pull_of(config), config.adapt.l2_sp)
     avoid_faulty_kernels(built)
     if config.train.diversify > 0:
         diversify(built, config.train.diversify)

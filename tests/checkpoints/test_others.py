@@ -258,6 +258,7 @@ def test_official_files_of_dinov3(size: str, biased: bool, tmp_path: Path, capfd
     found = backbone_of_file(file).eval()
     assert capfd.readouterr().out == "", "timm's own map prints to stdout"
     assert (found.info.name, found.info.mean) == (name, IMAGENET[0])
+    assert inspect(file).layout == "DINOv3 (arXiv 2508.10104)"
     expected.load_state_dict(eva.checkpoint_filter_fn(dict(state), expected))
     images = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
@@ -268,15 +269,7 @@ def test_official_files_of_dinov3(size: str, biased: bool, tmp_path: Path, capfd
 
 def test_official_names_of_convnext(tmp_path: Path) -> None:
     source = randomised("convnext_tiny", model_args={"depths": (1, 1, 1, 1)})
-    state, counts = {}, {"stem.": "downsample_layers.0.", "head.norm.": "norm."}
-    for key, value in source.model.state_dict().items():
-        for ours, theirs in counts.items():
-            key = key.replace(ours, theirs)
-        parts = key.split(".")
-        if ".downsample." in key:
-            key = f"downsample_layers.{parts[1]}.{'.'.join(parts[3:])}"
-        key = key.replace(".blocks.", ".").replace("conv_dw", "dwconv").replace("mlp.fc", "pwconv")
-        state[key] = value
+    state = {official_of_convnext(key): value for key, value in source.model.state_dict().items()}
     backbone = create_backbone("convnext_tiny", model_args={"depths": (1, 1, 1, 1)})
     load_weights(backbone, save(tmp_path, {"model": state}))
     for key, value in backbone.model.state_dict().items():
@@ -368,3 +361,89 @@ def test_an_export_of_others_is_a_folder_as_any(whole: dict[str, Tensor], tmp_pa
         export(tmp_path / "none.pth")
     with pytest.raises(UserError, match=r"add --backbone NAME"):
         export(save(tmp_path, filled(official("dino_vit"))))
+
+
+def shapes_of_timm(name: str) -> dict[str, list[int]]:
+    """Names and shapes of a model's weights."""
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0)
+    return {key: list(value.shape) for key, value in model.state_dict().items()}
+
+
+def official_of_tips(name: str) -> dict[str, torch.Tensor]:
+    """A multimodal file: the vision encoder under DINOv2's names, a text encoder beside it."""
+    shapes = shapes_of_timm(name)
+    width, patches = shapes["cls_token"][-1], shapes["pos_embed"][1]
+    theirs = {"mlp.fc1": "mlp.w12", "mlp.fc2": "mlp.w3"} if "giant" in name else {}
+    names = {}
+    for key, shape in shapes.items():
+        for ours, its in theirs.items():
+            key = key.replace(ours, its)
+        names[key] = shape
+    names |= {"register_tokens": names.pop("reg_token"), "pos_embed": [1, patches + 1, width], "mask_token": [1, width]}
+    return filled(names, "vision_encoder.") | filled({"text_encoder.token_embedding.weight": [32000, 8]})
+
+
+@pytest.mark.parametrize(
+    "size", ["base", *(pytest.param(size, marks=pytest.mark.slow) for size in ("large", "so400m", "giant"))]
+)
+def test_files_of_tipsv2(size: str, tmp_path: Path) -> None:
+    name = f"vit_{size}_patch14_reg1_tipsv2"
+    found = inspect(save(tmp_path, official_of_tips(name)))
+    assert (found.layout, str(found.architecture)) == ("TIPSv2 (arXiv 2604.12012)", name)
+    assert set(found.left) == {"text_encoder.token_embedding.weight", "mask_token"}
+    assert "mean 0,0,0 and deviation 1,1,1: as TIPSv2 uses" in str(found)
+    ours = inspect(save(tmp_path, filled(shapes_of_timm(name))))
+    assert (ours.layout, str(ours.architecture), ours.left) == ("timm", name, [])
+    assert f"mean 0,0,0 and deviation 1,1,1: as the only weights of {name} are" in str(ours)
+
+
+def test_weights_of_tipsv2_get_to_their_places(tmp_path: Path) -> None:
+    name, args = "vit_base_patch14_reg1_tipsv2", {"depth": 1, "embed_dim": 24, "num_heads": 2}
+    source = randomised(name, image_size=56, model_args=args)
+    state = dict(source.model.state_dict())
+    state["register_tokens"], positions = state.pop("reg_token"), state.pop("pos_embed")
+    at_class = torch.randn(1, 1, 24)
+    state |= {"cls_token": state["cls_token"] - at_class, "pos_embed": torch.cat([at_class, positions], 1)}
+    file = save(tmp_path, {f"vision_encoder.{key}": value for key, value in state.items()} | {"text.w": torch.ones(2)})
+    backbone = create_backbone(name, image_size=56, model_args=args)
+    load_weights(backbone, file)
+    for key, value in source.model.state_dict().items():
+        torch.testing.assert_close(backbone.model.state_dict()[key], value, msg=key)
+    assert (backbone.info.mean, backbone.info.std) == ((0.0,) * 3, (1.0,) * 3)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_dinov3_qkvb", "convnext_tiny"])
+def test_files_of_eupe(name: str, tmp_path: Path) -> None:
+    """As DINOv3's, with heads beside the backbone that learnt from several teachers."""
+    shapes = shapes_of_timm(name)
+    heads = filled({"projectors.dinov3.mlp.0.weight": [512, 192], "projectors.dinov3.mlp.0.bias": [512]})
+    plain = inspect(save(tmp_path, filled(shapes)))
+    timms = "timm" if name == "convnext_tiny" else "DINOv3 or EUPE"  # both have timm's names for DINOv3
+    assert (plain.layout, plain.names, str(plain.architecture)) == (timms, "timm", name)
+    if name == "convnext_tiny":
+        official = {official_of_convnext(key): shape for key, shape in shapes.items()}
+        official |= {f"norms.{stage}.weight": [width] for stage, width in enumerate((96, 192, 384, 768))}
+    else:
+        official = {"storage_tokens": shapes["reg_token"], "mask_token": [1, 192], "rope_embed.periods": [16]}
+        for key, shape in shapes.items():
+            if key == "reg_token" or key.endswith("_bias"):
+                continue
+            official[key.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma")] = shape
+            if key.endswith("attn.qkv.weight"):
+                official[key.replace("weight", "bias")] = [3 * 192]
+    found = inspect(save(tmp_path, filled(official) | heads))
+    assert (found.layout, str(found.architecture)) == ("EUPE (arXiv 2603.22387)", name)
+    assert set(heads) <= set(found.left)
+    assert "as EUPE uses" in str(found)
+    with torch.device("meta"):
+        fitted_weights(create_backbone(name), found)
+
+
+def official_of_convnext(key: str) -> str:
+    """ConvNeXt's own name of a weight of timm's."""
+    key = key.replace("stem.", "downsample_layers.0.").replace("head.norm.", "norm.")
+    parts = key.split(".")
+    if ".downsample." in key:
+        key = f"downsample_layers.{parts[1]}.{'.'.join(parts[3:])}"
+    return key.replace(".blocks.", ".").replace("conv_dw", "dwconv").replace("mlp.fc", "pwconv")
