@@ -522,3 +522,7 @@ def test_the_matrix_has_every_family_and_method_or_the_reason(capsys) -> None:
     assert reason.startswith("(1) not with mae: it is no plain ViT")
     assert main(["matrix", "nosuch*"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+    assert main(["matrix", "*dinov3*", "--json"]) == 0  # no family's name, but names of models
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["family"], row["dinov2"], row["ibot"]) == ("eva", None, None)
+    assert row["models"] == len(list_backbones("*dinov3*"))

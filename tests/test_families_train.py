@@ -57,7 +57,7 @@ def resolved(method: str, family: str, **more: object) -> RunConfig:
         settings["queue_size"] = 4 * IMAGES
     if method in NEEDED:  # a loss so small that no gradient is clipped, and each moves what it reaches
         settings |= {key: 0.01 for key in config_class(method).model_fields if key.endswith("_weight")}
-    if method == "ibot":
+    if method in ("ibot", "dinov2"):
         settings["mask_ratio"] = (0.3, 0.6)
     flags = {
         "data.path": "nowhere",

@@ -68,6 +68,20 @@ PUBLISHED: dict[str, tuple[tuple[float, int], dict[str, object]]] = {
         | COSINE
         | {"method.out_dim": 8192, "method.mask_ratio": (0.1, 0.5), "method.teacher_patch_temp": 0.07},
     ),
+    "dinov2_vit_large_200ep": (
+        (4e-3 * 2**0.5, 2048),  # scaled by the root of the batch there
+        {"epochs": 200, "batch_size": 2048, "crops": [(2, 224, (0.32, 1.0)), (8, 96, (0.05, 0.32))], "clip": 3.0}
+        | COSINE
+        | {"method.out_dim": 65536, "method.momentum": 0.992, "method.koleo_weight": 0.1, "optim.layer_decay": 0.9}
+        | {"method.separate_heads": False, "method.centering": "mean", "backbone.drop_path": 0.3},
+    ),
+    "dinov2_vit_large_rope_200ep": (
+        (4e-3 * 2**0.5, 2048),
+        {"epochs": 200, "batch_size": 2048, "crops": [(2, 224, (0.32, 1.0)), (8, 96, (0.05, 0.32))], "clip": 3.0}
+        | COSINE
+        | {"method.out_dim": 65536, "method.momentum": 0.992, "method.koleo_weight": 0.1, "optim.layer_decay": 0.9}
+        | {"method.separate_heads": True, "method.centering": "sinkhorn", "backbone.drop_path": 0.3},
+    ),
     "moby_swin_tiny_300ep": (
         (1e-3, 512),
         {"epochs": 300, "batch_size": 512, "crops": [(2, 224, (0.08, 1.0))], "clip": 5.0, "optim.weight_decay": 0.05}

@@ -7,14 +7,16 @@ import math
 import torch
 from torch import Tensor
 
-from ssl_vit.backbones.backbone import Backbone
+from ssl_vit.backbones.backbone import Backbone, Features
 from ssl_vit.data.masks import blockwise_masks
 from ssl_vit.errors import UserError
 from ssl_vit.methods.dense import DenseDINO
 from ssl_vit.methods.dense_loss import dense_loss
 from ssl_vit.methods.dino import Branch
+from ssl_vit.methods.gram import GramSchedule, become, gram_loss
 from ssl_vit.methods.ibot_config import Config
 from ssl_vit.methods.method import Progress, Step
+from ssl_vit.methods.teacher import as_teacher
 
 MASKED = 0.5  # share of the global crops that are masked, as in the released models
 
@@ -35,6 +37,8 @@ class IBOT(DenseDINO):
             )
         super().__init__(config, backbone, image_size)
         self.uniform_loss = (1 + MASKED) * math.log(config.out_dim)
+        self.anchor = as_teacher(self.teacher.backbone) if config.gram_weight > 0 else None
+        self.gram = GramSchedule(config.gram_from, config.gram_every)
 
     def new_student(self, backbone: Backbone) -> Branch:
         """One head serves images and patches, as in the released models, where both have the same width."""
@@ -58,7 +62,20 @@ class IBOT(DenseDINO):
             "patch_entropy": patch_entropy,
             "hidden": masks.float().mean(),
         }
-        return Step(view + MASKED * patch, parts, seen.pooled[: len(batch[0])])
+        loss = view + MASKED * patch
+        for name, (weight, value) in self.beside(masked, images, progress).items():
+            loss, parts[name] = loss + weight * value, value.detach()
+        return Step(loss, parts, seen.pooled[: len(batch[0])])
+
+    def beside(self, masked: Features, images: Tensor, progress: Progress) -> dict[str, tuple[float, Tensor]]:
+        """What else is learnt of the global crops [2 * B, 3, S, S], by name: a weight and a loss []."""
+        if self.anchor is None or not self.gram.anchored(progress):
+            return {}
+        if self.gram.renewed(progress):
+            become(self.anchor, self.teacher.backbone)
+        with torch.no_grad():
+            anchor = self.anchor(images).patches
+        return {"gram_loss": (self.config.gram_weight, gram_loss(masked.patches, anchor))}
 
     def draw_masks(self, crops: int, height: int, width: int) -> Tensor:
         """Masks bool [crops, height, width] on the CPU, from torch's global generator; one half of them is empty."""

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from ssl_vit.methods.base_config import AUTO, SMALL, Auto, Choices, Positive, Scale, Situation
+from ssl_vit.errors import UserError
+from ssl_vit.methods.base_config import (
+    AUTO,
+    SMALL,
+    Auto,
+    Choices,
+    Fraction,
+    NonNegative,
+    Positive,
+    Scale,
+    Situation,
+)
 from ssl_vit.methods.dino_config import OFFICIAL
 from ssl_vit.methods.dino_config import Config as DINOConfig
 from ssl_vit.registry import register_method
@@ -36,6 +47,14 @@ class Config(DINOConfig):
     """As warmup_teacher_temp, for patches (official: 0.04)."""
     teacher_patch_temp: Auto[Positive] = AUTO
     """As teacher_temp, for patches (official: 0.07)."""
+    gram_weight: NonNegative = 0.0
+    """Weight of a pull of how alike an image's patches are, all pairs of them, towards what it was in an earlier
+    teacher (DINOv3's Gram anchoring; DINOv3: 2; 0 = off)."""
+    gram_from: Fraction = 0.0
+    """Share of the run at which that earlier teacher is taken and the pull begins; 0: the network that the run begins
+    with, for weights of a file (DINOv3: about 0.83)."""
+    gram_every: NonNegative = 0.0
+    """Epochs after which the teacher of that time takes its place, again and again; 0 = never (DINOv3: 10)."""
 
     def choose(self, given: Situation) -> Choices:
         """DINO's recipe with the changes of the released models; on small sets DINO's own."""
@@ -61,6 +80,15 @@ class Config(DINOConfig):
                 "method.local_scale": ((0.05, 0.25), RELEASED),
             }
         return choices
+
+    def check(self, given: Situation) -> None:
+        """Patches that are held to those of random weights learn nothing."""
+        super().check(given)
+        if self.gram_weight > 0 and self.gram_from == 0 and given.weights is None:
+            raise UserError(
+                "method.gram_from: 0, so that patches would be held to those of random weights; set 0.8, or begin with "
+                "--weights FILE"
+            )
 
     def spans(self) -> dict[str, float]:
         """DINO's; the patches' temperature warms up as long."""

@@ -63,6 +63,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "dino": DISTILLING | {"centering": "mean", "head_norm": "none", "teacher_temp": 0.04, "warmup_teacher_temp": 0.02},
     "esvit": DISTILLING | {"region_from": 0.0},
     "ibot": DISTILLING,
+    "dinov2": DISTILLING | {"gram_weight": 1.0, "gram_from": 0.4},
     "moby": SIAMESE | {"queue_size": 16},
     "mocov3": SIAMESE,
     "byol": SIAMESE,

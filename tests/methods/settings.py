@@ -37,6 +37,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "dino": DISTILLING,
     "esvit": DISTILLING | {"region_from": 0.5},
     "ibot": DISTILLING,
+    "dinov2": DISTILLING,
     "moby": SIAMESE | {"queue_size": 16},
     "mocov3": SIAMESE,
     "byol": SIAMESE,

@@ -37,7 +37,7 @@ def test_nothing_is_compiled_again_once_numbers_have_changed(name: str, lean: bo
 
     A graph may be compiled for its first numbers, for changing ones, and once more when temperatures stop rising.
     """
-    more = DISTILLING if name in ("dino", "esvit", "ibot") else {}
+    more = DISTILLING if name in ("dino", "esvit", "ibot", "dinov2") else {}
     config = resolved(name, "vision_transformer", **more, **{"train.checkpoint_activations": lean})
     torch.manual_seed(0)
     plain = build_method(config)

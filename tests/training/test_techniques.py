@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ssl_vit.methods.beit import BEiT
 from ssl_vit.methods.heads import GlobalBatchNorm1d
+from ssl_vit.methods.ibot import IBOT
 from ssl_vit.methods.method import Method
 from ssl_vit.run.prepare import build_method, new_averages
 from ssl_vit.training.fabric import new_fabric
@@ -23,11 +24,15 @@ from tests.runs import process_of
 from tests.test_families_train import resolved
 from tests.training.test_accumulate import RECIPE
 
+START = {"backbone.weights": "a file", "optim.heads_first": 0, "optim.backbone_rate": 1.0}
 TECHNIQUES: dict[str, dict[str, Any]] = {
     "sam": {"optim.sam_rho": 0.1, "optim.sam_global": True},
     "diversify": {"train.diversify": 0.5},
     "scale": {"optim.optimizer": "adafactor", "optim.schedule": "rsqrt", "optim.head_weight_decay": 0.3},
     "average": {"train.ema": 0.5, "train.swa": 0.5},
+    "lora": {"adapt.lora_rank": 2} | START,
+    "anchors": {"adapt.anchor_pooled_cosine": 1.0, "adapt.anchor_patch_squared": 1.0, "adapt.l2_sp": 1.0} | START,
+    "gram": {"method.gram_weight": 1.0, "method.gram_from": 0.5, "method.centering": "sinkhorn"},
 }
 NETWORKS = {"vit": "vision_transformer", "swin": "swin_transformer", "mlp": "mlp_mixer"}
 IMAGES, STEPS = 8, 4
@@ -40,7 +45,9 @@ CASES = [
     for network in NETWORKS
     if not (method == "mae" and network != "vit")  # it needs a plain transformer
     and not (technique == "average" and method == "dino")  # which exports its teacher
+    and technique != "gram"
 ]
+CASES += [("gram", "dinov2", network) for network in NETWORKS]
 
 
 def without_noise(method: Method, patch: pytest.MonkeyPatch) -> Method:
@@ -56,7 +63,13 @@ def without_noise(method: Method, patch: pytest.MonkeyPatch) -> Method:
         hidden[:, :, : width // 2] = True
         return hidden.expand(images, height, width)
 
+    def half_of_first(self: IBOT, crops: int, height: int, width: int) -> Tensor:
+        hidden = torch.zeros(crops, height, width, dtype=torch.bool)
+        hidden[: crops // 2, :, : width // 2] = True
+        return hidden
+
     patch.setattr(BEiT, "draw_masks", half)
+    patch.setattr(IBOT, "draw_masks", half_of_first)
     return method.double()
 
 
@@ -72,7 +85,7 @@ def train(
 ) -> tuple[list[float], State]:
     """Losses, and the weights in the end, averages too; with ``stop`` a new learner goes on after so many steps."""
     more = {"optim.clip": 0.0, "optim.lr": 0.01, "optim.min_lr": 0.0, "train.batch_size": IMAGES}
-    more |= {"method.head_norm": "none", "method.centering": "mean"} if name == "dino" else {}
+    more |= {"method.head_norm": "none", "method.centering": "mean"} if name in ("dino", "dinov2") else {}
     more |= {"method.mask_ratio": 0.5} if name in ("beit", "mae") else {}
     config = resolved(name, NETWORKS[network], **RECIPE | more | TECHNIQUES[technique])
     found: list[float] = []
