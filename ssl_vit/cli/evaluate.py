@@ -25,6 +25,7 @@ from ssl_vit.wording import expected
 
 FIGURES = {
     "robustness": "ssl_vit.report.robustness",
+    "anomaly": "ssl_vit.report.anomaly",
     "detection": "ssl_vit.report.detection",
     "segmentation": "ssl_vit.report.segmentation",
     "sharpness": "ssl_vit.report.sharpness",
@@ -65,6 +66,8 @@ def embed(argv: list[str]) -> None:
     add_outside_links(parser)
     words = "the file to write: .npz, .npy, .safetensors or .parquet"
     parser.add_argument("--out", type=new_file, metavar="FILE", required=True, help=words)
+    words = "the vectors of all patches instead of one an image: float16 [N, h, w, D] in a .npy"
+    parser.add_argument("--patches", action="store_true", help=words)
     _add_options(parser, ReadoutOptions)
     args = vars(parser.parse(argv))
     settings = _settings(args, ReadoutOptions, "embed")

@@ -18,6 +18,7 @@ from ssl_vit.data.class_folders import in_class_folders
 from ssl_vit.data.dataset_name import Images
 from ssl_vit.data.sources import Source
 from ssl_vit.errors import UserError
+from ssl_vit.eval.embed_patches import write_patches
 from ssl_vit.eval.features import FeatureSet
 from ssl_vit.eval.job import Job, Outcome
 from ssl_vit.eval.kind import ReadoutOptions
@@ -41,8 +42,11 @@ def embed(
     layers: tuple[int, ...] = LAST,
     pooling: str = "model",
     precision: str = "float32",
+    patches: bool = False,
 ) -> Path:
     """Write the features [N, D] float32 of every image, with file names, class names and how they were made.
+
+    patches: write those of all patches instead, [N, h, w, D] float16, to a .npy that can be memory-mapped.
 
     The ending of ``out`` chooses the format: .npz (``features``, ``files``, ``labels``, ``protocol``), .npy (features
     alone; the rest in a .json beside it), .safetensors (the rest in its metadata) or .parquet (a row an image; needs
@@ -56,6 +60,8 @@ def embed(
     """
     out = Path(out)
     _check_out(out)
+    if patches and out.suffix != ".npy":
+        raise UserError(f"--out {out}: patches are written to a .npy, which can be memory-mapped; name one")
     given = {"layers": layers, "pooling": pooling, "precision": precision}
     readout = ReadoutOptions.of(given, "embed").values()
     unfinished = out.with_name(f".{out.name}.unfinished")
@@ -63,6 +69,11 @@ def embed(
         kept: dict[str, Any] = {"keep": unfinished, "ranks": place, "outside_links": outside_links}
         job = Job(Path(weights), {"data": data}, backbone, mean, std, **kept, **readout)
         source = job.unlabelled("data")
+        if patches:
+            if place.world > 1:
+                raise UserError("embed --patches: one process writes them; start it without torchrun")
+            write_patches(job, source, out)
+            return out
         found = job.features(source, "data")
     if place.rank == 0:
         labels = _labels(source, found)

@@ -37,6 +37,7 @@ PAIRS = {
     "val_images": "",
 }
 WRONG = {  # a value outside each setting's range
+    "anomaly": {"coreset": 0, "neighbourhood": 2, "smooth": -1, "masks": ""} | FEATURES,
     "augmented": {"epochs": 0, "batch": 2.5, "lr": (0.1, 0)} | FEATURES,
     "budget": {"keep": (0.5, 1.5), "gmacs": (0,), "seed": -1},
     "clustering": FEATURES,
