@@ -129,7 +129,7 @@ def class_loss(logits: Tensor, place: tuple[Tensor, Tensor], labels: Tensor, not
 
 def pairs_at_least_cost(costs: Sequence[Tensor]) -> list[Matches]:
     """Match the queries of each image with its objects, by the costs [Q, n] of its pairs (Hungarian algorithm)."""
-    solve = _solver()
+    solve = solver()
     # All at once, as the device is waited for. A network that has diverged is the trainer's to name, by its loss:
     # here any matching does.
     prices = torch.cat([cost.flatten() for cost in costs]).nan_to_num(0.0).cpu()
@@ -140,7 +140,8 @@ def pairs_at_least_cost(costs: Sequence[Tensor]) -> list[Matches]:
     return pairs
 
 
-def _solver() -> Any:
+def solver() -> Any:
+    """Return scipy's solver of assignments; UserError where it is not installed."""
     try:
         from scipy.optimize import linear_sum_assignment
     except ImportError:

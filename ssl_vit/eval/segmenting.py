@@ -18,6 +18,7 @@ from ssl_vit.data.segment_scenes import SegmentDataset, SegmentScene
 from ssl_vit.data.segments import NOWHERE, SegmentSource
 from ssl_vit.data.values import Pixels
 from ssl_vit.detectors.learner import Learner
+from ssl_vit.detectors.losses import solver
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.eval.detection_data import canvas
 from ssl_vit.eval.job import Job, Outcome
@@ -134,6 +135,8 @@ def plan(job: Job, asked: Segmentation) -> SegmentationTrial:
     wide = canvas(job.backbone.info, sizes, asked.size)
     segmenter = build_segmenter(name, composed(asked, job.backbone), train.things, wide)
     _check_batch(segmenter, asked, len(train))
+    if segmenter.finds_segments:
+        solver()  # which matches queries: asked for before any training
     rate = RATES[name] if asked.lr == "auto" else asked.lr
     slower = rate if asked.backbone_lr == "auto" else asked.backbone_lr
     pixels = job.pixels_of(*(Files([source.path(i) for i in range(len(source))]) for source in (train, val)))

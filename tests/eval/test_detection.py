@@ -21,6 +21,7 @@ from ssl_vit.data.detection import DetectionDataset
 from ssl_vit.detectors.build import build_finder
 from ssl_vit.detectors.detector import Detections
 from ssl_vit.detectors.finder import Finder
+from ssl_vit.errors import UserError
 from ssl_vit.eval import detection, scene_loop
 from ssl_vit.eval.detection_data import canvas, numbered_alike
 from ssl_vit.eval.gains import gain_summary
@@ -210,6 +211,26 @@ def test_every_kind_of_detector_is_trained_and_scored(name, sets, tmp_path):
     assert found["read"] == 5
     assert all(0 <= value <= 100 for value in found["scores"].values())
     assert ("mask_mAP" in found["scores"]) == (name == "mask_rcnn")
+
+
+def test_a_composite_finds_at_first_what_the_single_backbone_finds(sets):
+    """And it learns; YOLOS, which has no stages, refuses it."""
+    job = Job(sets["run"], {"train": sets["train"], "val": sets["val"]})
+    asked = Detection(detector="faster_rcnn", size=64, batch=2)
+    both = asked.model_copy(update={"composite": 2, "composite_shared": 1})
+    single, composite = detection.plan(job, asked), detection.plan(job, both)
+    scenes = [single.training(0)[0, index] for index in range(2)]
+    with torch.inference_mode():
+        found = [trial.begin("weights", 0).eval().find(scenes) for trial in (single, composite)]
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one.boxes, other.boxes)
+        assert torch.equal(one.scores, other.scores)
+    assert composite.run("weights", 100, 0, 2, Unfinished(None, {}))["read"] == 5
+    assert single.settings(asked) | {"composite": "2 backbones, 1 shared stages, auxiliary loss 0.5"} == (
+        composite.settings(both)
+    )
+    with pytest.raises(UserError, match="--composite: YOLOS reads tokens"):
+        detection.plan(job, both.model_copy(update={"detector": "yolos"}))
 
 
 def test_both_detectors_have_the_same_head_and_other_backbones(trial):
