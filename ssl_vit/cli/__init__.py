@@ -19,6 +19,7 @@ from ssl_vit.cli.matrix import matrix
 from ssl_vit.cli.pack import pack
 from ssl_vit.cli.parser import PLUGIN, Parser, new, results, results_alone, say, without_plugins
 from ssl_vit.cli.pretrain import pretrain
+from ssl_vit.cli.sweep import sweep
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.files import disk_problem, place_problem
 from ssl_vit.process import leave_pillow_unsaid
@@ -99,5 +100,6 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "doctor": doctor,
     "list": list_names,
     "matrix": matrix,
+    "sweep": sweep,
     "demo": demo,
 }
