@@ -52,7 +52,7 @@ def test_the_table_has_every_name_and_the_page_names_them_all():
 @pytest.mark.parametrize(
     ("name", "trunk", "steps"),
     [
-        ("upernet", "resnet18", 40),
+        pytest.param("upernet", "resnet18", 40, marks=pytest.mark.slow),
         ("fpt", "vit_tiny_patch16_224", 40),
     ],
 )
