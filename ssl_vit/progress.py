@@ -13,15 +13,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ssl_vit.system import most_memory
-from ssl_vit.terminal import Lasting
+from ssl_vit.terminal import Lasting, is_plain, is_quiet
 
 log = logging.getLogger("ssl_vit")
 LOG_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 def progress_bar(label: str, *, transient: bool = False) -> Progress:
-    """A bar on stderr with a label, the task's field ``numbers`` and the time left; off a terminal it shows nothing.
+    """A bar on stderr with a label, the task's field ``numbers`` and the time left.
 
+    It shows nothing off a terminal, with NO_COLOR and where it is to be quiet.
     label: rich's template of a task; transient: whether the bar leaves when it is full.
     """
     console = Console(file=cast(IO[str], Lasting(sys.stderr)))
@@ -32,7 +33,7 @@ def progress_bar(label: str, *, transient: bool = False) -> Progress:
         TimeRemainingColumn(compact=True),
         console=console,
         transient=transient,
-        disable=not console.is_terminal,
+        disable=not console.is_terminal or is_plain() or is_quiet(),
     )
 
 

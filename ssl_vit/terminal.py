@@ -74,9 +74,35 @@ def open_closed_streams() -> None:
             setattr(sys, name, nowhere)
 
 
+_quiet = False
+
+
+@contextmanager
+def hushed(quiet: bool = True) -> Iterator[None]:
+    """Inside, nothing is said on stderr but warnings and errors, where it is to be quiet."""
+    global _quiet
+    before, _quiet = _quiet, quiet
+    try:
+        yield
+    finally:
+        _quiet = before
+
+
+def is_quiet() -> bool:
+    """Whether nothing is to be said but warnings and errors."""
+    return _quiet
+
+
+def is_plain() -> bool:
+    """Whether what is said stays as it is, line by line, though a terminal could do more (https://no-color.org)."""
+    return bool(os.environ.get("NO_COLOR"))
+
+
 def spoken() -> logging.Handler:
     """A handler that says on stderr what is logged."""
-    return logging.StreamHandler(Lasting(sys.stderr))
+    handler = logging.StreamHandler(Lasting(sys.stderr))
+    handler.setLevel(logging.WARNING if _quiet else logging.NOTSET)
+    return handler
 
 
 class LogFile(logging.FileHandler):

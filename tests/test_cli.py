@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +15,15 @@ import pytest
 import ssl_vit
 from ssl_vit.backbones import list_backbones
 from ssl_vit.cli import COMMANDS, main
+from ssl_vit.cli.parser import without_quiet
 from ssl_vit.config import load_config
 from ssl_vit.errors import RunFailed, UserError
+from ssl_vit.eval.kinds import list_kinds
 from ssl_vit.methods import list_methods
+from ssl_vit.progress import progress_bar
+from ssl_vit.terminal import hushed
+from tests.runs import command as run_command
+from tests.runs import finish
 
 NOTHING_SAID = {"backbone": None, "mean": None, "std": None}
 HEAVY = ("torch", "torchvision", "timm", "lightning", "numpy", "PIL", "faiss", "rich")
@@ -254,7 +261,7 @@ def test_list_backbones_prints_the_registrys_rows(monkeypatch, capsys):
     [
         (
             "",
-            "no command; one of pretrain, eval, compare, export, inspect, embed, pack, bench, doctor, list, ",
+            "no command; one of pretrain, eval, compare, report, export, inspect, embed, pack, bench, doctor, list, ",
         ),
         ("pretrian images", "unknown command 'pretrian'; did you mean pretrain?; see ssl-vit --help"),
         (
@@ -450,6 +457,54 @@ def test_help_of_pretrain_lists_every_setting(capsys):
         "Passes over the images.",
     ):
         assert expected in text
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"eval {kind}" for kind in list_kinds())])
+def test_every_help_has_two_examples_that_it_knows(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main([*command.split(), "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    examples = text.split("examples:\n")[1].split("\n\n")[0].splitlines()
+    assert len(examples) == 2
+    usage = text.split("examples:")[0]
+    for line in examples:
+        assert line.startswith(f"  ssl-vit {command}")
+        if command != "eval":  # whose kinds have flags of their own
+            assert set(re.findall(r"--[a-z-]+", line)) <= set(re.findall(r"--[a-z-]+", usage)), line
+
+
+def test_help_says_what_exit_codes_mean(capsys):
+    assert main(["--help"]) == 0
+    codes = re.findall(r"^  (\d+) +\S", capsys.readouterr().out.split("exit codes:")[1], re.MULTILINE)
+    assert codes == ["0", "1", "2", "130", "143"]
+
+
+def test_quiet_says_nothing_but_the_result(pictures, tmp_path):
+    short = {"train__epochs": 1, "data__workers": 0}
+    loud, quiet = tmp_path / "loud", tmp_path / "quiet"
+    assert finish(run_command(pictures / "train", tmp_path / "a", **short), loud) == 0
+    assert finish(run_command(pictures / "train", tmp_path / "b", "--quiet", "--json", **short), quiet) == 0
+    assert "this run:" in loud.read_text()
+    assert json.loads(quiet.read_text())["steps"] == 6
+    assert "this run:" in (tmp_path / "b" / "train.log").read_text()
+
+
+def test_quiet_leaves_mistakes_and_what_follows_two_dashes(here, calls, capsys):
+    assert main(["eval", "knn", "--quiet"]) == 2
+    assert "required" in capsys.readouterr().err
+    assert without_quiet(["list", "--", "--quiet"]) == (["list", "--", "--quiet"], False)
+
+
+@pytest.mark.parametrize(("settings", "bar"), [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True)])
+def test_no_color_keeps_lines_plain(monkeypatch, settings, bar):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as rich knows a terminal
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    assert progress_bar("x").disable is not bar
+    with hushed():
+        assert progress_bar("x").disable
 
 
 # --- terminals ------------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def test_spoiled_files_are_named_once_and_the_run_finishes(run: Path, spoiled: t
 
 def test_the_run_folder_is_whole(run: Path, spoiled: tuple[Path, set[str]]) -> None:
     expected = ".lock COMPLETE bad_images.jsonl checkpoints config.yaml data.json environment.json export images.npz"
-    expected += " metrics.jsonl tensorboard train.log"
+    expected += " metrics.jsonl report report.html summary.json tensorboard train.log"
     assert sorted(path.name for path in run.iterdir()) == sorted(expected.split())
     data = json.loads((run / "data.json").read_text())
     assert (data["images"], data["classes"]) == (PICTURES, 0)

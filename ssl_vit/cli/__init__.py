@@ -17,15 +17,22 @@ from ssl_vit.cli.export import export, inspect
 from ssl_vit.cli.listing import list_names
 from ssl_vit.cli.matrix import matrix
 from ssl_vit.cli.pack import pack
-from ssl_vit.cli.parser import PLUGIN, Parser, new, results, results_alone, say, without_plugins
+from ssl_vit.cli.parser import PLUGIN, QUIET, Parser, new, results, results_alone, say, without_plugins, without_quiet
 from ssl_vit.cli.pretrain import pretrain
+from ssl_vit.cli.report import report
 from ssl_vit.cli.sweep import sweep
 from ssl_vit.errors import RunFailed, UserError
 from ssl_vit.files import disk_problem, place_problem
 from ssl_vit.process import leave_pillow_unsaid
 from ssl_vit.spelling import did_you_mean
-from ssl_vit.terminal import lasting, tell
+from ssl_vit.terminal import hushed, lasting, tell
 
+EXIT_CODES = """exit codes:
+  0    done
+  1    the run failed, or would: the last line says why
+  2    a mistake in what was typed or set; nothing was begun
+  130  Ctrl-C before there was anything to save
+  143  stopped by a signal, and saved: --resume goes on"""
 INTERRUPTED = 128 + 2  # as a shell says it of Ctrl-C
 
 
@@ -37,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     leave_pillow_unsaid()
     try:
-        with results_alone(), lasting(), plugins.withdrawn_after():
-            _dispatch(without_plugins(list(sys.argv[1:] if argv is None else argv)))
+        words, quiet = without_quiet(list(sys.argv[1:] if argv is None else argv))
+        with results_alone(), lasting(), hushed(quiet), plugins.withdrawn_after():
+            _dispatch(without_plugins(words))
     except UserError as error:
         tell("\n".join(f"ssl-vit: error: {line}" for line in str(error).splitlines()))
         return error.exit_code
@@ -70,7 +78,9 @@ def _dispatch(argv: list[str]) -> None:
         say("usage: ssl-vit COMMAND …\n")
         say("\n".join(f"  {command:10}{function.__doc__}" for command, function in COMMANDS.items()))
         say(f"\nWith any command, {PLUGIN} FILE.py|MODULE brings in methods and backbones of your own.")
+        say(f"{QUIET} says nothing but warnings, errors and the result.")
         say("`ssl-vit COMMAND --help` says more; `ssl-vit --version` prints the version.")
+        say(f"\n{EXIT_CODES}")
     elif name in COMMANDS:
         COMMANDS[name](rest)
     else:
@@ -92,6 +102,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "pretrain": pretrain,
     "eval": evaluate,
     "compare": compare,
+    "report": report,
     "export": export,
     "inspect": inspect,
     "embed": embed,

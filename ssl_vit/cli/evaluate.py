@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ssl_vit.cli.examples import of_kind
 from ssl_vit.cli.parser import (
     Parser,
     add_outside_links,
@@ -82,7 +83,7 @@ def embed(argv: list[str]) -> None:
 
 def _parser(kind: type[ScoreKind]) -> Parser:
     """The flags of a kind of score, made from its class."""
-    parser = Parser(f"eval {kind.name}", str(kind.__doc__))
+    parser = Parser(f"eval {kind.name}", str(kind.__doc__), examples=of_kind(kind.name, kind.folders))
     add_weights(parser)
     for folder, words in kind.folders.items():
         parser.add_argument(f"--{folder}", type=images, metavar="DIR", required=True, help=words)

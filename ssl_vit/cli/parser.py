@@ -17,29 +17,36 @@ from typing import Any, NoReturn, TextIO
 from ssl_vit import plugins
 from ssl_vit.checkpoints.colours import as_colour
 from ssl_vit.checkpoints.hub import is_hub_id
+from ssl_vit.cli.examples import EXAMPLES, as_text
 from ssl_vit.config.paths import check_images, check_new
 from ssl_vit.errors import UserError
 from ssl_vit.spelling import did_you_mean
 from ssl_vit.terminal import silence, spoken
 
-PLUGIN = "--plugin"  # of every command
+PLUGIN, QUIET = "--plugin", "--quiet"  # of every command
 
 
 class Parser(argparse.ArgumentParser):
     """Every complaint of this argparse is one line that says what to type."""
 
-    def __init__(self, command: str, description: str, epilog: str | None = None) -> None:
+    def __init__(
+        self, command: str, description: str, epilog: str | None = None, examples: tuple[str, ...] = ()
+    ) -> None:
+        """examples: command lines; without, those of the command."""
         layout = argparse.RawDescriptionHelpFormatter
+        shown = as_text(examples or EXAMPLES.get(command, ()))
         super().__init__(
             prog=f"ssl-vit {command}",
             description=description,
-            epilog=epilog,
+            epilog="\n\n".join(part for part in (shown, epilog) if part),
             formatter_class=layout,
             allow_abbrev=False,
         )
         words = "your own methods and backbones, a Python file or module; may be given several times"
         metavar = "FILE.py|MODULE"
         self.add_argument(PLUGIN, metavar=metavar, default=argparse.SUPPRESS, help=words)  # taken by without_plugins
+        words = "say nothing but warnings, errors and the result"
+        self.add_argument(QUIET, action="store_true", default=argparse.SUPPRESS, help=words)  # taken by without_quiet
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
         """Parse the arguments; UserError with the nearest flag if one is unknown."""
@@ -77,6 +84,12 @@ def without_plugins(argv: list[str]) -> list[str]:
         else:
             raise UserError(f"{PLUGIN}: expected a Python file or module after it")
     return rest
+
+
+def without_quiet(argv: list[str]) -> tuple[list[str], bool]:
+    """A command line without its ``--quiet``, and whether it was there."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    return [word for word in argv[:end] if word != QUIET] + argv[end:], QUIET in argv[:end]
 
 
 def bring_in_plugins() -> None:

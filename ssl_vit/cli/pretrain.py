@@ -71,7 +71,7 @@ def pretrain(argv: list[str]) -> None:
                 raise SystemExit(error.exit_code) from None
             raise
     if not other_rank:
-        say(str(done))
+        say(json.dumps(done.as_dict(), indent=2) if args.json else str(done))
 
 
 def _parser(argv: list[str]) -> Parser:
@@ -86,6 +86,7 @@ def _parser(argv: list[str]) -> Parser:
     parser.add_argument("--overwrite", action="store_true", help="delete the run in --out and start again")
     words = "with --resume: go on though the images are not what they were when the run began"
     parser.add_argument("--allow-data-change", action="store_true", default=argparse.SUPPRESS, help=words)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON instead of words")
     parser.add_argument("--print-config", action="store_true", help="print every setting, and why; train nothing")
     return parser
 

@@ -15,10 +15,10 @@ from ssl_vit.data.dataset_name import Images
 from ssl_vit.errors import UserError
 from ssl_vit.eval.api import outcome_of
 from ssl_vit.eval.costs import Cost, cost_table, costs_of
+from ssl_vit.eval.intervals import Z, wilson
 from ssl_vit.eval.linear import percent
 
 PAIRED = ("knn", "linear", "logistic", "grid")  # the kinds that are right or wrong about every image
-_Z = 1.959964  # 97.5 % quantile of the normal distribution
 
 
 @dataclass(frozen=True)
@@ -104,20 +104,12 @@ def _entry(
     return ComparedRun(run, encoder, percent(correct), low, high, more, least, most, p)
 
 
-def wilson(right: int, images: int) -> tuple[float, float]:
-    """Wilson's interval holds the share ``right / images`` with 95 % confidence: its low and high end, in percent."""
-    share, z2 = right / images, _Z * _Z / images
-    centre = (share + z2 / 2) / (1 + z2)
-    half = math.sqrt(share * (1 - share) * z2 + z2 * z2 / 4) / (1 + z2)
-    return 100 * (centre - half), 100 * (centre + half)
-
-
 def paired_difference(
     a: NDArray[np.bool_ | np.float64], b: NDArray[np.bool_ | np.float64]
 ) -> tuple[float, float, float]:
     """The result says by how many percent of the same images [M] b is better, and the ends of its 95 % interval."""
     each = b.astype(float) - a
-    mean, half = float(each.mean()), _Z * float(each.std()) / math.sqrt(len(each))
+    mean, half = float(each.mean()), Z * float(each.std()) / math.sqrt(len(each))
     return 100 * mean, 100 * (mean - half), 100 * (mean + half)
 
 

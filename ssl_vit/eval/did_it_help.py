@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ssl_vit.eval.compare import mcnemar, paired_difference, wilson
+from ssl_vit.eval.compare import mcnemar, paired_difference
+from ssl_vit.eval.intervals import wilson
 from ssl_vit.eval.yardstick import Score
 
 SURE = 0.05  # p below which a difference is taken for more than chance

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ssl_vit.errors import UserError
+from ssl_vit.eval.intervals import half_interval
 from ssl_vit.eval.job import Job, Outcome
 from ssl_vit.eval.linear import LinearProbe, Scaling, percent
 from ssl_vit.eval.logistic import optimum
@@ -56,15 +55,3 @@ def drawn(labels: NDArray[np.int64], wanted: float, seed: int) -> NDArray[np.int
             raise UserError(f"fewshot: a class has {len(members)} training images, fewer than {count}; lower --shots")
         rows.append(rng.permutation(members)[:count])
     return np.concatenate(rows)
-
-
-# 97.5 % quantiles of Student's distribution for 1 to 9 degrees of freedom; from 10 on, the expansion is within 0.2 %
-_STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
-
-
-def half_interval(values: list[float]) -> float:
-    """The result is half of the 95 % interval (Student's t) of the mean of two or more values."""
-    freedom, z = len(values) - 1, 1.959964
-    expansion = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    t = _STUDENT[freedom - 1] if freedom <= len(_STUDENT) else expansion
-    return t * float(np.std(values, ddof=1)) / math.sqrt(len(values))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ssl_vit.eval.fewshot import half_interval
+from ssl_vit.eval.intervals import half_interval
 
 Scores = Mapping[str, float]  # of one run: "mAP", "mIoU", …, percent
 

@@ -56,6 +56,24 @@ class MAE(Masked):
         parts = {"blind_loss": wanted.square().mean()}  # of painting each patch in its mean colour
         return Step(with_pooled(loss, seen.pooled), parts, seen.pooled.detach())
 
+    def drawn(self, images: Tensor) -> dict[str, Tensor]:
+        """What is kept of images [N, 3, S, S], and what is painted for the rest, in each patch's own contrast."""
+        rows, columns = grid = self.grid_of(images)
+        generator = torch.Generator().manual_seed(0)
+        order = torch.rand(len(images), rows * columns, generator=generator).argsort(1).to(images.device)
+        kept, hidden = torch.split(order, self._counts(rows * columns), dim=1)
+        seen, positions = self.backbone.visible(images, kept), self._positions(rows, columns)
+        made = exact(self.predict(self.decode(seen.prefix, seen.patches, kept, hidden, positions)))
+        patches = cut(images, self.cell)
+        places = hidden[..., None].expand(-1, -1, made.shape[-1])
+        var, mean = torch.var_mean(patches.gather(1, places), dim=-1, keepdim=True)
+        painted = patches.scatter(1, places, (made * (var + 1e-6).sqrt() + mean).to(patches.dtype))
+        empty = patches.scatter(1, places, torch.zeros_like(made, dtype=patches.dtype))
+        return {
+            "seen": put_together(empty, grid, self.cell),
+            "painted": put_together(painted, grid, self.cell),
+        }
+
     def decode(self, prefix: Tensor, patches: Tensor, kept: Tensor, hidden: Tensor, positions: Tensor) -> Tensor:
         """Decoded tokens [B, M, dim] of the hidden patches [B, M], from what is known of those kept [B, N, D].
 
@@ -87,6 +105,17 @@ def cut(images: Tensor, patch: int) -> Tensor:
     """
     cells = F.pixel_unshuffle(images, patch).flatten(2)  # [B, 3 * patch², H * W]
     return cells.view(len(images), 3, patch * patch, -1).permute(0, 3, 2, 1).flatten(2)
+
+
+def put_together(patches: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """What :func:`cut` has cut: patches [B, H * W, patch * patch * 3] as images [B, 3, H * patch, W * patch].
+
+    >>> images = torch.rand(2, 3, 4, 6)
+    >>> torch.equal(put_together(cut(images, 2), (2, 3), 2), images)
+    True
+    """
+    cells = patches.reshape(*patches.shape[:2], patch * patch, 3).permute(0, 3, 2, 1).flatten(1, 2)
+    return F.pixel_shuffle(cells.reshape(*cells.shape[:2], *grid), patch)
 
 
 def normalised(patches: Tensor) -> Tensor:

@@ -79,6 +79,13 @@ class Method(nn.Module):
         """A sentence for the health verdict, from the means of ``parts`` over the steps since the last one; or ""."""
         return ""
 
+    def drawn(self, images: Tensor) -> Mapping[str, Tensor]:
+        """What the method makes of some images [N, 3, S, S], as a person can look at it: the same shape, by name.
+
+        For a run's report; called without gradients and in evaluation mode, and nothing of the method may change.
+        """
+        return {}
+
     def before_optimizer(self, progress: Progress) -> None:
         """Between backward and the optimiser's step: drop or change gradients."""
 

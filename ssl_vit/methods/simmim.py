@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_vit.backbones.backbone import Backbone
+from ssl_vit.backbones.backbone import Backbone, Features
 from ssl_vit.data.masks import random_masks
 from ssl_vit.methods.masked import Masked, linear, with_pooled
 from ssl_vit.methods.method import Progress, Step
@@ -31,13 +31,29 @@ class SimMIM(Masked):
         """Batch: one crop, [B, 3, S, S]."""
         (images,) = batch
         features, masks = self.see(images)
-        drawn = F.pixel_shuffle(exact(self.head(features.patches.movedim(1, -1))).movedim(-1, 1), self.cell)
-        drawn = drawn[..., : images.shape[-2], : images.shape[-1]]  # of a grid that reaches beyond the image
-        cells = masks.repeat_interleave(self.cell, 1).repeat_interleave(self.cell, 2)
-        hidden = cells[:, None, : images.shape[-2], : images.shape[-1]].to(drawn, non_blocking=True)
-        loss = ((drawn - images).abs() * hidden).sum() / hidden.sum() / 3
+        made, hidden = self._made(features, images), self._hidden(masks, images)
+        loss = ((made - images).abs() * hidden).sum() / hidden.sum() / 3
         with torch.no_grad():
             mean = (images * (1 - hidden)).sum((2, 3), keepdim=True) / (1 - hidden).sum((2, 3), keepdim=True)
             blind = ((mean - images).abs() * hidden).sum() / hidden.sum() / 3
         parts = {"blind_loss": blind, "hidden": hidden.mean()}
         return Step(with_pooled(loss, features.pooled), parts, features.pooled.detach())
+
+    def drawn(self, images: Tensor) -> dict[str, Tensor]:
+        """What is seen of images [N, 3, S, S], and what is painted for the rest."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            features, masks = self.see(images)
+        made, hidden = self._made(features, images), self._hidden(masks, images)
+        seen = images * (1 - hidden)
+        return {"seen": seen, "painted": seen + made.to(images.dtype) * hidden}
+
+    def _made(self, features: Features, images: Tensor) -> Tensor:
+        """Predicted pixels of images [B, 3, S, S], from patches whose grid may reach beyond them."""
+        made = F.pixel_shuffle(exact(self.head(features.patches.movedim(1, -1))).movedim(-1, 1), self.cell)
+        return made[..., : images.shape[-2], : images.shape[-1]]
+
+    def _hidden(self, masks: Tensor, images: Tensor) -> Tensor:
+        """Masks [B, H, W] as ones and zeros for every pixel, [B, 1, S, S]."""
+        cells = masks.repeat_interleave(self.cell, 1).repeat_interleave(self.cell, 2)
+        return cells[:, None, : images.shape[-2], : images.shape[-1]].to(images, non_blocking=True)

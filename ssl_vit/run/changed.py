@@ -24,6 +24,7 @@ FREE_ON_RESUME = {("data", "path"), ("data", "val"), ("data", "workers"), ("data
 FREE_ON_RESUME |= {("train", "nodes"), ("train", "checkpoint_every"), ("health", "every"), ("health", "knn_every")}
 FREE_ON_RESUME |= {("train", "checkpoint_activations"), ("data", "kernels"), ("train", "on_notice")}
 FREE_ON_RESUME |= {("data", "timeout"), ("train", "timeout"), ("data", "outside_links")}
+FREE_ON_RESUME |= {("health", "report"), ("health", "tracker")}
 FREE_ON_RESUME |= {("train", "compile")}  # a machine to resume on may have no compiler
 FREE_ON_RESUME |= {("optim", "lr_batch")}  # of which the rates were made, that are compared themselves
 

@@ -22,6 +22,9 @@ from ssl_vit.eval.labelfree import patch_cosines
 from ssl_vit.export.api import ExportResult, export, hand_over
 from ssl_vit.files import PARTIAL, write_atomically
 from ssl_vit.methods.method import Method
+from ssl_vit.report.harmless import harmless
+from ssl_vit.report.kept import FOLDER, PAGE
+from ssl_vit.report.page import card_of, story_of, write_page
 from ssl_vit.run.prepare import pixels_of, random_backbone, role
 from ssl_vit.run.workspace import RunWorkspace
 from ssl_vit.training.checkpoint import checkpoint_path, prune
@@ -47,6 +50,28 @@ class RunResult:
     detector: Path | None = None  # of a method that pretrains one
     was_complete: bool = False  # before it was asked for: nothing was done
     helped: Helped | None = None  # whether its features are better than those that it began with
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same for JSON."""
+        exported = {"folder": str(self.exported.folder), "snippet": self.exported.snippet}
+        return {
+            "folder": str(self.folder),
+            "steps": self.steps,
+            "verdict": self.verdict._asdict() if self.verdict else None,
+            "did_it_help": self.helped.as_dict() if self.helped else None,
+            "bad_files": self.bad_files,
+            "export": exported | {"loaded_by": self.exported.consumer, "difference": self.exported.max_difference},
+            "detector": str(self.detector) if self.detector else None,
+            "was_complete": self.was_complete,
+        }
+
+    def report(self) -> Path:
+        """Write RUN/report.html anew from what lies in the folder, scores that were added too; its path."""
+        return write_page(self.folder)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the verdict, the numbers, where the report is, and how to load the weights."""
+        return card_of(story_of(self.folder))
 
     def __str__(self) -> str:
         bad = f"{self.bad_files} files could not be read: see {self.folder / 'bad_images.jsonl'}\n"
@@ -103,6 +128,9 @@ def finish(config: ResolvedConfig, workspace: RunWorkspace, ended: Ended) -> Run
     for name, content in ((SUMMARY, summary | more), ("COMPLETE", summary)):
         text = json.dumps(content, indent=2) + "\n"
         write_atomically(out / name, partial(Path.write_text, data=text))
+    if config.health.report:
+        with harmless(PAGE):
+            write_page(out)
     return RunResult(out, steps, verdict, bad_files, exported, detector_of(out), helped=helped)
 
 
@@ -157,7 +185,7 @@ def _sweep(out: Path, steps: int) -> None:
     Nobody else is at work in the folder.
     """
     prune(out / "checkpoints", checkpoint_path(out / "checkpoints", steps))
-    for left in out.glob(f".*{PARTIAL}"):
+    for left in [*out.glob(f".*{PARTIAL}"), *(out / FOLDER).glob(f".*{PARTIAL}")]:
         if left.is_dir():
             shutil.rmtree(left)
         else:

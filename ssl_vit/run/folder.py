@@ -21,9 +21,12 @@ from ssl_vit import device, plugins
 from ssl_vit.config import ResolvedConfig, dump
 from ssl_vit.config.paths import LOCK
 from ssl_vit.data.inventory import INVENTORY, write_inventory
+from ssl_vit.data.loader import steps_per_epoch
 from ssl_vit.data.scan import scan
 from ssl_vit.data.sources import Source
 from ssl_vit.files import write_atomically
+from ssl_vit.report.harmless import harmless
+from ssl_vit.report.kept import keep_opening
 from ssl_vit.run.changed import DATA, LABELLED, Resumed, kept_data, problem_of, taken
 from ssl_vit.run.opening import image_rows, opening_table, say_opening, scored_rows
 from ssl_vit.run.plan import Decision, table
@@ -85,7 +88,11 @@ def open_folder(
         _write(out / "config.yaml", dump(config))
     scanned = scan(source)
     if resumed is None:
-        say_opening(config, decisions, source, val, scanned, expected)
+        rows = say_opening(config, decisions, source, val, scanned, expected)
+        if config.health.report:
+            with harmless("what the run said at its start"):
+                total = config.train.length(steps_per_epoch(len(source), config.train.batch_size))
+                keep_opening(out, rows, decisions, total)
         resumed = Resumed(taken(source), taken(val))
     write_inventory(out / INVENTORY, resumed.images.inventory)
     write_inventory(out / LABELLED, resumed.labelled.inventory)

@@ -29,8 +29,11 @@ def say_opening(
     val: Source | None,
     scanned: dict[str, Any],
     expected: str | None = None,
-) -> None:
-    """Log the table of a new run; scanned: what ``data.scan`` found out about the images; expected: its time."""
+) -> list[Row]:
+    """Log the table of a new run, and return it.
+
+    scanned: what ``data.scan`` found out about the images; expected: its time.
+    """
     rows = [
         *image_rows(source),
         *_unreadable(scanned),
@@ -45,6 +48,7 @@ def say_opening(
         *([("expected", expected)] if expected is not None else []),
     ]
     log.info("this run:\n%s", opening_table(rows))
+    return rows
 
 
 def _device(config: ResolvedConfig) -> str:

@@ -25,6 +25,7 @@ from ssl_vit.eval.readout import Readout
 from ssl_vit.eval.yardstick import yardstick_for
 from ssl_vit.methods import method_class
 from ssl_vit.methods.method import Method
+from ssl_vit.report.watching import Watching
 from ssl_vit.run.adapting import anchors, pull_of
 from ssl_vit.run.techniques import check_averages
 from ssl_vit.training.advice import advice_for, gentler
@@ -35,6 +36,7 @@ from ssl_vit.training.looks.knn import OnlineKnn
 from ssl_vit.training.looks.look import Look
 from ssl_vit.training.looks.metrics import Metrics
 from ssl_vit.training.looks.progress import ProgressLine
+from ssl_vit.training.looks.tracker import Told
 from ssl_vit.training.looks.watch import Watch
 from ssl_vit.training.recompute import recompute
 from ssl_vit.training.separation import HeldBack
@@ -146,6 +148,21 @@ def random_backbone(config: ResolvedConfig) -> Backbone:
     return backbone
 
 
-def metrics_of(out: Path, start: int, first: bool) -> Metrics | None:
-    """The metrics of a run folder, which the first process writes."""
-    return Metrics(out, start) if first else None
+def new_report(config: ResolvedConfig, out: Path, source: Source, metrics: Metrics | None) -> list[Look]:
+    """What keeps the report of a run fresh, where it has one; metrics: of the first process alone, which makes it."""
+    return [Watching(config, source, out, metrics)] if config.health.report else []
+
+
+def metrics_of(config: ResolvedConfig, out: Path, start: int) -> Metrics:
+    """The metrics of a run folder, which the first process writes, and the tracker that is told of them."""
+    tracker = None
+    if config.health.tracker is not None:
+        sections = config.model_dump(mode="json").items()
+        settings = {
+            f"{section}.{key}": value
+            for section, values in sections
+            if isinstance(values, dict)
+            for key, value in values.items()
+        }
+        tracker = Told(config.health.tracker, out, settings)
+    return Metrics(out, start, tracker)

@@ -32,13 +32,14 @@ from ssl_vit.run.finish import Ended, RunResult, completed, finish
 from ssl_vit.run.folder import clear, identity, logged, open_folder
 from ssl_vit.run.length import length_of, of_resumed
 from ssl_vit.run.plan import Decision, resolve_config, start_weights
-from ssl_vit.run.prepare import metrics_of, new_averages, new_looks, new_method, new_watch, pixels_of
+from ssl_vit.run.prepare import metrics_of, new_averages, new_looks, new_method, new_report, new_watch, pixels_of
 from ssl_vit.run.speed import clock
 from ssl_vit.run.workspace import RunWorkspace
 from ssl_vit.training.checkpoint import Checkpoints, checkpoint_path, go_on_from, newest_checkpoint
 from ssl_vit.training.compiler import compiling
 from ssl_vit.training.fabric import launch, new_fabric
 from ssl_vit.training.looks.lost import LostSteps
+from ssl_vit.training.looks.tracker import check_tracker
 from ssl_vit.training.loop import reason_to_end, train
 from ssl_vit.training.memory import enough_memory
 from ssl_vit.training.ranks import check_startable, lost_rank, rank, same_images
@@ -179,6 +180,7 @@ def _new_run(
     val = replace(val, pixels=source.pixels) if val is not None else None
     require(source, resolved.train.batch_size)
     check_startable(resolved.train.devices)
+    check_tracker(resolved.health.tracker)
     if rank() == 0 and isinstance(source, ShardSource):
         source.shared_by(max(1, resolved.data.workers) * resolved.train.devices * resolved.train.nodes)
     resumed = check_same(resolved, (source, val), out, start.allow_data_change) if resume else None
@@ -260,10 +262,11 @@ class _Run:
         learner = Learner(fabric, self.method, config, self.per_epoch, self.total)
         if checkpoint is not None:
             start = int(checkpoint.stem.removeprefix("step-"))
-        metrics = metrics_of(self.out, start, fabric.is_global_zero)
+        metrics = metrics_of(config, self.out, start) if fabric.is_global_zero else None
         checkup, looks = new_looks(config, self.method, (self.source, self.val), self.per_epoch, metrics)
         watch = new_watch(config, self.method, (self.source, self.val), self.total, metrics)
         looks += [LostSteps(self.out, self.source), *self.averages, watch]
+        looks += new_report(config, self.out, self.source, metrics)
         if checkpoint is not None:
             go_on_from(checkpoint, learner, looks)
         if config.train.compile:

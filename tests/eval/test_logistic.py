@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
-from ssl_vit.eval.fewshot import half_interval
+from ssl_vit.eval.intervals import half_interval
 from ssl_vit.eval.linear import Scaling
 from ssl_vit.eval.logistic import fit_logistic, optimum
 from tests.eval.test_linear import clusters

@@ -85,7 +85,8 @@ class Checkup(Look):
         before, self.verdict = self.verdict, diagnose(self.history, self._advice)
         if self._metrics is None:
             return
-        row = {"health": self.verdict.kind} | asdict(self.history[-1]) | {"step": step}
+        said = {"health": self.verdict.kind, "verdict": self.verdict.sentence}
+        row = said | asdict(self.history[-1]) | {"step": step}
         self._metrics.write(step, row)
         if before is None or before.kind != self.verdict.kind:
             bad = self.verdict.kind not in ("warming up", "learning")

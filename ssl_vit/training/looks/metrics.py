@@ -10,9 +10,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ssl_vit.errors import RunFailed
 from ssl_vit.files import write_atomically
 from ssl_vit.training.looks.look import Look
+from ssl_vit.training.looks.tracker import Told
 from ssl_vit.training.step import Outcome
 
 if TYPE_CHECKING:
@@ -28,16 +32,18 @@ NOTED = "noted/"  # likewise before the name of counts
 class Metrics(Look):
     """A line of ``metrics.jsonl`` for every step, the same to TensorBoard every tenth; other looks add lines.
 
-    A run goes on without TensorBoard where that can't be written, but never without its metrics.
+    A run goes on without TensorBoard where that can't be written, but never without its metrics. A tracker, where there
+    is one, is told what TensorBoard is.
     """
 
-    def __init__(self, folder: Path, start_step: int) -> None:
+    def __init__(self, folder: Path, start_step: int, tracker: Told | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._path = folder / "metrics.jsonl"
         _drop_steps_from(self._path, start_step)
         self._file = self._path.open("a", encoding="utf-8")
         self._board: SummaryWriter | None = None
+        self._tracker = tracker
         with self._without_board():
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
 
@@ -57,16 +63,30 @@ class Metrics(Look):
         except OSError as error:
             told = f"{self._path} can't be written ({error.strerror})"
             raise RunFailed(f"{told}; free some space on its disk, then go on with --resume") from error
-        if self._board is None or (step % 10 and "grad_norm" in row):
+        if step % 10 and "grad_norm" in row:
             return
         group = "health/" if "health" in row else ""  # whose loss is a mean over steps
+        if self._tracker is not None:
+            self._tracker.numbers({group + name: value for name, value in row.items() if _tellable(value)}, step)
+        if self._board is None:
+            return
         with self._without_board():
             for name, value in row.items():
                 if isinstance(value, float):
                     self._board.add_scalar(group + name, value, step)
 
+    def show(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
+        """Show a picture [H, W, 3] on TensorBoard, and to the tracker."""
+        if self._tracker is not None:
+            self._tracker.picture(name, picture, step)
+        if self._board is not None:
+            with self._without_board():
+                self._board.add_image(name, picture, step, dataformats="HWC")
+
     def end(self) -> None:
         """Close the files."""
+        if self._tracker is not None:
+            self._tracker.end()
         with suppress(OSError):  # what could not be written has been said
             self._file.close()
         if self._board is not None:
@@ -81,6 +101,10 @@ class Metrics(Look):
         except Exception as error:
             log.warning("TensorBoard can't be written (%s): going on without it", error)
             self._board = None
+
+
+def _tellable(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from ssl_vit.progress import LOG_EVERY, memory_gb, progress_bar
-from ssl_vit.terminal import tell
+from ssl_vit.terminal import is_quiet, tell
 from ssl_vit.training.looks.look import Look
 from ssl_vit.training.step import Learner, Outcome
 
@@ -44,7 +44,7 @@ class ProgressLine(Look):
         )
         if self._terminal:
             self._bar.update(self._task, completed=done, numbers=numbers)
-        elif self._mark - self._spoken > LOG_EVERY or done == total:
+        elif not is_quiet() and (self._mark - self._spoken > LOG_EVERY or done == total):
             self._spoken = self._mark
             left = (total - done) * seconds / 60
             tell(f"step {done}/{total} · {numbers} · {left:.1f} min left")
