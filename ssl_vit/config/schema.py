@@ -292,8 +292,8 @@ class HealthConfig(Section):
     patience: CountOrZero = 3
     """So many comparisons in a row that find trained weights worse than they were end the run; 0 = never."""
     report: bool = True
-    """Write report.html, with pictures of what is learnt, and keep it fresh while the run goes on; it takes less than
-    1 % of a run's time."""
+    """Write report.html, with pictures of what is learnt, and keep it fresh while the run goes on, in less than 1 % of
+    its time."""
     tracker: Literal["wandb", "mlflow", "comet"] | None = None
     """Tracker of experiments that is told the run's numbers and shown its pictures, too; what it needs to know (an
     account, an address, a project) it gets from its own environment variables. null = none."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ from ssl_vit.training.looks.look import Look
 from ssl_vit.training.looks.metrics import Metrics as Board
 from ssl_vit.training.step import Learner, Outcome
 
-SHARE = 0.004  # of a run's time that its page may take while it runs
+SHARE = 0.006  # of a run's time that pictures and pages may take while it runs
 TENTHS = 10  # pictures are made so many times in a run, where that is cheap
 
 
@@ -54,7 +55,8 @@ def picture_steps(every: int, total: int, most: int) -> set[int]:
 class Watching(Look):
     """Rank 0, which has metrics, makes pictures and pages; the others give it their part of the weights.
 
-    What it makes is a function of the run alone but for speeds; that its page is fresh is a matter of time.
+    What it makes at the start and at the end is a function of the run alone, but for speeds; what it makes meanwhile
+    is a matter of time: at known steps, and no more than ``SHARE`` of the run.
     """
 
     def __init__(self, config: ResolvedConfig, source: Source, run: Path, board: Board | None) -> None:
@@ -77,17 +79,21 @@ class Watching(Look):
         if self._run is None:
             return
         self._metrics = Metrics(self._run / "metrics.jsonl")
+        with self._spending():
+            self._begin(self._run, whole, new=start == 0)
+
+    def _begin(self, run: Path, method: Method, new: bool) -> None:
         with harmless("its sample of images", self._told):
             self._sample = self._read()
-            before = kept.get(self._run, kept.SAMPLE)
-            if start == 0 or not isinstance(before, dict) or before.get("index") != self._sample.index:
-                (self._run / kept.FOLDER / f"{kept.START}.json").unlink(missing_ok=True)  # of other images, or none
-                keep_sample(self._run, self._sample, self._source.classes)
-        if self._sample is not None and start == 0:
+            before = kept.get(run, kept.SAMPLE)
+            if new or not isinstance(before, dict) or before.get("index") != self._sample.index:
+                (run / kept.FOLDER / f"{kept.START}.json").unlink(missing_ok=True)  # of other images, or none
+                keep_sample(run, self._sample, self._source.classes)
+        if self._sample is not None and new:
             with harmless("the picture of views", self._told):
-                plan = learner.method.views()
-                keep_views(self._run, self._source, plan, self._sample, self._config.train.seed, self._colours)
-            self._look(whole, kept.START, 0)
+                plan, seed = method.views(), self._config.train.seed
+                keep_views(run, self._source, plan, self._sample, seed, self._colours)
+            self._look(method, kept.START, 0)
             self._page()
 
     def before_step(self, step: int) -> None:
@@ -97,22 +103,33 @@ class Watching(Look):
     def after_step(self, outcome: Outcome) -> None:
         """Make what is due."""
         self._speed.worked()
-        done = outcome.progress.step + 1
-        if done in self._steps:
-            whole = self._learner.whole()
-            if self._run is not None:
-                self._look(whole, kept.NOW, done)
-        if self._run is not None and (done % self._every == 0 or done == self._learner.total):
-            with harmless("its speed", self._told):
-                self._speed.write(done)
-            if self._spent < SHARE * (time.monotonic() - self._begun):
-                self._page()
+        done, total = outcome.progress.step + 1, self._learner.total
+        whole = self._learner.whole() if done in self._steps else None  # on all ranks together
+        if self._run is not None:
+            with self._spending():
+                if whole is not None and (done == total or self._affords()):
+                    self._look(whole, kept.NOW, done)
+                if done % self._every == 0 or done == total:
+                    with harmless("its speed", self._told):
+                        self._speed.write(done)
+                    if done < total and self._affords():  # the last page comes when the run is finished
+                        self._page()
         self._speed.ready()
 
     def end(self) -> None:
         """Leave a page of a run that was stopped; a whole one gets its last when it is finished."""
         if self._run is not None and self._speed.steps and not self._speed.done >= self._learner.total:
             self._page()
+
+    def _affords(self) -> bool:
+        """Whether there is time for more."""
+        return self._spent < SHARE * (time.monotonic() - self._begun)
+
+    @contextmanager
+    def _spending(self) -> Iterator[None]:
+        begun = time.monotonic()
+        yield
+        self._spent += time.monotonic() - begun
 
     def _read(self) -> Sample:
         sample = read_sample(self._source, self._config.backbone.image_size, self._count)
@@ -163,10 +180,8 @@ class Watching(Look):
 
     def _page(self) -> None:
         assert self._run is not None
-        begun = time.monotonic()
         with harmless(kept.PAGE, self._told):
             write_page(self._run, self._metrics)
-        self._spent += time.monotonic() - begun
 
 
 class _Speed:
