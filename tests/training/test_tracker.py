@@ -155,7 +155,7 @@ def test_a_run_tells_its_tracker_numbers_and_pictures_and_outlives_it(
     assert main(argv) == 0
     numbers = [value for what, value in heard if what == "numbers"]
     assert [step for _, step in numbers][:1] == [0]
-    assert {"loss", "lr", "grad_norm"} <= set(numbers[0][0])
+    assert any({"loss", "lr", "grad_norm"} <= set(values) for values, _ in numbers)
     assert {name for what, (values, _) in heard[1:] if what == "picture" for name in values} >= {"report/patches"}
     assert (run / "train.log").read_text().count("wandb can't be told (no route to end)") == 1
     assert (run / "COMPLETE").exists()
