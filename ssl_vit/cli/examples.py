@@ -38,6 +38,10 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
     "doctor": ("ssl-vit doctor", "ssl-vit doctor photos/ --out runs --json findings.json"),
     "list": ("ssl-vit list methods", "ssl-vit list backbones '*swin*' --json"),
     "matrix": ("ssl-vit matrix", "ssl-vit matrix '*swin*' --json"),
+    "sweep": (
+        "ssl-vit sweep configs/sweeps/methods.yaml photos/ --out runs/methods",
+        "ssl-vit sweep configs/sweeps/methods.yaml photos/ --out runs/methods --dry-run",
+    ),
     "demo": ("ssl-vit demo", "ssl-vit demo --out digits"),
 }
 

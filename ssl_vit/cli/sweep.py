@@ -9,7 +9,8 @@ from ssl_vit.cli.parser import Parser, bring_in_plugins, existing, heard, images
 
 def sweep(argv: list[str]) -> None:
     """Try methods, backbones and any settings against each other, as a grid or a search."""
-    parser = Parser("sweep", str(sweep.__doc__), _EXAMPLES)
+    epilog = "The same command once more, with CUDA_VISIBLE_DEVICES=1 or on another machine, helps with the same sweep."
+    parser = Parser("sweep", str(sweep.__doc__), epilog)
     parser.add_argument("file", metavar="SWEEP.yaml", type=existing, help="what to try; see docs/sweeps.md")
     parser.add_argument("data", metavar="DATA", nargs="*", type=images, help="images, where the file names none")
     words = "folder of the sweep; the same command goes on, and several share it"
@@ -30,9 +31,3 @@ def sweep(argv: list[str]) -> None:
         result = run(plan, args.out)
     draw(plan, result, args.out)
     say(f"{result}\n{args.out}: sweep.json has every cell, sweep.png the curves")
-
-
-_EXAMPLES = """examples:
-  ssl-vit sweep configs/sweeps/methods.yaml photos/ --out runs/methods
-  CUDA_VISIBLE_DEVICES=1 ssl-vit sweep configs/sweeps/methods.yaml photos/ --out runs/methods   # a second GPU helps
-"""
