@@ -28,7 +28,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole_run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 30 steps that nothing interrupted, with k-NN on the way; beside it what it said, as ``said``."""
     folder = tmp_path_factory.mktemp("whole")
-    code = finish(command(pictures / "train", folder / "run", "--val", str(pictures / "val")), folder / "said")
+    argv = command(pictures / "train", folder / "run", "--val", str(pictures / "val"), health__report=True)
+    code = finish(argv, folder / "said")
     assert code == 0, (folder / "said").read_text()
     return folder / "run"
 

@@ -47,6 +47,7 @@ SETTINGS = {  # every one that "auto" would choose and that matters here
     "train.checkpoint_every": 5,
     "health.every": 4,
     "health.knn_every": 2.0,
+    "health.report": False,  # which costs such small runs more than they do; the tests of it ask for it
     "data.workers": 2,
 }
 STEPS = 30  # of 48 images, 8 a step

@@ -55,7 +55,7 @@ def spoiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
 @pytest.fixture(scope="module")
 def run(spoiled: tuple[Path, set[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("spoiled-run")
-    argv = command(spoiled[0], folder / "run", train__batch_size=70, train__epochs=2)
+    argv = command(spoiled[0], folder / "run", train__batch_size=70, train__epochs=2, health__report=True)
     assert finish(argv, folder / "said") == 0, (folder / "said").read_text()
     return folder / "run"
 

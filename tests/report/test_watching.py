@@ -57,7 +57,10 @@ def test_a_report_that_fails_changes_nothing_and_ends_nothing(
         monkeypatch.setattr(module, name, broken)
     monkeypatch.setattr("ssl_vit.run.finish.write_page", broken)
     run = tmp_path / "run"
-    assert main(command(pictures / "train", run, "--val", str(pictures / "val"), data__workers=0)) == 0
+    assert (
+        main(command(pictures / "train", run, "--val", str(pictures / "val"), data__workers=0, health__report=True))
+        == 0
+    )
     assert losses(run) == losses(whole_run)
     assert weights(run) == weights(whole_run)
     assert not (run / "report.html").exists()
@@ -71,7 +74,7 @@ def test_a_report_that_fails_changes_nothing_and_ends_nothing(
 
 def test_a_run_without_a_report(pictures: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert main(command(pictures / "train", run, data__workers=0, train__epochs=1, health__report=False)) == 0
+    assert main(command(pictures / "train", run, data__workers=0, train__epochs=1)) == 0
     assert not (run / "report.html").exists()
     assert not (run / "report").exists()
     result = completed(run)

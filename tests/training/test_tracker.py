@@ -151,7 +151,8 @@ def test_a_run_tells_its_tracker_numbers_and_pictures_and_outlives_it(
     """A real run, whose tracker hears of everything until the network is gone."""
     heard.breaks = "end"
     run = tmp_path / "run"
-    argv = command(pictures / "train", run, data__workers=0, train__epochs=2, health__tracker="wandb")
+    settings = {"data__workers": 0, "train__epochs": 2, "health__tracker": "wandb", "health__report": True}
+    argv = command(pictures / "train", run, **settings)
     assert main(argv) == 0
     numbers = [value for what, value in heard if what == "numbers"]
     assert [step for _, step in numbers][:1] == [0]
