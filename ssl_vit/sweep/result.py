@@ -76,7 +76,7 @@ def _line(settings: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> Li
     seen = {str(p): [c["by_percent"][str(p)] for c in cells if str(p) in c["by_percent"]] for p in percents}
     half = None
     if len(scores) > 1:
-        from ssl_vit.eval.fewshot import half_interval
+        from ssl_vit.eval.intervals import half_interval
 
         half = half_interval(scores)
     return Line(settings, scores, fmean(scores), half, {percent: fmean(found) for percent, found in seen.items()})
