@@ -206,7 +206,7 @@ class TrainConfig(Section):
     """Seconds of a step as they were measured for train.time, which the run writes down."""
     sizes: Sizes | None = None
     """Sides of a global crop in the parts of a run, and the share of its steps that each has, as "112:0.75,224:0.25":
-    small crops first, which cost less (FastDINOv2); the last is backbone.image_size. null: the same throughout."""
+    small crops first, which cost less (FastDINOv2, 2507.03779); the last is backbone.image_size. null: one size."""
     batch_size: Auto[Count] = AUTO
     """Images a step, over all devices together."""
     devices: Auto[Count] = AUTO
