@@ -13,6 +13,7 @@ from ssl_vit.data.dataset_name import is_object
 from ssl_vit.data.inventory import INVENTORY, Changes, Inventory, changes, read_inventory, take_inventory
 from ssl_vit.data.sources import Source, open_source
 from ssl_vit.errors import UserError
+from ssl_vit.methods.continuing import AT_RANDOM
 from ssl_vit.settings import AUTO
 from ssl_vit.training.ranks import rank
 
@@ -22,6 +23,7 @@ LABELLED = "val.npz"
 # What may differ when a run is resumed: where and how fast it runs, not what it computes.
 FREE_ON_RESUME = {("data", "path"), ("data", "val"), ("data", "workers"), ("data", "max_bad"), ("train", "devices")}
 FREE_ON_RESUME |= {("train", "nodes"), ("train", "checkpoint_every"), ("health", "every"), ("health", "knn_every")}
+FREE_ON_RESUME |= {("health", "patience")}
 FREE_ON_RESUME |= {("train", "checkpoint_activations"), ("data", "kernels"), ("train", "on_notice")}
 FREE_ON_RESUME |= {("data", "timeout"), ("train", "timeout"), ("data", "outside_links")}
 FREE_ON_RESUME |= {("health", "report"), ("health", "tracker")}
@@ -30,11 +32,14 @@ FREE_ON_RESUME |= {("optim", "lr_batch")}  # of which the rates were made, that 
 
 
 def as_before(config: RunConfig) -> RunConfig:
-    """A run's own configuration, where that is of before there were ranges, bands and schedules that cool down."""
+    """A run's own configuration, where that is of before there were ranges, bands, schedules that cool down and recipes
+    for trained weights."""
     data = config.data
     old: dict[str, Any] = {"range": "each"} if data.range == AUTO else {}
     old |= {"bands": None} if data.bands == AUTO else {}
-    optim = config.optim.model_copy(update={"cooldown_epochs": 0.0} if config.optim.cooldown_epochs == AUTO else {})
+    then = {"cooldown_epochs": 0.0} | {key.removeprefix("optim."): value for key, value in AT_RANDOM.items()}
+    missing = {key: value for key, value in then.items() if getattr(config.optim, key) == AUTO}
+    optim = config.optim.model_copy(update=missing)
     return config.model_copy(update={"data": data.model_copy(update=old), "optim": optim})
 
 

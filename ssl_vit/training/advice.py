@@ -36,6 +36,7 @@ def gentler(config: ResolvedConfig) -> str:
         Change("raise", "optim.heads_first"),
         Change("lower", "optim.layer_decay"),
         Change("raise", "method.momentum"),
+        Change("set", "adapt.anchor_pooled_cosine", 1.0, when=("adapt.anchor_pooled_cosine", 0.0)),
         Change("lower", "train.epochs"),
     )
     words = [word for change in changes if (word := _in_words(config, change))]

@@ -13,6 +13,7 @@ from ssl_vit.errors import UserError
 from ssl_vit.methods import list_methods
 from ssl_vit.methods.continuing import AT_RANDOM, FOREIGN_RATE, LAYER_DECAY, OWN_RATE, SLOW
 from ssl_vit.run import plan
+from ssl_vit.run.changed import as_before
 from ssl_vit.run.prepare import build_method
 from ssl_vit.run.spans import remarks_on_spans
 from ssl_vit.training.fabric import new_fabric
@@ -114,6 +115,14 @@ def test_heads_learn_first_and_then_deep_layers_least(pictures: Path, starts: di
     assert moved[0]["backbone.mask_token"] > 0
     rates = [moved[1][f"backbone.model.{name}"] for name in ("blocks.0.mlp.fc1.weight", "blocks.1.mlp.fc1.weight")]
     assert rates == [pytest.approx(1e-3 * 0.5 * share, rel=0.05) for share in (0.5, 1.0)]
+
+
+def test_a_run_of_before_goes_on_as_it_began(pictures: Path, starts: dict[str, str]) -> None:
+    """Its own settings, written down when nobody knew of such a recipe, had one rate for all."""
+    config = config_of("simclr", pictures, backbone__weights=starts["foreign"])
+    assert config.optim.backbone_rate == "auto"
+    before = as_before(config).optim
+    assert {key: getattr(before, key.removeprefix("optim.")) for key in AT_RANDOM} == AT_RANDOM
 
 
 def test_a_teacher_file_is_another_matter(pictures: Path) -> None:
