@@ -7,7 +7,20 @@ last weights and of what is exported. "naive" is the recipe of a network that be
 in all layers and in the heads, from the first step on, with weight decay and a quick teacher.
 
 WEIGHTS: any file that `ssl-vit inspect` recognises. SET: a folder with train/ and val/, one sub-folder a class. Runs
-take one core; results/from_weights.txt has what was seen.
+take one core.
+
+What was seen so far is a beginning: DINO from a ViT-S/14 trained as DINOv2, photographs of 112 pixels in crops of 56,
+batches of 32, seed 0; k-NN of 300 images among 300 others (95 %: about 4 points either way), and the scores without
+labels of 128 images.
+
+    recipe   steps   k-NN   shared neighbours   RankMe   LiDAR
+    start        0   12.7                53.5     62.9    35.2
+    naive       12   11.0                73.9     16.1    22.8
+    naive       24   13.0                78.6     11.2    22.3
+    ours        12   12.7                53.6     62.8    35.2
+
+The naive recipe takes the features to a sixth of their dimensions before k-NN on so few images can tell; ours had hardly
+moved yet. Neither was followed far enough to say whether going on makes these weights better.
 """
 
 from __future__ import annotations
