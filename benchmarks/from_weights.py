@@ -19,8 +19,8 @@ labels of 128 images.
     naive       24   13.0                78.6     11.2    22.3
     ours        12   12.7                53.6     62.8    35.2
 
-The naive recipe takes the features to a sixth of their dimensions before k-NN on so few images can tell; ours had hardly
-moved yet. Neither was followed far enough to say whether going on makes these weights better.
+The naive recipe takes the features to a sixth of their dimensions before k-NN on so few images can tell; ours had
+hardly moved yet. Neither was followed far enough to say whether going on makes these weights better.
 """
 
 from __future__ import annotations
