@@ -113,6 +113,10 @@ BLOCKS: dict[str, tuple[str, ...]] = {
         "+ layer norm > logits to a reduced map > heads mixed by 1 × 1 > softmax, instance norm > values",
         "+ layer norm > MLP",
     ),
+    "pruned_vit": (
+        "+ layer norm > the channels that are left > attention of the heads that are left",
+        "+ layer norm > the channels that are left > MLP of the units that are left",
+    ),
     "scaling_vit": ("plain ViT blocks > a learned query attends to all patches > MLP with a shortcut",),
     "s2_mlp": ("+ layer norm > linear > quarters of the channels moved four ways > linear", "+ layer norm > MLP"),
     "shuffle": (

@@ -138,6 +138,11 @@ _TABLE: dict[str, tuple[str, int, dict[str, Any]]] = {
     "refiner": ("refiner_vit_s", 32, {}),
     "regionvit": ("regionvit_tiny_224", 224, {}),
     "rest": ("rest_lite", 64, {}),
+    "pruned_vit": (
+        "pruned_vit",
+        32,
+        {**_TINY, "heads": (2, 3), "values": (7, 4), "hidden": (50, 9), "mlp_inputs": (5, 48)},
+    ),
     "scaling_vit": ("vit_giant_patch14_map_224", 28, {**_TINY, "mlp_ratio": 4.0}),
     "s2_mlp": ("s2mlp_deep", 32, {"depth": 2, "embed_dim": 48}),
     "shuffle": ("shuffle_vit_tiny_patch4_window7_224", 64, {}),

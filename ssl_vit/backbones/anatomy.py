@@ -30,7 +30,7 @@ from ssl_vit.spelling import did_you_mean
 
 _log = logging.getLogger("ssl_vit")
 
-Argument = int | float | bool | str | tuple[int, ...]
+Argument = int | float | bool | str | tuple[int | float, ...]
 Arguments = tuple[tuple[str, Argument], ...]
 
 _NOT_YOURS = {  # constructor arguments that the adapter sets, with what to do instead

@@ -43,7 +43,7 @@ _TABLE: tuple[tuple[str, str], ...] = (
     ("hat_net_* transcnn_*", "sparse prototype"),
     ("lg_transformer_*", "sparse"),
     ("linmapper_*", "static"),
-    ("multi_stream_* rams_trans_* vit_c_* vit_p_* vmoe_* widenet_* vit_gi*_map_*", "full"),
+    ("multi_stream_* pruned_vit rams_trans_* vit_c_* vit_p_* vmoe_* widenet_* vit_gi*_map_*", "full"),
     ("p2t_* pvt_*", "prototype"),
     ("pgt_*", "sparse"),
     ("refiner_*", "full heads"),

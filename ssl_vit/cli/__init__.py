@@ -11,6 +11,7 @@ from contextlib import redirect_stdout
 from ssl_vit import __version__, plugins
 from ssl_vit.cli.bench import bench
 from ssl_vit.cli.compare import compare
+from ssl_vit.cli.compress import compress
 from ssl_vit.cli.doctor import doctor
 from ssl_vit.cli.evaluate import embed, evaluate
 from ssl_vit.cli.export import export, inspect
@@ -103,6 +104,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluate,
     "compare": compare,
     "report": report,
+    "compress": compress,
     "export": export,
     "inspect": inspect,
     "embed": embed,

@@ -128,7 +128,7 @@ class BackboneConfig(Section):
     weights: Text | None = None
     """File, folder or hub id (hf-hub:owner/name) of weights to start from, of any layout that `ssl-vit inspect` knows;
     random ones without."""
-    args: dict[str, int | float | bool | str | Annotated[tuple[int, ...], Field(strict=False)]] = Field(
+    args: dict[str, int | float | bool | str | Annotated[tuple[int | float, ...], Field(strict=False)]] = Field(
         default_factory=dict
     )
     """Further arguments of that network, by name."""
@@ -244,6 +244,16 @@ class TrainConfig(Section):
     diversify: NonNegative = 0.0
     """Weight of losses that keep the patches of an image apart in the last layer (patch diversification; paper: 1):
     their absolute cosine, and with blocks of one width each patch's contrast with itself in the first. 0 = off."""
+    sparsity: DropRate = 0.0
+    """Share of the weights of the backbone's linear layers and convolutions that are 0, which ones changes as it learns
+    (SViTE; 0.5). 0 = off."""
+    sparse_units: bool = False
+    """With train.sparsity, let whole heads and hidden units of a plain ViT be 0, which `ssl-vit compress shrink` then
+    cuts off."""
+    space: Text | None = None
+    """Train a supernet: each step a member of this space alone, drawn at random, that shares its weights with all
+    others (AutoFormer). `ssl-vit compress search` sets it with the backbone that it belongs to. null: an ordinary
+    network."""
     ema: Momentum = 0.0
     """Share of itself that a moving average of the trained backbone keeps at each step, for methods without a teacher
     to export (0.999 in long runs); it is exported beside the last weights, as export-ema. 0 = none."""

@@ -13,6 +13,8 @@ from ssl_vit.adapt.lora import adapt
 from ssl_vit.backbones import create_backbone
 from ssl_vit.backbones.backbone import Backbone
 from ssl_vit.backbones.diversity import diversify
+from ssl_vit.backbones.spaces import space_of
+from ssl_vit.backbones.supernet import entangle
 from ssl_vit.checkpoints.inspection import Inspection
 from ssl_vit.checkpoints.load import put
 from ssl_vit.config import ResolvedConfig
@@ -40,6 +42,7 @@ from ssl_vit.training.looks.tracker import Told
 from ssl_vit.training.looks.watch import Watch
 from ssl_vit.training.recompute import recompute
 from ssl_vit.training.separation import HeldBack
+from ssl_vit.training.sparse import sparsify
 
 
 def pixels_of(config: ResolvedConfig) -> Pixels:
@@ -70,6 +73,10 @@ def build_method(config: ResolvedConfig, weights: Inspection | None = None) -> M
     avoid_faulty_kernels(built)
     if config.train.diversify > 0:
         diversify(built, config.train.diversify)
+    if config.train.space is not None:
+        entangle(built, space_of(config.train.space), config.train.seed, part.drop_path)
+    if config.train.sparsity:
+        sparsify(built, config.train.sparsity, config.train.sparse_units)
     if config.train.checkpoint_activations:
         train = config.train
         lean = train.lean_cpu and train.precision == "bf16-mixed" and not on_gpu()

@@ -269,6 +269,8 @@ class _Run:
         looks += new_report(config, self.out, self.source, metrics)
         if checkpoint is not None:
             go_on_from(checkpoint, learner, looks)
+        if learner.masks is not None:
+            log.info("%s", learner.masks)
         if config.train.compile:
             log.info("compiling: the first two steps take minutes")
         loader = workspace.of_run(self.total, self.method.exported().info, start=start, world=self.world)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from ssl_vit.backbones.spaces import space_of
 from ssl_vit.config import RunConfig
 from ssl_vit.errors import UserError
+from ssl_vit.settings import AUTO
 
 
 def check_techniques(config: RunConfig) -> None:
@@ -30,6 +32,12 @@ def check_techniques(config: RunConfig) -> None:
         )
     if optim.optimizer == "schedulefree":
         _check_schedule_free(config)
+    if train.sparsity:
+        _check_sparse(config)
+    if train.space is not None:
+        _check_space(config, train.space)
+    if train.sparse_units and not train.sparsity:
+        raise UserError("train.sparse_units: says which weights are 0, but train.sparsity is 0; set train.sparsity=0.5")
 
 
 def _check_schedule_free(config: RunConfig) -> None:
@@ -43,6 +51,39 @@ def _check_schedule_free(config: RunConfig) -> None:
     if config.train.ema or config.train.swa:
         raise UserError(
             "optim.optimizer: schedulefree gives the average of its weights already; leave out train.ema and .swa"
+        )
+
+
+def _check_sparse(config: RunConfig) -> None:
+    """UserError for what would fill in weights that are 0."""
+    asked = {
+        "train.ema": config.train.ema > 0,
+        "train.swa": config.train.swa > 0,
+        "train.strategy=fsdp": config.train.strategy == "fsdp",
+        "optim.sam_rho": config.optim.sam_rho > 0,
+        "optim.optimizer=schedulefree": config.optim.optimizer == "schedulefree",
+    }
+    if found := [key for key, there in asked.items() if there]:
+        raise UserError(
+            f"train.sparsity: {config.train.sparsity:g}, which {found[0]} would not keep; leave one of them out"
+        )
+
+
+def _check_space(config: RunConfig, name: str) -> None:
+    """UserError for an unknown space, and for what can't follow a network that is another one each step."""
+    space_of(name)
+    train = config.train
+    asked = {
+        "train.sparsity": train.sparsity > 0,
+        "train.diversify": train.diversify > 0,
+        "train.checkpoint_activations": train.checkpoint_activations,
+        "train.compile": train.compile is True,
+        "train.devices above 1": train.devices != AUTO and train.devices * train.nodes > 1,
+        "method.name=detreg": config.method.name == "detreg",
+    }
+    if found := [key for key, there in asked.items() if there]:
+        raise UserError(
+            f"train.space: {name}, a network of another shape each step, rules out {found[0]}; leave it out"
         )
 
 

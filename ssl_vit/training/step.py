@@ -29,6 +29,7 @@ from ssl_vit.training.finite import all_finite
 from ssl_vit.training.optim import averaged, clip_gradients, hold_backbones, make_optimizer, set_hyperparameters
 from ssl_vit.training.sam import ascended
 from ssl_vit.training.sharding import fill_whole, is_sharded
+from ssl_vit.training.sparse import masks_of
 from ssl_vit.training.speed import wants_channels_last
 
 Clock = Callable[[str], AbstractContextManager[Any]]
@@ -85,7 +86,7 @@ class Learner:
         elif config.optim.optimizer == "schedulefree":
             self._copy = deepcopy(method).to(fabric.device)
         self.model = fabric.setup_module(method)
-        self.buffers, self.ascent = Buffers(method), Buffers(method)
+        self.buffers, self.ascent, self.masks = Buffers(method), Buffers(method), masks_of(method)
         self.infinite = {name for name, each in method.named_buffers() if not all_finite([each])}  # by design: masks
         optim = config.optim
         groups = (optim.layer_decay, optim.head_weight_decay, optim.backbone_rate)
@@ -225,17 +226,23 @@ def _update(learner: Learner, progress: Progress, losses: Tensor) -> tuple[float
     method.before_optimizer(progress)
     if progress.step < config.optim.heads_first:
         hold_backbones(method)
+    if learner.masks is not None:
+        learner.masks.before_step(progress)
     trained = [p for p in method.parameters() if p.requires_grad]
     total = clip_gradients(trained, config.optim.clip, config.method.clip_per_tensor)
     told = torch.stack([total.to(losses), *losses]).cpu().tolist()  # here alone a step waits for the device
     finite = all(map(math.isfinite, told))
     if finite:
         learner.step_optimizer()
+        if learner.masks is not None:
+            learner.masks.after_optimizer(learner.optimizer)
     else:
         learner.skip_optimizer()
     learner.optimizer.zero_grad()  # before the next forward pass, whose activations take the most memory
     if finite:
         method.after_step(progress)
+        if learner.masks is not None:
+            learner.masks.after_step()
     return told[0], told[1], finite
 
 

@@ -112,10 +112,18 @@ class Block(nn.Module):
         return x
 
 
-class GLiT(PlainViT):
-    """A plain ViT of the first `depth` blocks that a search has found."""
+def _found(given: Sequence[Any]) -> list[Found]:
+    """What was found for each block, also from its numbers one after another."""
+    if isinstance(given[0], Found):
+        return list(given)
+    return [Found(*numbers) for numbers in zip(*[iter(given)] * len(Found._fields), strict=True)]
 
-    def __init__(self, found: Sequence[Found], depth: int | None = None, **kwargs: Any) -> None:
+
+class GLiT(PlainViT):
+    """A plain ViT of the first `depth` blocks that a search has found, also as numbers one after another."""
+
+    def __init__(self, found: Sequence[Found] | Sequence[float], depth: int | None = None, **kwargs: Any) -> None:
+        found = _found(found)
         depth = len(found) if depth is None else depth
         if depth > len(found):
             raise ValueError(f"depth is {depth}, but {len(found)} blocks were found; it may be 1 to {len(found)}")

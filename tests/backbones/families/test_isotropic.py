@@ -28,7 +28,7 @@ from tests.backbones.families.compiled import check_compiled
 from tests.golden.verify import fill_official, image_input
 
 OURS = ("t2t_vit", "augvit", "refiner", "rams_trans", "vision_xformer", "multi_stream", "autoformer", "glit")
-for family in (*OURS, "scaling_vit"):
+for family in (*OURS, "pruned_vit", "scaling_vit"):
     importlib.import_module(f"ssl_vit.backbones.families.{family}")
 
 MODELS: dict[str, dict[str, Any]] = {  # name -> arguments that make it quick
@@ -103,6 +103,7 @@ PARAMETERS = {  # of the authors' code where there is one, as it is built there
     "autoformer_small": 22_891_432,
     "autoformer_base": 53_691_688,
     "glit_tiny_patch16_224": 7_264_456,
+    "pruned_vit": DEIT["tiny"],  # before anything is pruned
     **SCALED,
     **VMOE,
     "dvt_t2t_vit_12": 22_461_516,
