@@ -62,6 +62,7 @@ def _check_sparse(config: RunConfig) -> None:
         "train.strategy=fsdp": config.train.strategy == "fsdp",
         "optim.sam_rho": config.optim.sam_rho > 0,
         "optim.optimizer=schedulefree": config.optim.optimizer == "schedulefree",
+        "adapt.lora_rank": config.adapt.lora_rank is not None,
     }
     if found := [key for key, there in asked.items() if there]:
         raise UserError(
@@ -79,6 +80,7 @@ def _check_space(config: RunConfig, name: str) -> None:
         "train.checkpoint_activations": train.checkpoint_activations,
         "train.compile": train.compile is True,
         "train.devices above 1": train.devices != AUTO and train.devices * train.nodes > 1,
+        "adapt.lora_rank": config.adapt.lora_rank is not None,
         "method.name=detreg": config.method.name == "detreg",
     }
     if found := [key for key, there in asked.items() if there]:
