@@ -15,6 +15,7 @@ import pytest
 import ssl_vit
 from ssl_vit.backbones import list_backbones
 from ssl_vit.cli import COMMANDS, main
+from ssl_vit.cli.compress import WHAT
 from ssl_vit.cli.parser import without_quiet
 from ssl_vit.config import load_config
 from ssl_vit.errors import RunFailed, UserError
@@ -459,7 +460,9 @@ def test_help_of_pretrain_lists_every_setting(capsys):
         assert expected in text
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *(f"eval {kind}" for kind in list_kinds())])
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, *(f"compress {what}" for what in WHAT), *(f"eval {kind}" for kind in list_kinds())]
+)
 def test_every_help_has_two_examples_that_it_knows(capsys, command):
     with pytest.raises(SystemExit) as stop:
         main([*command.split(), "--help"])
@@ -470,7 +473,7 @@ def test_every_help_has_two_examples_that_it_knows(capsys, command):
     usage = text.split("examples:")[0]
     for line in examples:
         assert line.startswith(f"  ssl-vit {command}")
-        if command != "eval":  # whose kinds have flags of their own
+        if command not in ("eval", "compress"):  # of which each kind has flags of its own
             assert set(re.findall(r"--[a-z-]+", line)) <= set(re.findall(r"--[a-z-]+", usage)), line
 
 

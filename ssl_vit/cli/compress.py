@@ -16,10 +16,11 @@ from ssl_vit.spelling import did_you_mean
 def compress(argv: list[str]) -> None:
     """Make a network smaller without labels: prune it, cut zeros off, or search for a smaller one."""
     if not argv or argv[0] in ("-h", "--help"):
-        say("usage: ssl-vit compress WHAT …\n")
-        say("\n".join(f"  {name:8}{function.__doc__}" for name, function in WHAT.items()))
-        say("\n`ssl-vit compress WHAT --help` says more. Sparse training is a setting of pretrain: train.sparsity.")
-        return
+        listed = [f"  {name:8}{function.__doc__}" for name, function in WHAT.items()]
+        more = "`ssl-vit compress WHAT --help` says more. Sparse training is a setting of pretrain: train.sparsity."
+        parser = Parser("compress", str(compress.__doc__), "\n".join(["what:", *listed, "", more]))
+        parser.add_argument("what", metavar="WHAT", help="see below")
+        parser.parse(argv)
     name, *rest = argv
     if name not in WHAT:
         raise UserError(f"compress: unknown {name!r}; {did_you_mean(name, WHAT)}; see ssl-vit compress --help")

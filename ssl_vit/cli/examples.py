@@ -17,6 +17,22 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
         "ssl-vit compare runs/first runs/second --train labelled/train --val labelled/val",
         "ssl-vit compare runs/first dino.pth --kind linear --train labelled/train --val labelled/val --json both.json",
     ),
+    "compress": (
+        "ssl-vit compress prune runs/first photos/ --keep 0.5 --out runs/pruned",
+        "ssl-vit compress search photos/ --space tiny --parameters 5.5 --out runs/searched",
+    ),
+    "compress prune": (
+        "ssl-vit compress prune runs/first photos/ --keep 0.5 --out runs/pruned",
+        "ssl-vit compress prune runs/first photos/ --keep 0.7 --epochs 20 --out runs/pruned --resume",
+    ),
+    "compress shrink": (
+        "ssl-vit compress shrink runs/sparse --out runs/small",
+        "ssl-vit compress shrink hf-hub:owner/name --out small",
+    ),
+    "compress search": (
+        "ssl-vit compress search photos/ --space tiny --parameters 5.5 --out runs/searched",
+        "ssl-vit compress search photos/ --space micro --latency 2 --labelled labelled/val --out runs/searched",
+    ),
     "report": (
         "ssl-vit report runs/first",
         "ssl-vit report runs/first runs/second both.json --out both.html",
