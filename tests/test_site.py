@@ -11,6 +11,7 @@ import pytest
 
 from ssl_vit.backbones import registry
 from ssl_vit.cli import main
+from ssl_vit.cli.compress import WHAT
 from ssl_vit.config import load_config
 from ssl_vit.eval.kinds import kind_class
 from ssl_vit.settings import Section
@@ -53,6 +54,11 @@ def test_a_papers_code_is_there_and_its_command_is_one(
         assert capsys.readouterr().out
     elif command == "pretrain":
         _check_run(words)
+    elif command == "compress":
+        assert words[0] in WHAT
+        assert main([command, words[0], "--help"]) == 0
+        said = capsys.readouterr().out
+        assert all(word in said for word in words if word.startswith("--"))
     else:
         assert command == "eval"
         _check_score(words)
