@@ -24,7 +24,7 @@ from ssl_vit.config.paths import check_new
 from ssl_vit.errors import UserError
 from ssl_vit.eval.costs import Cost, cost_table, costs_of
 from ssl_vit.eval.weights import pixels_of
-from ssl_vit.export.api import ExportResult, hand_over
+from ssl_vit.export.api import ExportResult, export, hand_over
 
 log = logging.getLogger("ssl_vit")
 
@@ -93,8 +93,8 @@ def prune(
         work.network("pruned", partial(_cut, last_of(out / "gates"), keep), description(run) | said)
         work.train("recovery", _as_seen(last, RECOVERY, run, teacher))
         recovered = last_of(out / "recovery")
-        exported = work.network("export", partial(backbone_of_file, recovered), description(recovered) | said)
-    return Pruned(out, exported, costs_of([run, out / "export"]))
+        work.network("export", partial(backbone_of_file, recovered), description(recovered) | said)
+    return Pruned(out, export(out), costs_of([run, out / "export"]))
 
 
 def _config(run: str, data: str | Sequence[str], weights: Path, epochs: int | None, sets: Sequence[str]) -> RunConfig:

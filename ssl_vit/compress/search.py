@@ -30,7 +30,7 @@ from ssl_vit.compress.work import LOG, Work, check_sets, description
 from ssl_vit.config import RunConfig, check_data, load_config
 from ssl_vit.errors import UserError
 from ssl_vit.eval.costs import Cost, cost_table, costs_of
-from ssl_vit.export.api import ExportResult
+from ssl_vit.export.api import ExportResult, export
 from ssl_vit.run.folder import logged
 
 log = logging.getLogger("ssl_vit")
@@ -121,9 +121,9 @@ def search(
             "searched": {"space": space, "limit": str(limit), "scored by": judge.name, "score": scored[winner]}
         }
         make = partial(_winner, chosen, winner, supernet, judge)
-        exported = work.network("export", make, said)
+        work.network("export", make, said)
     costs = costs_of([out / "supernet", out / "export"])
-    return Found(out, chosen.describe(winner), scored[winner], len(scored), exported, costs)
+    return Found(out, chosen.describe(winner), scored[winner], len(scored), export(out), costs)
 
 
 def _winner(space: Space, genes: Genes, supernet: AdaptedBackbone, judge: Judge) -> AdaptedBackbone:

@@ -14,7 +14,7 @@ from ssl_vit.config import RunConfig, load_config
 from ssl_vit.config.paths import LOCK, check_new
 from ssl_vit.data.sources import open_source
 from ssl_vit.errors import StoppedError, UserError
-from ssl_vit.export.api import ExportResult, export, hand_over
+from ssl_vit.export.api import hand_over
 from ssl_vit.export.timm import CONFIG, read_config
 from ssl_vit.files import alone, write_atomically
 from ssl_vit.run.finish import LAST
@@ -89,13 +89,11 @@ class Work:
                     "choose another --out"
                 )
 
-    def network(self, name: str, make: Callable[[], AdaptedBackbone], said: Mapping[str, Any]) -> ExportResult:
-        """A network in a folder of its own, as timm loads it; made where it isn't there. said: with its description."""
-        folder = self.out / name
-        if folder.exists():
-            return export(folder)
-        with logged(self.out / LOG):
-            return hand_over(make(), folder, "timm", said)
+    def network(self, name: str, make: Callable[[], AdaptedBackbone], said: Mapping[str, Any]) -> None:
+        """Write a network into a folder of its own, as timm loads it, if it isn't there; said: with its description."""
+        if not (folder := self.out / name).exists():
+            with logged(self.out / LOG):
+                hand_over(make(), folder, "timm", said)
 
     def train(self, name: str, config: RunConfig) -> None:
         """A run in a folder of its own; one that was stopped goes on as it began."""

@@ -106,7 +106,8 @@ def test_a_killed_run_goes_on_to_the_same_masks_and_weights(pictures: Path, tmp_
     assert weights(killed) == weights(whole)
     model = backbone_of_file(whole).model
     found = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    assert sum(int((w != 0).sum()) for w in found) == round(0.5 * sum(w.numel() for w in found))
+    most = round(0.5 * sum(w.numel() for w in found))  # what has just been grown is still 0
+    assert 0.99 * most < sum(int((w != 0).sum()) for w in found) <= most
 
 
 def test_sparse_units_are_cut_off_in_the_end(pictures: Path, tmp_path: Path) -> None:
