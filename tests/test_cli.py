@@ -262,7 +262,7 @@ def test_list_backbones_prints_the_registrys_rows(monkeypatch, capsys):
     [
         (
             "",
-            "no command; one of pretrain, eval, compare, report, compress, export, inspect, embed, pack, bench, doctor, ",
+            "no command; one of pretrain, eval, compare, report, compress, export, inspect, embed, pack, bench, ",
         ),
         ("pretrian images", "unknown command 'pretrian'; did you mean pretrain?; see ssl-vit --help"),
         (
