@@ -108,7 +108,7 @@ def test_wrong_values(setting, message):
         ("backbone.nme", "did you mean backbone.name?"),  # not method.name
         ("method.nme", "did you mean method.name?"),
         ("train.learning", f"train has {', '.join(TrainConfig.model_fields)}"),
-        ("zzzz", "a configuration has data, backbone, method, optim, train, health, plugins"),
+        ("zzzz", "a configuration has data, backbone, method, optim, train, adapt, health, plugins"),
     ],
 )
 def test_unknown_keys_get_the_nearest_right_name(key, hint):

@@ -22,7 +22,7 @@ from ssl_vit.report.inside import attention, look, neighbours, plane
 from ssl_vit.report.sample import Sample, read_sample, sample_size, spread
 from ssl_vit.run.finish import completed
 from tests.report.folders import Read
-from tests.runs import command, losses, weights
+from tests.runs import command, finish_two, losses, weights
 
 GREY = ((0.45,) * 3, (0.2,) * 3)
 TINY = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -70,6 +70,17 @@ def test_a_report_that_fails_changes_nothing_and_ends_nothing(
         log.count("the report: ") == 6
     )  # the opening, the sample, views, pictures, and the page, meanwhile and at the end
     assert "Traceback" not in log
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_of_two_processes_the_first_makes_the_report(pictures: Path, tmp_path: Path) -> None:
+    run, said = tmp_path / "run", tmp_path / "said"
+    more = {"train__devices": 2, "data__workers": 0, "train__epochs": 2, "health__report": True}
+    assert finish_two(command(pictures / "train", run, **more), said) == [0, 0], said.read_text()
+    assert kept.get(run, "now.json")["step"] == 12
+    assert "curves" in Read((run / "report.html").read_text()).sections
+    assert "the report: " not in said.read_text()
 
 
 def test_a_run_without_a_report(pictures: Path, tmp_path: Path) -> None:
