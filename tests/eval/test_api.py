@@ -263,10 +263,11 @@ def test_numbers_that_are_none_are_null_and_said(run, images, monkeypatch, capsy
 
 
 @pytest.mark.parametrize("kind", ["knn", "linear", "clustering"])
-def test_weights_that_are_not_finite_give_no_score(kind, vit, images, tmp_path):
+def test_features_that_are_not_finite_give_no_score(kind, vit, images, tmp_path):
+    """The weights are finite, what they compute is not."""
     broken = copy.deepcopy(vit)
     with torch.no_grad():
-        broken.model.blocks[-1].mlp.fc2.bias[0] = math.nan
+        broken.model.blocks[-1].mlp.fc2.bias[0] = 3e38
     written(broken, tmp_path / "export", mean=MEAN, std=STD, description={})
     sides = {"val": images / "val"} | ({} if kind == "clustering" else {"train": images / "train"})
     with pytest.raises(RunFailed, match="its features hold NaN or infinity; the weights are broken"):
