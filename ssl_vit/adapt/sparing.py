@@ -79,7 +79,8 @@ def source_of(x: Tensor) -> Source | None:
 
 def beside(x: Tensor, weight: Tensor, bias: Tensor | None, first: Tensor, second: Tensor) -> Tensor:
     """x (W + B A)^T + bias, of x [..., in], frozen W [out, in], A [rank, in] and B [out, rank]."""
-    source = source_of(x) if torch.is_grad_enabled() else None
+    asked = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # the compiler chooses what it keeps
+    source = source_of(x) if asked else None
     if source is None:
         return _product(x, weight, bias, first, second)[0]
     out: Tensor = _Beside.apply(x, weight, bias, first, second, source.of, source.module)

@@ -24,8 +24,12 @@ _VITS = (
     "vit_tiny_patch16_224 vit_small_patch16_224 vit_small_patch8_224 vit_small_patch32_224 vit_base_patch16_224 "
     "vit_base_patch8_224 vit_base_patch32_224 vit_large_patch16_224 vit_large_patch32_224 vit_huge_patch14_224"
 )
-_DINOV2 = [f"vit_{size}_patch14{{}}_dinov2" for size in ("small", "base", "large", "giant")]
-_TIPSV2 = [f"vit_{size}_patch14_reg1_tipsv2" for size in ("base", "large", "so400m", "giant")]
+_DINOV2 = [f"vit_{size}_patch14_dinov2" for size in ("small", "base", "large", "giant")]
+_REGISTERED = [  # the smaller first, as each is built to be looked at
+    "vit_small_patch14_reg4_dinov2",
+    *(f"vit_{size}_patch14_{whose}" for size in ("base", "large") for whose in ("reg4_dinov2", "reg1_tipsv2")),
+    *("vit_so400m_patch14_reg1_tipsv2", "vit_giant_patch14_reg4_dinov2", "vit_giant_patch14_reg1_tipsv2"),
+]
 _DINOV3 = [f"vit_{size}_patch16_dinov3" for size in ("small", "small_plus", "base", "large", "huge_plus", "7b")]
 _XCITS = [
     f"xcit_{size}_p{patch}_224"
@@ -37,8 +41,8 @@ _XCITS += [f"xcit_{size}_24_p{patch}_224" for size in ("medium", "large") for pa
 _PUBLISHED = (  # a name of a weight that only this kind has, and the names to try, the first kind that has it
     (r"^blocks\.0\.gamma_1$", " ".join(f"{name}_qkvb {name}" for name in ["vit_tiny_patch16_dinov3", *_DINOV3])),
     (r"^blocks\.0\.attn\.q_bias$", "beit_base_patch16_224 beit_large_patch16_224"),
-    (r"^reg_token$", " ".join([*(name.format("_reg4") for name in _DINOV2), *_TIPSV2])),
-    (r"^blocks\.0\.ls1\.gamma$", " ".join(name.format("") for name in _DINOV2)),
+    (r"^reg_token$", " ".join(_REGISTERED)),
+    (r"^blocks\.0\.ls1\.gamma$", " ".join(_DINOV2)),
     (r"^blocks\.0\.attn\.temperature$", " ".join(_XCITS)),
     (r"^dist_token$", " ".join(f"deit_{size}_distilled_patch16_224" for size in ("tiny", "small", "base"))),
     (r"^blocks\.0\.attn\.qkv\.bias$", _VITS),
