@@ -175,7 +175,12 @@ def stepped(name: str, family: str, **more: object) -> tuple[dict[str, Tensor], 
 
 @pytest.mark.parametrize(
     ("name", "family"),
-    [("dino", "resnet"), ("byol", "swin_transformer"), ("simmim", "vision_transformer"), ("mae", "vision_transformer")],
+    [
+        ("dino", "resnet"),
+        pytest.param("byol", "swin_transformer", marks=pytest.mark.slow),
+        ("simmim", "vision_transformer"),
+        ("mae", "vision_transformer"),
+    ],
 )
 def test_any_method_is_held_and_says_by_how_much(name: str, family: str) -> None:
     penalties, method = stepped(name, family)

@@ -47,6 +47,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {  # of layers that a wor
     "convnext": ("convnext_tiny", {"depths": (1, 1, 1, 1), "dims": (8, 12, 16, 20), "ls_init_value": 1.0}, 8),
     "mixer": ("mixer_s32_224", {"img_size": 64}, 32),
 }
+SOME = [pytest.param(kind, marks=[pytest.mark.slow] if kind == "mixer" else []) for kind in NETWORKS]
 START = {"backbone.weights": "a file", "optim.heads_first": 0, "optim.backbone_rate": 1.0}
 ALL = {
     "adapt.anchor_pooled_cosine": 0.5,
@@ -76,7 +77,7 @@ def disturbed(backbone: AdaptedBackbone) -> AdaptedBackbone:
     return backbone
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", SOME)
 def test_it_begins_as_the_network_that_it_was_and_keeps_all_names(kind: str) -> None:
     backbone = network(kind)
     with torch.no_grad():  # with gradients torch's attention takes another way where a bias is trained
@@ -113,7 +114,7 @@ def test_gradients_are_those_of_the_whole_weights_through_the_product(kind: str)
         torch.testing.assert_close(layer.lora_B.grad, gradient @ layer.lora_A.T, rtol=1e-9, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", SOME)
 def test_merged_it_is_the_same_network_of_the_classes_it_was_built_of(kind: str) -> None:
     backbone, plain = network(kind), network(kind)
     adapt(backbone, 3, ("attention", "mlp"))
