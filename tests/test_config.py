@@ -53,7 +53,7 @@ def test_all_mistakes_are_listed_at_once_with_their_place_and_the_nearest_right_
     ]
 
 
-ARGUMENT = "an integer or a number or true or false or text or [an integer, …]"
+ARGUMENT = "an integer or a number or true or false or text or [an integer or a number, …]"
 
 
 @pytest.mark.parametrize(

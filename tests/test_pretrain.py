@@ -97,7 +97,8 @@ def test_the_model_card_says_what_the_weights_are_made_of(run: Path, whole_run: 
         "unreadable": SPOILED,
     }
     verdict = json.loads((run / "COMPLETE").read_text())["verdict"]["sentence"]
-    assert sections["Evaluation"] == {"health": verdict}
+    helped = json.loads((run / "summary.json").read_text())["did_it_help"]["sentence"]
+    assert sections["Evaluation"] == {"health": verdict, "did it help": helped}
     kept = yaml.safe_load((run / "config.yaml").read_text())
     assert sections["Settings"]["optim"] == kept["optim"]
     assert kept["data"].pop("path") not in card, "a path of this machine"

@@ -101,14 +101,16 @@ def lidar(views: NDArray[np.float32]) -> float:
     """LiDAR (arXiv 2312.04000) of features [V, N, D] of V views of N images is the effective rank of what tells them
     apart, measured in what changes between the views of one image; 1 is collapse.
     """
-    x = views.astype(np.float64)
+    x, dims = views.astype(np.float64), views.shape[2]
+    if (count := x.shape[0] * x.shape[1]) < dims:  # few vectors: all that counts lies in what they span
+        x = np.linalg.qr(x.reshape(count, dims).T, mode="r").T.reshape(*x.shape[:2], count)
     means = x.mean(0)
     between = np.cov(means, rowvar=False)
     spread = (x - means).reshape(-1, x.shape[2])
     within = spread.T @ spread / (len(means) * (len(x) - 1)) + _LIDAR_DELTA * np.eye(x.shape[2])
     values, vectors = np.linalg.eigh(within)
     whiten = vectors / np.sqrt(values)
-    told = np.linalg.eigvalsh(whiten.T @ between @ whiten).clip(0)
+    told = np.pad(np.linalg.eigvalsh(whiten.T @ between @ whiten).clip(0), (0, dims - x.shape[2]))
     if not told.any():  # all images alike
         return 1.0
     share = told / told.sum() + 1e-7

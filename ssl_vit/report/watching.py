@@ -118,7 +118,8 @@ class Watching(Look):
 
     def end(self) -> None:
         """Leave a page of a run that was stopped; a whole one gets its last when it is finished."""
-        if self._run is not None and self._speed.steps and not self._speed.done >= self._learner.total:
+        begun = self._metrics is not None  # in rank 0 alone; not where a look before it failed at the start
+        if begun and self._speed.steps and not self._speed.done >= self._learner.total:
             self._page()
 
     def _affords(self) -> bool:

@@ -36,7 +36,7 @@ def fitted(x: Sequence[float], error: Sequence[float]) -> PowerLaw | None:
 
     >>> x = np.array([1.0, 2, 4, 8, 16, 32])
     >>> law = fitted(x, 10 + 40 * (x / 4) ** -0.7)
-    >>> law.power.round(2), law.floor.round(1)
+    >>> round(law.power, 2), round(law.floor, 1)
     (0.7, 10.0)
     """
     from scipy.optimize import least_squares
@@ -59,7 +59,7 @@ def fitted(x: Sequence[float], error: Sequence[float]) -> PowerLaw | None:
     ]
     bounds = ([1e-9, 1e-3, 0.0, 0.0], [1e4, 4.0, top, 10.0])
     found = min((least_squares(off, start, bounds=bounds) for start in starts), key=lambda each: each.cost)
-    return PowerLaw(unit, *found.x)
+    return PowerLaw(unit, *map(float, found.x))
 
 
 def frontier(x: Sequence[float], error: Sequence[float]) -> list[tuple[float, float]]:
