@@ -103,7 +103,8 @@ def lidar(views: NDArray[np.float32]) -> float:
     """
     x, dims = views.astype(np.float64), views.shape[2]
     if (count := x.shape[0] * x.shape[1]) < dims:  # few vectors: all that counts lies in what they span
-        x = np.linalg.qr(x.reshape(count, dims).T, mode="r").T.reshape(*x.shape[:2], count)
+        _, spanned = np.linalg.qr(x.reshape(count, dims).T)
+        x = spanned.T.reshape(*x.shape[:2], count)
     means = x.mean(0)
     between = np.cov(means, rowvar=False)
     spread = (x - means).reshape(-1, x.shape[2])

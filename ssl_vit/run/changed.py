@@ -156,10 +156,11 @@ def _compared(source: Source | None, was: Any, kept: Path) -> Compared:
 def problem_of(resumed: Resumed, sources: tuple[Source, Source | None], out: Path) -> str | None:
     """What is wrong with a resumed run's images, in a line; None where they are the same."""
     if resumed.images.fingerprint is None:
-        if not (missing := not (out / DATA).exists()) or any((out / "checkpoints").glob("*.ckpt")):
-            how = "missing" if missing else "damaged"
-            return f"{out / DATA}: {how}, so that the images which the run began with aren't known"
-        return None  # stopped before it was written
+        missing = not (out / DATA).exists()
+        if missing and not any((out / "checkpoints").glob("*.ckpt")):  # stopped before it was written
+            return None
+        how = "missing" if missing else "damaged"
+        return f"{out / DATA}: {how}, so that the images which the run began with aren't known"
     problems = [_difference(resumed.images, sources[0], "the images have")]
     if sources[1] is not None and resumed.labelled.fingerprint is not None:  # else an older version's, or given now
         which = "the labelled images (--val), on which it is scored, have"

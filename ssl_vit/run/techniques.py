@@ -81,7 +81,7 @@ def _check_space(config: RunConfig, name: str) -> None:
         "train.compile": train.compile is True,
         "train.devices above 1": train.devices != AUTO and train.devices * train.nodes > 1,
         "adapt.lora_rank": config.adapt.lora_rank is not None,
-        "method.name=detreg": config.method.name == "detreg",
+        f"method.name={config.method.name}": config.method.keeps_backbone,
     }
     if found := [key for key, there in asked.items() if there]:
         raise UserError(

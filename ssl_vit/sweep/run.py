@@ -8,10 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from ssl_vit import plugins
 from ssl_vit.errors import RunFailed, StoppedError
@@ -115,7 +114,7 @@ def _data(plan: SweepPlan) -> Sequence[str]:
     return [path] if isinstance(path, str) else path
 
 
-def _with_us() -> Any:
+def _with_us() -> Callable[[], None] | None:
     """A run never outlives the sweep that would go on with it, where the system can see to that."""
     return die_with_parent if sys.platform == "linux" else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ class Study:
         found = {self._name(trial): _told(trial) for trial in self._study.get_trials(deepcopy=False)}
         return [{"cell": f"{CELLS}/{name}", **told} for name, told in sorted(found.items())]
 
-    def _alone(self) -> Any:
+    def _alone(self) -> AbstractContextManager[None]:
         return alone(self.out / LOCK, str(self.out))
 
     def _lock(self, number: int) -> ExitStack | None:
